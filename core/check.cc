@@ -1,0 +1,20 @@
+#include "core/check.h"
+
+#include <string_view>
+
+namespace gantrain::detail {
+
+void check_failed(const char* file, int line, const char* expression, const std::string& message) {
+  // Only the path inside the project: a message must not depend on where the project was built.
+  std::string_view path(file);
+  for (std::string_view folder : {"/core/", "/cpu/", "/cuda/", "/model/", "/train/", "/tests/", "/bench/"}) {
+    const size_t at = path.rfind(folder);
+    if (at != std::string_view::npos) {
+      path.remove_prefix(at + 1);
+      break;
+    }
+  }
+  throw Error(fmt::format("{} [check failed: {} at {}:{}]", message, expression, path, line));
+}
+
+}  // namespace gantrain::detail
