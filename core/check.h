@@ -37,14 +37,15 @@ template <typename... Args>
 }
 
 namespace detail {
-[[noreturn]] void check_failed(const char* file, int line, const char* expression, const std::string& message);
+[[noreturn]] void check_failed(const char* file, int line, const char* expression,
+                               const std::string& message);
 }  // namespace detail
 
 }  // namespace gantrain
 
 // A broken contract inside the program: throws Error with the expression, the place and the message.
-#define GT_CHECK(condition, ...)                                                                        \
-  do {                                                                                                  \
-    if (!(condition)) [[unlikely]]                                                                      \
-      ::gantrain::detail::check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__));     \
+#define GT_CHECK(condition, ...)                                                                    \
+  do {                                                                                              \
+    if (!(condition)) [[unlikely]]                                                                  \
+      ::gantrain::detail::check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__)); \
   } while (false)

@@ -75,7 +75,7 @@ struct f16 {
     const uint32_t magnitude = u & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return sign | 0x7e00u;
     if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds past 65504
-    if (magnitude < 0x38800000u) {                         // subnormal or zero: let the FPU round to nearest even
+    if (magnitude < 0x38800000u) {  // subnormal or zero: let the FPU round to nearest even
       const float scaled = std::bit_cast<float>(magnitude) + 0.5f;  // unit in the last place is 2^-24
       return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(scaled) - 0x3f000000u));
     }

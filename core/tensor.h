@@ -63,7 +63,8 @@ class BasicTensor {
 
   // Rows [begin, begin + n) of the first extent.
   BasicTensor rows(int64_t begin, int64_t n) const {
-    GT_CHECK(begin >= 0 && n >= 0 && begin + n <= dim(0), "rows [{}, {}) of {}", begin, begin + n, to_string(shape_));
+    GT_CHECK(begin >= 0 && n >= 0 && begin + n <= dim(0), "rows [{}, {}) of {}", begin, begin + n,
+             to_string(shape_));
     Shape s = shape_;
     s.extent[0] = n;
     using Byte = std::conditional_t<kConst, const std::byte, std::byte>;

@@ -1,0 +1,67 @@
+// A device: where buffers live and which Ops run. Frozen matrices are made once, by the device, in whatever
+// layout it likes; after that nothing in the type system lets anyone write to them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace gantrain {
+
+class Ops;
+
+// A frozen weight matrix (rows = out features, cols = in features), row-major in meaning; the layout in
+// memory is the backend's own business. Only a Device makes one; it has no mutable access on purpose.
+class FrozenMatrix {
+ public:
+  virtual ~FrozenMatrix() = default;
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  DType dtype() const { return dtype_; }
+  virtual int64_t bytes() const = 0;  // memory owned by this object; 0 if it borrows mapped file pages
+  virtual DeviceKind device() const = 0;
+
+ protected:
+  FrozenMatrix(int64_t rows, int64_t cols, DType dtype) : rows_(rows), cols_(cols), dtype_(dtype) {}
+  FrozenMatrix(const FrozenMatrix&) = delete;
+  FrozenMatrix& operator=(const FrozenMatrix&) = delete;
+
+ private:
+  int64_t rows_, cols_;
+  DType dtype_;
+};
+
+// Where a frozen matrix comes from: `read(begin, n, out)` writes rows [begin, begin + n) as f32, thread-safe.
+struct MatrixSource {
+  int64_t rows = 0, cols = 0;
+  std::function<void(int64_t begin, int64_t n, float* out)> read;
+  ConstTensor direct{};  // the same values already in memory (f32 or bf16, row-major), if that is so
+  std::shared_ptr<const void> owner{};  // keeps `direct` alive
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual DeviceKind kind() const = 0;
+  virtual std::string description() const = 0;  // one line for logs: name, threads, instruction set
+  virtual Ops& ops() = 0;
+
+  // Uninitialised memory, 64-byte aligned at least. Throws Error of kind kOutOfMemory.
+  virtual void* allocate(int64_t bytes) = 0;
+  virtual void release(void* memory, int64_t bytes) noexcept = 0;
+  virtual void copy_in(Tensor to, const void* from_host) = 0;
+  virtual void copy_out(void* to_host, ConstTensor from) = 0;
+  virtual void copy(Tensor to, ConstTensor from) = 0;  // same device, same bytes
+  virtual void fill_zero(Tensor t) = 0;
+  virtual void synchronize() = 0;
+
+  // Stores the matrix as `dtype` (f32 or bf16), rounding once to nearest even.
+  virtual std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) = 0;
+  // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
+  virtual bool has_fast_bf16() const = 0;
+};
+
+}  // namespace gantrain

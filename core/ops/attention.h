@@ -1,0 +1,83 @@
+// Attention over packed rows: variable lengths, GQA, causal, shared context, in one contract.
+//
+// A segment is a run of query rows. Every query of it sees all rows of its context spans, and, if kv_begin >=
+// 0, query j (counted from 0 in the segment) also sees rows kv_begin .. kv_begin + j. So:
+//   plain causal sequence:    no spans, kv_begin = q_begin
+//   shared soft prompt:       the prompt is a segment of its own; each text names the prompt's rows as a span
+//   several answers to one x: x is a segment (span: prompt); each answer names prompt and x as spans
+//   decoding one token:       q_count = 1, span = the cached rows, kv_begin = the row just appended
+//   cross- or full attention: spans only, kv_begin = -1
+// Keys and values are stored once however many segments see them; their gradients are summed over all of
+// them.
+//   o = softmax(scale * q k^T) v   (online softmax; Milakov & Gimelshein 1805.02867, Dao 2307.08691)
+#pragma once
+
+#include <vector>
+
+#include "core/device.h"
+
+namespace gantrain {
+
+struct KvSpan {
+  int32_t begin = 0, count = 0;
+  bool operator==(const KvSpan&) const = default;
+};
+struct AttentionSegment {
+  int32_t q_begin = 0, q_count = 0;  // query rows; segments are disjoint and may leave rows out (o = 0 there)
+  int32_t span_begin = 0, span_count = 0;  // into AttentionPlan::spans
+  int32_t kv_begin = -1;                   // own causal rows, or -1
+  bool operator==(const AttentionSegment&) const = default;
+};
+// Host side; a backend may keep a device copy keyed on the address while the plan lives.
+struct AttentionPlan {
+  std::vector<AttentionSegment> segments;
+  std::vector<KvSpan> spans;
+};
+// Number of (query, key) pairs over all segments: the unit of attention's cost.
+int64_t attention_pairs(const AttentionPlan&);
+
+struct AttentionForward {
+  ConstTensor q;              // (N, H, D) T
+  ConstTensor k;              // (M, K, D) T; N = M in training, the cache's rows in decoding
+  ConstTensor v;              // (M, K, D) T
+  const AttentionPlan* plan;  // every segment sees at least one key
+  float scale;
+  Tensor o;        // (N, H, D) T  =
+  Tensor lse;      // (N, H) f32  =  log-sum-exp of scale * q k^T, saved for backward; empty: not wanted
+  Tensor scratch;  // (bytes) u8
+};
+struct AttentionBackward {
+  ConstTensor q;    // (N, H, D) T
+  ConstTensor k;    // (M, K, D) T
+  ConstTensor v;    // (M, K, D) T
+  ConstTensor o;    // (N, H, D) T
+  ConstTensor lse;  // (N, H) f32
+  ConstTensor d_o;  // (N, H, D) T
+  const AttentionPlan* plan;
+  float scale;
+  Tensor dq;       // (N, H, D) T  =
+  Tensor dk;       // (M, K, D) T  =  rows nobody sees get 0
+  Tensor dv;       // (M, K, D) T  =
+  Tensor scratch;  // (bytes) u8
+};
+// Copies rows into a cache:  k_cache[slots[n]] = k[n],  v_cache[slots[n]] = v[n].
+struct KvAppend {
+  ConstTensor k;      // (N, K, D) T
+  ConstTensor v;      // (N, K, D) T
+  ConstTensor slots;  // (N) i32, distinct; negative: the row is not cached
+  Tensor k_cache;     // (M, K, D) T  = at the slots
+  Tensor v_cache;     // (M, K, D) T  = at the slots
+};
+
+void attention_forward(Device&, const AttentionForward&);
+void attention_backward(Device&, const AttentionBackward&);
+void kv_append(Device&, const KvAppend&);
+int64_t attention_forward_scratch(Device&, const AttentionForward&);
+int64_t attention_backward_scratch(Device&, const AttentionBackward&);
+int64_t attention_forward_bytes(const AttentionForward&);
+int64_t attention_forward_flops(const AttentionForward&);  // 4 H D per pair
+int64_t attention_backward_bytes(const AttentionBackward&);
+int64_t attention_backward_flops(const AttentionBackward&);  // 10 H D per pair
+int64_t kv_append_bytes(const KvAppend&);
+
+}  // namespace gantrain

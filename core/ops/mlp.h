@@ -1,0 +1,43 @@
+// RMSNorm scale, gate and up projection, SwiGLU (Shazeer 2020, arXiv:2002.05202) in one step.
+//   [g; u] = (x * rstd * gain) w^T + bias;   a = silu(g) * u,  silu(g) = g * sigmoid(g)
+#pragma once
+
+#include "core/device.h"
+
+namespace gantrain {
+
+struct GateUpForward {
+  ConstTensor x;          // (N, C) f32
+  ConstTensor rstd;       // (N) f32
+  ConstTensor gain;       // (C) f32 or empty: folded into w
+  const FrozenMatrix* w;  // (2F, C), rows: gate, then up
+  ConstTensor bias;       // (2F) f32 or empty
+  Tensor g;               // (N, F) T  =  saved for backward; g and u both empty: not wanted
+  Tensor u;               // (N, F) T  =
+  Tensor a;               // (N, F) T  =
+  Tensor scratch;         // (bytes) u8
+};
+// dg = da * u * sig(g) * (1 + g (1 - sig(g))), du = da * silu(g); dx += RMSNorm backward of ([dg; du] w *
+// gain)
+struct GateUpBackward {
+  ConstTensor x;          // (N, C) f32
+  ConstTensor rstd;       // (N) f32
+  ConstTensor gain;       // (C) f32 or empty
+  const FrozenMatrix* w;  // (2F, C)
+  ConstTensor g;          // (N, F) T
+  ConstTensor u;          // (N, F) T
+  ConstTensor da;         // (N, F) T
+  Tensor dx;              // (N, C) f32  +=
+  Tensor scratch;         // (bytes) u8
+};
+
+void gate_up_forward(Device&, const GateUpForward&);
+void gate_up_backward(Device&, const GateUpBackward&);
+int64_t gate_up_forward_scratch(Device&, const GateUpForward&);
+int64_t gate_up_backward_scratch(Device&, const GateUpBackward&);
+int64_t gate_up_forward_bytes(const GateUpForward&);
+int64_t gate_up_forward_flops(const GateUpForward&);
+int64_t gate_up_backward_bytes(const GateUpBackward&);
+int64_t gate_up_backward_flops(const GateUpBackward&);
+
+}  // namespace gantrain

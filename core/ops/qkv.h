@@ -1,0 +1,50 @@
+// RMSNorm scale, QKV projection, bias, RoPE (Su et al., arXiv:2104.09864) in one step.
+//   xhat = x * rstd * gain                       (gain empty: already folded into w)
+//   [q; k; v] = xhat w^T + bias;  q and k are then rotated by position * inv_freq, half-split: pair (i, i +
+//   D/2)
+// T is the activation type: f32 or bf16, the same for q, k, v and equal to w's type.
+#pragma once
+
+#include "core/device.h"
+
+namespace gantrain {
+
+struct QkvForward {
+  ConstTensor x;          // (N, C) f32
+  ConstTensor rstd;       // (N) f32
+  ConstTensor gain;       // (C) f32 or empty
+  const FrozenMatrix* w;  // ((H + 2K) D, C), rows: q heads, k heads, v heads
+  ConstTensor bias;       // ((H + 2K) D) f32 or empty
+  ConstTensor positions;  // (N) i32
+  ConstTensor inv_freq;   // (D / 2) f32
+  Tensor q;               // (N, H, D) T  =
+  Tensor k;               // (N, K, D) T  =
+  Tensor v;               // (N, K, D) T  =
+  Tensor scratch;         // (bytes) u8
+};
+// Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat.
+struct QkvBackward {
+  ConstTensor x;          // (N, C) f32
+  ConstTensor rstd;       // (N) f32
+  ConstTensor gain;       // (C) f32 or empty
+  const FrozenMatrix* w;  // ((H + 2K) D, C)
+  ConstTensor positions;  // (N) i32
+  ConstTensor inv_freq;   // (D / 2) f32
+  ConstTensor dq;         // (N, H, D) T
+  ConstTensor dk;         // (N, K, D) T
+  ConstTensor dv;         // (N, K, D) T
+  Tensor dx;              // (N, C) f32  +=
+  Tensor scratch;         // (bytes) u8
+};
+
+void qkv_forward(Device&, const QkvForward&);
+void qkv_backward(Device&, const QkvBackward&);
+// Scratch bytes a backend needs for arguments of these shapes (the scratch field itself may be empty).
+int64_t qkv_forward_scratch(Device&, const QkvForward&);
+int64_t qkv_backward_scratch(Device&, const QkvBackward&);
+int64_t qkv_forward_bytes(const QkvForward&);
+int64_t qkv_forward_flops(const QkvForward&);
+int64_t qkv_backward_bytes(const QkvBackward&);
+int64_t qkv_backward_flops(const QkvBackward&);
+
+}  // namespace gantrain
