@@ -60,6 +60,8 @@ class Device {
 
   // Stores the matrix as `dtype` (f32 or bf16), rounding once to nearest even.
   virtual std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) = 0;
+  // A hash of the matrix as it is in memory now: proves that a frozen base was not written to.
+  virtual uint64_t hash(const FrozenMatrix& matrix) = 0;
   // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
   virtual bool has_fast_bf16() const = 0;
 };
