@@ -49,7 +49,7 @@ def main():
         print(f"{len(sources)} sources are formatted")
         return
     print("\n".join(bad) or run.stderr)
-    print(f"{len(bad)} of {len(sources)} sources are not formatted. To mend: {os.path.basename(program)} -i FILE")
+    print(f"{len(bad)} of {len(sources)} sources are not formatted: clang-format-14 -i FILE mends one")
     sys.exit(1)
 
 

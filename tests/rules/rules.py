@@ -22,7 +22,7 @@ MAY_INCLUDE = {
     "bench": set(FOLDERS) - {"tests", "cpu", "cuda"} | {"bench"},
     "tests": set(FOLDERS) - {"bench", "cpu", "cuda"} | {"tests"},
 }
-# The composition roots, the only places that name concrete backends: the program's, the benches' and the tests'.
+# The composition roots, the only places that name concrete backends: of the program, the benches, the tests.
 # A backend's own tests (tests/cpu, tests/softgpu) may look inside it.
 ROOTS = (
     (re.compile(r"train/main\.cc"), {"cpu", "cuda"}),
@@ -30,7 +30,7 @@ ROOTS = (
     (re.compile(r"(bench|tests)/cpu/.*"), {"cpu"}),
     (re.compile(r"(bench|tests)/(cuda|softgpu)/.*"), {"cuda"}),
 )
-# Sub-folders with a shorter list: pattern of the including file, pattern of what it may include from the project.
+# Sub-folders with a shorter list: pattern of the including file, pattern of what of ours it may include.
 NARROW = (
     (re.compile(r"cuda/kernels/"), re.compile(r"cuda/device/"), "cuda/kernels includes cuda/device only"),
     (
@@ -44,7 +44,7 @@ NARROW = (
         "tests/reference includes the standard library only",
     ),
 )
-# Outside headers that belong to one place: pattern of the header, pattern of the files that may see it, the rule.
+# Outside headers that belong to one place: pattern of the header, of the files that may see it, the rule.
 OUTSIDE = (
     (re.compile(r"nccl"), re.compile(r"train/communicator"), "only the NCCL communicator sees NCCL"),
     (
@@ -115,7 +115,7 @@ def check_includes(root, path, lines):
         if quote == '"' and not ours:
             yield number, f'"{target}" is no file of the project: quoted includes are paths from the root'
         elif quote == "<" and ours:
-            yield number, f'<{target}> is ours: write it in quotes'
+            yield number, f"<{target}> is ours: write it in quotes"
         elif ours:
             rule = may_include(path, target)
             if rule:

@@ -1,8 +1,8 @@
-"""The metrics against independent programs: sacrebleu, rouge-score, numpy; thousands of random and realistic cases.
+"""The metrics against independent programs (sacrebleu, rouge-score, numpy) on thousands of texts.
 
 usage: tools/venv witness tests/train/witness_metrics.py METRICS_DOOR
-Numbers must agree within 1e-9 (of 100 or of 1): the same formula in another order of double operations differs by
-some 1e-13. Counts and tokens must be equal.
+Numbers must agree within 1e-9 (of 100 or of 1): the same formula in another order of double operations
+differs by some 1e-13. Counts and tokens must be equal.
 """
 
 import itertools
@@ -27,7 +27,21 @@ WORDS = (
     "(yes) [no] {x} <skipped> &amp; &quot;q&quot; &lt;b&gt; &amp;lt; a&b \"quoted\" 'single' -- --- ... . , ! ? ; : / \\ "
     "@user #tag ^ _under_score ~ ` | = + * http://x.y/z?q=1&r=2 1. 2, .5 5. ,5 -3 3- 3-a a-3 ²½ ٣٤ é e\u0301 \u0130i"
 ).split()
-SPACES = [" "] * 24 + ["  ", "\t", "\n", "-\n", "\r\n", "\u00a0", "\u2003", "\u2028", "\u3000", "\x85", "\x1c", "\x0b", ""]
+SPACES = [" "] * 24 + [
+    "  ",
+    "\t",
+    "\n",
+    "-\n",
+    "\r\n",
+    "\u00a0",
+    "\u2003",
+    "\u2028",
+    "\u3000",
+    "\x85",
+    "\x1c",
+    "\x0b",
+    "",
+]
 ALPHABET = "ab 1.,-'\"&;<>!é你 \u00a0\n/"
 
 SENTENCES = [
@@ -41,14 +55,16 @@ SENTENCES = [
 
 
 def random_text(rng):
-    """Words of many kinds between white space of many kinds, or noise over a small alphabet; now and then nothing."""
+    """Words and white space of many kinds, or noise over a small alphabet; now and then nothing."""
     kind = rng.random()
     if kind < 0.04:
         return rng.choice(["", " ", "\n", ".", "\u3000"])
     if kind < 0.2:
         return "".join(rng.choice(ALPHABET) for _ in range(rng.randint(1, 30)))
     if kind < 0.25:
-        return "".join(chr(rng.choice([rng.randint(1, 0x24F), rng.randint(0x2000, 0x206F)])) for _ in range(20))
+        return "".join(
+            chr(rng.choice([rng.randint(1, 0x24F), rng.randint(0x2000, 0x206F)])) for _ in range(20)
+        )
     return "".join(rng.choice(WORDS) + rng.choice(SPACES) for _ in range(rng.randint(1, 25)))
 
 
@@ -152,7 +168,7 @@ def cases(rng):
 
 
 def difference(got, wanted):
-    """The largest difference of two answers of the same form; infinite where they differ in form, type or text."""
+    """The largest difference of two answers; infinite where they differ in form, type or text."""
     if isinstance(wanted, dict):
         if not isinstance(got, dict) or got.keys() != wanted.keys():
             return math.inf
