@@ -1,0 +1,754 @@
+#include "train/config.h"
+
+#include <toml++/toml.h>
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <span>
+#include <sstream>
+#include <utility>
+#include <variant>
+
+#include "core/check.h"
+#include "train/suggest.h"
+#include "train/text.h"
+
+namespace gantrain {
+namespace {
+
+constexpr double kHuge = 1e300;
+constexpr int64_t kMany = int64_t{1} << 40;
+
+using TextList = std::vector<std::string>;
+using NumberList = std::vector<double>;
+using TextMap = std::map<std::string, std::string>;
+
+std::string join(const TextList& words, std::string_view between) {
+  std::string out;
+  for (const std::string& word : words) {
+    if (&word != &words.front()) out += between;
+    out += word;
+  }
+  return out;
+}
+
+// One row of the table: how a key is read, written and explained. `get` gives the value as TOML text.
+struct Key {
+  std::string name;
+  std::string type;  // for people: "integer in [1, 64]", "one of a|b|c"
+  std::string doc;
+  std::function<void(TrainConfig&, const toml::node&, const std::string& place)> set;
+  std::function<std::string(const TrainConfig&)> get;
+  bool text = false;  // a bare word in an override is meant as a string
+  bool list = false;  // bare words with commas are meant as a list
+  bool map = false;   // key.word=value sets one entry
+};
+
+std::string quote(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    switch (c) {
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      default:
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+          out += fmt::format("\\u{:04X}", static_cast<unsigned>(c));
+        else
+          out += c;
+    }
+  }
+  out += '"';
+  return out;
+}
+
+// The shortest text that reads back to the same double, with the point or exponent that TOML wants.
+std::string number(double x) {
+  std::string out = fmt::format("{}", x);
+  if (out.find_first_of(".e") == std::string::npos) out += ".0";
+  return out;
+}
+
+// A value as a person wrote it, cut short, for "got ...".
+std::string shown(const toml::node& node) {
+  std::ostringstream out;
+  if (const auto* text = node.as_string()) {
+    out << quote(text->get());
+  } else if (node.is_table()) {
+    out << "a table";
+  } else if (node.is_array()) {
+    out << "a list";
+  } else {
+    node.visit([&](auto& value) { out << value; });
+  }
+  std::string s = out.str();
+  if (s.size() > 60) s = s.substr(0, 57) + "...";
+  return s;
+}
+
+[[noreturn]] void wrong(const std::string& place, const std::string& expected, const toml::node& got) {
+  fail_usage("{}: expected {}, got {}", place, expected, shown(got));
+}
+
+std::string range_name(const char* what, double low, double high) {
+  const auto end = [](double x) { return fmt::format("{}", x); };
+  if (low <= -kHuge && high >= kHuge) return what;
+  if (high >= static_cast<double>(kMany)) return fmt::format("{} >= {}", what, end(low));
+  return fmt::format("{} in [{}, {}]", what, end(low), end(high));
+}
+
+template <typename Access>
+Key integer_key(const char* name, Access access, int64_t low, int64_t high, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = range_name("integer", static_cast<double>(low), static_cast<double>(high));
+  key.set = [=, type = key.type](TrainConfig& config, const toml::node& node, const std::string& place) {
+    const auto* value = node.as_integer();
+    if (!value || value->get() < low || value->get() > high) wrong(place, type, node);
+    access(config) = value->get();
+  };
+  key.get = [=](const TrainConfig& config) {
+    return fmt::format("{}", access(const_cast<TrainConfig&>(config)));
+  };
+  return key;
+}
+
+double real_value(const toml::node& node, double low, double high, const std::string& type,
+                  const std::string& place) {
+  double x = std::numeric_limits<double>::quiet_NaN();
+  if (const auto* real = node.as_floating_point()) x = real->get();
+  if (const auto* integer = node.as_integer()) x = static_cast<double>(integer->get());
+  if (!(x >= low && x <= high)) wrong(place, type, node);  // NaN fails here too
+  return x;
+}
+
+template <typename Access>
+Key real_key(const char* name, Access access, double low, double high, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = range_name("number", low, high);
+  key.set = [=, type = key.type](TrainConfig& config, const toml::node& node, const std::string& place) {
+    access(config) = real_value(node, low, high, type, place);
+  };
+  key.get = [=](const TrainConfig& config) { return number(access(const_cast<TrainConfig&>(config))); };
+  return key;
+}
+
+template <typename Access>
+Key bool_key(const char* name, Access access, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = "true or false";
+  key.set = [=](TrainConfig& config, const toml::node& node, const std::string& place) {
+    const auto* value = node.as_boolean();
+    if (!value) wrong(place, "true or false", node);
+    access(config) = value->get();
+  };
+  key.get = [=](const TrainConfig& config) {
+    return access(const_cast<TrainConfig&>(config)) ? "true" : "false";
+  };
+  return key;
+}
+
+// A string that came from outside: no NUL (it would end a file name early), bounded.
+const std::string& text_value(const toml::node& node, const std::string& place) {
+  const auto* value = node.as_string();
+  if (!value) wrong(place, "a string in quotes", node);
+  const std::string& text = value->get();
+  if (text.find('\0') != std::string::npos) fail_usage("{}: the string holds a NUL character", place);
+  if (text.size() > (1u << 20)) fail_usage("{}: the string is longer than 1 MiB", place);
+  return text;
+}
+
+template <typename Access>
+Key text_key(const char* name, Access access, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = "string";
+  key.text = true;
+  key.set = [=](TrainConfig& config, const toml::node& node, const std::string& place) {
+    access(config) = text_value(node, place);
+  };
+  key.get = [=](const TrainConfig& config) { return quote(access(const_cast<TrainConfig&>(config))); };
+  return key;
+}
+
+template <typename Access>
+Key bytes_key(const char* name, Access access, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = "bytes: an integer or \"8GiB\"";
+  key.text = true;
+  key.set = [=](TrainConfig& config, const toml::node& node, const std::string& place) {
+    if (const auto* value = node.as_integer()) {
+      if (value->get() < 0) wrong(place, "a number of bytes >= 0", node);
+      access(config) = value->get();
+    } else {
+      access(config) = parse_bytes(text_value(node, place), place);
+    }
+  };
+  key.get = [=](const TrainConfig& config) {
+    return fmt::format("{}", access(const_cast<TrainConfig&>(config)));
+  };
+  return key;
+}
+
+// `names` in the order of the enumeration's values, which count from 0.
+template <typename Access>
+Key choice_key(const char* name, Access access, TextList names, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = fmt::format("one of {}", join(names, "|"));
+  key.text = true;
+  key.set = [=](TrainConfig& config, const toml::node& node, const std::string& place) {
+    using Enum = std::remove_reference_t<decltype(access(config))>;
+    std::string word;
+    if (const auto* flag = node.as_boolean())
+      word = flag->get() ? "true" : "false";  // add_bos = true
+    else
+      word = text_value(node, place);
+    const auto found = std::find(names.begin(), names.end(), word);
+    if (found == names.end())
+      fail_usage("{}: expected one of {}, got {}{}", place, join(names, "|"), shown(node),
+                 did_you_mean(word, names));
+    access(config) = static_cast<Enum>(found - names.begin());
+  };
+  key.get = [=](const TrainConfig& config) {
+    return quote(names.at(static_cast<size_t>(access(const_cast<TrainConfig&>(config)))));
+  };
+  return key;
+}
+
+template <typename Access>
+Key text_list_key(const char* name, Access access, TextList allowed, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = allowed.empty() ? "list of strings" : fmt::format("list of {}", join(allowed, "|"));
+  key.text = key.list = true;
+  key.set = [=, type = key.type](TrainConfig& config, const toml::node& node, const std::string& place) {
+    const auto* array = node.as_array();
+    if (!array) wrong(place, fmt::format("a {}", type), node);
+    TextList values;
+    for (const auto& item : *array) {
+      const std::string& word = text_value(item, place);
+      if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), word) == allowed.end())
+        fail_usage("{}: expected one of {}, got {}{}", place, join(allowed, "|"), quote(word),
+                   did_you_mean(word, allowed));
+      if (std::find(values.begin(), values.end(), word) != values.end())
+        fail_usage("{}: {} stands twice in the list", place, quote(word));
+      values.push_back(word);
+    }
+    access(config) = std::move(values);
+  };
+  key.get = [=](const TrainConfig& config) {
+    TextList quoted;
+    for (const std::string& word : access(const_cast<TrainConfig&>(config))) quoted.push_back(quote(word));
+    return fmt::format("[{}]", join(quoted, ", "));
+  };
+  return key;
+}
+
+template <typename Access>
+Key number_list_key(const char* name, Access access, double low, double high, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = fmt::format("list of {}", range_name("numbers", low, high));
+  key.list = true;
+  key.set = [=, type = key.type](TrainConfig& config, const toml::node& node, const std::string& place) {
+    const auto* array = node.as_array();
+    if (!array) wrong(place, fmt::format("a {}", type), node);
+    NumberList values;
+    for (const auto& item : *array)
+      values.push_back(real_value(item, low, high, range_name("a number", low, high), place));
+    access(config) = std::move(values);
+  };
+  key.get = [=](const TrainConfig& config) {
+    TextList shown;
+    for (const double x : access(const_cast<TrainConfig&>(config))) shown.push_back(number(x));
+    return fmt::format("[{}]", join(shown, ", "));
+  };
+  return key;
+}
+
+template <typename Access>
+Key text_map_key(const char* name, Access access, const char* doc) {
+  Key key;
+  key.name = name;
+  key.doc = doc;
+  key.type = "table of strings";
+  key.map = true;
+  key.set = [=](TrainConfig& config, const toml::node& node, const std::string& place) {
+    const auto* table = node.as_table();
+    if (!table) wrong(place, "a table such as { \"0\" = \"no\", \"1\" = \"yes\" }", node);
+    TextMap values = access(config);
+    for (const auto& [word, value] : *table) values[std::string(word.str())] = text_value(value, place);
+    access(config) = std::move(values);
+  };
+  key.get = [=](const TrainConfig& config) {
+    TextList pairs;
+    for (const auto& [word, value] : access(const_cast<TrainConfig&>(config)))
+      pairs.push_back(fmt::format("{} = {}", quote(word), quote(value)));
+    return pairs.empty() ? std::string("{}") : fmt::format("{{ {} }}", join(pairs, ", "));
+  };
+  return key;
+}
+
+#define GT_AT(path) \
+  [](TrainConfig & c) -> auto& { return c.path; }
+
+std::vector<Key> make_keys() {
+  const TextList metrics = {"loss",    "exact_match", "label_likelihood", "bleu",     "nist", "meteor",
+                            "rouge_l", "cider",       "distinct",         "self_bleu"};
+  return {
+      text_key("model", GT_AT(model),
+               "the frozen model: a Hugging Face folder, a .gguf file or a llama2.c .bin"),
+      choice_key("device", GT_AT(device), {"cpu", "cuda"}, "where the model runs"),
+      choice_key(
+          "dtype", GT_AT(dtype), {"auto", "f32", "bf16"},
+          "storage of the frozen weights and activations; auto: bf16 where the hardware multiplies it"),
+      integer_key("threads", GT_AT(threads), 0, 1024, "CPU threads; 0: all that this process may use"),
+      integer_key("seed", GT_AT(seed), 0, std::numeric_limits<int64_t>::max(),
+                  "the one seed of the run: weights, batches, noise, sampling"),
+      text_key("output", GT_AT(output), "run folder: checkpoints, resolved configuration, logs"),
+      bytes_key("memory_limit", GT_AT(memory_limit),
+                "a run whose memory plan is larger is refused before it starts; 0: no limit"),
+
+      text_key("data.train", GT_AT(data.train), "training file"),
+      text_key("data.valid", GT_AT(data.valid),
+               "validation file; empty: data.valid_fraction of the training file"),
+      text_key("data.test", GT_AT(data.test), "test file; empty: data.test_fraction of the training file"),
+      choice_key(
+          "data.format", GT_AT(data.format), {"auto", "jsonl", "tsv", "csv", "lines"},
+          "auto: by the ending, .jsonl .json .tsv .csv; lines: one item a line, see data.line_pattern"),
+      choice_key("data.encoding", GT_AT(data.encoding), {"utf8", "latin1"}, "latin1 is converted to UTF-8"),
+      text_key("data.prompt_template", GT_AT(data.prompt_template),
+               "the prompt, with {column} for a column or JSON field, {{ and }} for braces; empty: {prompt}"),
+      text_key("data.completion_template", GT_AT(data.completion_template),
+               "the completion, in the same way; empty: {completion}"),
+      text_list_key("data.columns", GT_AT(data.columns), {},
+                    "names of a TSV or CSV file's columns; empty: its first line holds them"),
+      text_key("data.delimiter", GT_AT(data.delimiter), "one character; empty: tab for tsv, comma for csv"),
+      text_key(
+          "data.line_pattern", GT_AT(data.line_pattern),
+          "lines only: {columns} parted by fixed text; each but the last ends where that text first occurs"),
+      text_map_key(
+          "data.label_map", GT_AT(data.label_map),
+          "what the values of data.label_column are replaced by; a value that is not in it is an error"),
+      text_key("data.label_column", GT_AT(data.label_column), "the column that data.label_map is about"),
+      choice_key("data.chat_template", GT_AT(data.chat_template),
+                 {"none", "auto", "chatml", "llama2", "llama3"},
+                 "wraps prompts (and messages) as a chat; auto: the model's own"),
+      text_key("data.system", GT_AT(data.system),
+               "system message of the chat template; empty: the template's own"),
+      integer_key("data.max_prompt_tokens", GT_AT(data.max_prompt_tokens), 1, 1 << 20,
+                  "items with a longer prompt are dropped and counted"),
+      integer_key("data.max_completion_tokens", GT_AT(data.max_completion_tokens), 1, 1 << 20,
+                  "longer completions are cut here, without an end token, and counted"),
+      choice_key("data.add_bos", GT_AT(data.add_bos), {"auto", "true", "false"},
+                 "begin with the model's BOS token; auto: as its tokenizer says"),
+      bool_key("data.append_eos", GT_AT(data.append_eos), "end completions with the model's end token"),
+      real_key("data.valid_fraction", GT_AT(data.valid_fraction), 0.0, 0.9,
+               "share of the training file kept for validation, chosen by content hash"),
+      real_key("data.test_fraction", GT_AT(data.test_fraction), 0.0, 0.9,
+               "share of the training file kept for testing, chosen by content hash"),
+      integer_key("data.max_train_items", GT_AT(data.max_train_items), 0, kMany,
+                  "use only this many training items, drawn by the seed; 0: all"),
+      integer_key("data.max_valid_items", GT_AT(data.max_valid_items), 0, kMany,
+                  "use only this many validation items, drawn by the seed; 0: all"),
+      choice_key("data.loss_on", GT_AT(data.loss_on), {"completion", "all"}, "which tokens are scored"),
+      bool_key("data.bucket", GT_AT(data.bucket), "put items of similar length into the same batch"),
+
+      choice_key(
+          "generator.kind", GT_AT(generator.kind), {"static", "mlp", "conditional"},
+          "static: a learned table; mlp: a table through an MLP; conditional: a prompt for each input"),
+      integer_key("generator.prompt_length", GT_AT(generator.prompt_length), 0, 4096,
+                  "soft prompt vectors P; 0: none, the base model"),
+      choice_key("generator.init", GT_AT(generator.init), {"text", "vocabulary"},
+                 "start from a text's embeddings or from sampled vocabulary rows"),
+      text_key("generator.init_text", GT_AT(generator.init_text),
+               "the text for generator.init = \"text\", repeated or cut to P tokens"),
+      integer_key("generator.width", GT_AT(generator.width), 8, 8192,
+                  "conditional: width w of its attention"),
+      integer_key("generator.blocks", GT_AT(generator.blocks), 1, 8, "conditional: cross-attention blocks"),
+      integer_key("generator.noise_dim", GT_AT(generator.noise_dim), 0, 4096,
+                  "size of the noise z; 0: the same input always gives the same prompt"),
+      integer_key("generator.hidden", GT_AT(generator.hidden), 8, 65536, "mlp: hidden width"),
+      integer_key("generator.feature_layer", GT_AT(generator.feature_layer), 0, 1024,
+                  "conditional: reads the input's embeddings (0) or the frozen states after this layer"),
+      choice_key("generator.placement", GT_AT(generator.placement), {"prefix", "suffix"},
+                 "the soft prompt stands before or after the input"),
+      real_key("generator.norm_penalty", GT_AT(generator.norm_penalty), 0.0, 100.0,
+               "weight of log(rms prompt / rms embeddings)^2"),
+
+      choice_key("discriminator.features", GT_AT(discriminator.features), {"layer", "last", "own"},
+                 "what it reads: a frozen layer, the last one, or a small transformer of its own"),
+      integer_key("discriminator.feature_layer", GT_AT(discriminator.feature_layer), -1, 1024,
+                  "the frozen layer for features = \"layer\"; -1: a third of the model's depth"),
+      integer_key("discriminator.width", GT_AT(discriminator.width), 8, 8192, "width of its head"),
+      choice_key("discriminator.loss", GT_AT(discriminator.loss), {"relativistic", "bce", "hinge"},
+                 "relativistic pairs; bce: the textbook GAN with labels 1 and 0; hinge"),
+      real_key("discriminator.gamma", GT_AT(discriminator.gamma), 0.0, 1000.0,
+               "weight of the approximated gradient penalties R1 and R2; 0: none"),
+      real_key("discriminator.gamma_end", GT_AT(discriminator.gamma_end), 0.0, 1000.0,
+               "gamma at the last step"),
+      real_key("discriminator.sigma", GT_AT(discriminator.sigma), 1e-6, 10.0,
+               "noise of the penalty's copies, as a share of the features' rms"),
+      real_key("discriminator.center_penalty", GT_AT(discriminator.center_penalty), 0.0, 10.0,
+               "weight of Dr^2 + Df^2"),
+      real_key("discriminator.label_smoothing", GT_AT(discriminator.label_smoothing), 0.0, 0.5,
+               "bce: real answers are labelled 1 minus this"),
+      bool_key("discriminator.spectral_norm", GT_AT(discriminator.spectral_norm),
+               "divide its matrices by their largest singular value (one power iteration a step)"),
+      real_key("discriminator.replay", GT_AT(discriminator.replay), 0.0, 0.9,
+               "share of the false answers of a step that come from earlier steps"),
+
+      choice_key("loss.kind", GT_AT(loss.kind), {"ce", "rloo", "gumbel", "feature", "contrastive"},
+                 "ce: cross-entropy only; rloo: score function; gumbel: straight-through; feature: gumbel "
+                 "plus feature "
+                 "matching; contrastive: static pairs, no adversary"),
+      real_key("loss.alpha", GT_AT(loss.alpha), 0.0, 100.0,
+               "weight of the cross-entropy beside the adversarial loss"),
+      real_key("loss.alpha_end", GT_AT(loss.alpha_end), 0.0, 100.0,
+               "alpha at the last step (cosine between)"),
+      real_key("loss.beta", GT_AT(loss.beta), 0.0, 100.0,
+               "weight of the KL divergence from the warmed-up generator"),
+      integer_key("loss.samples", GT_AT(loss.samples), 1, 256, "sampled answers N an input"),
+      choice_key("loss.reward", GT_AT(loss.reward), {"logits", "token_logits"},
+                 "rloo: the discriminator's logit of the answer, or of each token from there to the end"),
+      choice_key("loss.weighting", GT_AT(loss.weighting), {"leave_one_out", "softmax"},
+                 "rloo: how rewards become weights"),
+      real_key("loss.reward_temperature", GT_AT(loss.reward_temperature), 1e-3, 1e3,
+               "weighting = \"softmax\": temperature of the rewards"),
+      real_key("loss.tau", GT_AT(loss.tau), 1e-3, 100.0, "gumbel and feature: softmax temperature"),
+      real_key("loss.tau_end", GT_AT(loss.tau_end), 1e-3, 100.0, "tau at the last step"),
+      integer_key("loss.top_k", GT_AT(loss.top_k), 1, 4096,
+                  "gumbel and feature: tokens in the relaxed softmax"),
+      real_key("loss.contrastive_beta", GT_AT(loss.contrastive_beta), 1e-4, 100.0,
+               "contrastive: slope b of the preference"),
+
+      real_key("optimizer.lr", GT_AT(optimizer.lr), 0.0, 10.0,
+               "generator's learning rate; 0: chosen by generator.kind and loss.kind"),
+      real_key("optimizer.lr_end", GT_AT(optimizer.lr_end), -1.0, 10.0,
+               "its value at the last step; -1: chosen by generator.kind and loss.kind"),
+      real_key("optimizer.lr_ce", GT_AT(optimizer.lr_ce), 0.0, 10.0,
+               "generator's learning rate in the cross-entropy warm-up; 0: chosen by generator.kind"),
+      real_key("optimizer.lr_d", GT_AT(optimizer.lr_d), 0.0, 10.0, "discriminator's learning rate"),
+      real_key("optimizer.lr_d_end", GT_AT(optimizer.lr_d_end), 0.0, 10.0, "its value at the last step"),
+      real_key("optimizer.beta1", GT_AT(optimizer.beta1), -1.0, 0.9999,
+               "Adam's first moment; -1: 0 where an adversary trains, else 0.9"),
+      real_key("optimizer.beta2", GT_AT(optimizer.beta2), -1.0, 0.99999,
+               "Adam's second moment; -1: 0.99 where an adversary trains, else 0.999"),
+      real_key("optimizer.eps", GT_AT(optimizer.eps), 1e-16, 1.0, "Adam's epsilon"),
+      real_key("optimizer.weight_decay", GT_AT(optimizer.weight_decay), 0.0, 10.0, "decoupled weight decay"),
+      real_key("optimizer.clip", GT_AT(optimizer.clip), 0.0, 1e6,
+               "largest norm of a player's gradient; 0: not clipped"),
+      integer_key("optimizer.warmup_steps", GT_AT(optimizer.warmup_steps), 0, kMany,
+                  "steps in which the learning rate rises linearly"),
+      choice_key("optimizer.schedule", GT_AT(optimizer.schedule), {"cosine", "linear", "constant"},
+                 "how the learning rate goes from lr to lr_end"),
+
+      real_key("train.epochs", GT_AT(train.epochs), 0.0, 1e6,
+               "passes over the training data when train.steps is 0"),
+      integer_key("train.steps", GT_AT(train.steps), 0, kMany,
+                  "optimiser steps; 0: counted from train.epochs"),
+      integer_key("train.batch", GT_AT(train.batch), 1, 65536, "sequences a batch"),
+      integer_key("train.accumulate", GT_AT(train.accumulate), 1, 65536, "batches an optimiser step"),
+      integer_key("train.warmup_ce_steps", GT_AT(train.warmup_ce_steps), 0, kMany,
+                  "steps of cross-entropy alone before the discriminator appears"),
+      integer_key("train.discriminator_steps", GT_AT(train.discriminator_steps), 0, kMany,
+                  "most steps of the discriminator alone after that; ends earlier inside the target"),
+      real_key("train.target_low", GT_AT(train.target_low), 0.0, 1.0,
+               "the discriminator alone trains until its pair accuracy is at least this ..."),
+      real_key("train.target_high", GT_AT(train.target_high), 0.0, 1.0, "... and at most this"),
+      real_key("train.gate_d", GT_AT(train.gate_d), 0.0, 1.0,
+               "the discriminator trains only while its running pair accuracy is below this"),
+      real_key("train.gate_g", GT_AT(train.gate_g), 0.0, 1.0,
+               "the generator trains only while it is above this"),
+      real_key("train.gate_ema", GT_AT(train.gate_ema), 0.0, 0.9999, "memory of the running pair accuracy"),
+      real_key("train.ema", GT_AT(train.ema), 0.0, 0.999999,
+               "memory of the averaged generator that is evaluated and exported; 0: the last one"),
+      integer_key("train.max_new_tokens", GT_AT(train.max_new_tokens), 1, 1 << 20, "longest sampled answer"),
+      choice_key("train.recompute", GT_AT(train.recompute), {"none", "layer"},
+                 "layer: keep only each layer's input and compute the rest again in the backward pass"),
+      integer_key("train.eval_every", GT_AT(train.eval_every), 0, kMany,
+                  "steps between validations; 0: at the end only"),
+      integer_key("train.log_every", GT_AT(train.log_every), 1, kMany, "steps between lines of the log"),
+      integer_key("train.save_every", GT_AT(train.save_every), 0, kMany,
+                  "steps between checkpoints; 0: at the end only"),
+      integer_key("train.keep", GT_AT(train.keep), 1, 1000000, "checkpoints kept beside the best"),
+
+      number_list_key("eval.temperatures", GT_AT(eval.temperatures), 0.0, 10.0,
+                      "temperatures of the quality and diversity curves; 0 is greedy"),
+      integer_key("eval.samples", GT_AT(eval.samples), 1, 256, "answers sampled an input and temperature"),
+      integer_key("eval.max_items", GT_AT(eval.max_items), 0, kMany,
+                  "evaluate on the first of this many items; 0: all"),
+      text_list_key("eval.metrics", GT_AT(eval.metrics), metrics, "what is measured"),
+  };
+}
+
+#undef GT_AT
+
+const std::vector<Key>& keys() {
+  static const std::vector<Key> table = make_keys();
+  return table;
+}
+
+const Key* find_key(std::string_view name) {
+  for (const Key& key : keys())
+    if (key.name == name) return &key;
+  return nullptr;
+}
+
+std::vector<std::string> known_names() {
+  std::vector<std::string> names;
+  for (const Key& key : keys()) names.push_back(key.name);
+  return names;
+}
+
+bool is_section(std::string_view name) {
+  for (const Key& key : keys())
+    if (key.name.size() > name.size() && key.name.compare(0, name.size(), name) == 0 &&
+        key.name[name.size()] == '.')
+      return true;
+  return false;
+}
+
+[[noreturn]] void unknown(const std::string& place, const std::string& name) {
+  fail_usage("{}: unknown key '{}'{} (all keys: gantrain train --help-config)", place, name,
+             did_you_mean(name, known_names()));
+}
+
+void apply_table(TrainConfig& config, const toml::table& table, const std::string& prefix,
+                 const std::string& file) {
+  for (const auto& [word, node] : table) {
+    const std::string name = prefix + std::string(word.str());
+    const std::string place = fmt::format("{}:{}", file, word.source().begin.line);
+    if (const Key* key = find_key(name)) {
+      key->set(config, node, fmt::format("{}: {}", place, name));
+    } else if (is_section(name)) {
+      const toml::table* section = node.as_table();
+      if (!section)
+        fail_usage("{}: {} is a section: expected [{}] with keys under it, got {}", place, name, name,
+                   shown(node));
+      apply_table(config, *section, name + ".", file);
+    } else {
+      unknown(place, name);
+    }
+  }
+}
+
+// The value of an override as a TOML node: as TOML where it is that, else bare text.
+void apply_override(TrainConfig& config, const std::string& override_text) {
+  const std::string place = fmt::format("command line: {}", override_text.substr(0, 80));
+  const size_t equals = override_text.find('=');
+  if (equals == std::string::npos || equals == 0) fail_usage("{}: expected key=value", place);
+  const std::string name = override_text.substr(0, equals), value = override_text.substr(equals + 1);
+  if (const size_t bad = find_bad_utf8(override_text); bad != std::string::npos)
+    fail_usage("command line: {}: not UTF-8 at byte {}", name, bad);
+  const Key* key = find_key(name);
+  std::string entry;  // of a map
+  if (!key) {
+    for (const Key& candidate : keys())
+      if (candidate.map && name.size() > candidate.name.size() + 1 &&
+          name.compare(0, candidate.name.size() + 1, candidate.name + ".") == 0) {
+        key = &candidate;
+        entry = name.substr(candidate.name.size() + 1);
+      }
+  }
+  if (!key) {
+    if (is_section(name))
+      fail_usage("{}: {} is a section; set one of its keys: {}.KEY=VALUE", place, name, name);
+    unknown("command line", name);
+  }
+
+  std::string text = value;
+  if (!entry.empty()) {
+    text = fmt::format("{{ {} = {} }}", quote(entry), value.starts_with('"') ? value : quote(value));
+  } else if (key->list && !value.starts_with('[')) {
+    std::vector<std::string> items;
+    for (size_t begin = 0; begin <= value.size() && !value.empty();) {
+      const size_t end = std::min(value.find(',', begin), value.size());
+      const std::string item = value.substr(begin, end - begin);
+      items.push_back(key->text ? quote(item) : item);
+      begin = end + 1;
+    }
+    text = fmt::format("[{}]", join(items, ", "));
+  } else if (key->text && !key->list && !value.starts_with('"') && !value.starts_with('\'')) {
+    text = quote(value);
+  }
+  toml::table parsed;
+  try {
+    parsed = toml::parse(fmt::format("value = {}", text));
+  } catch (const toml::parse_error& error) {
+    fail_usage("{}: expected {}, got {} ({})", place, key->type, value.empty() ? "nothing" : value,
+               error.description());
+  }
+  if (parsed.size() != 1) fail_usage("{}: expected one value, got {}", place, value);
+  key->set(config, *parsed.get("value"), fmt::format("command line: {}", name));
+}
+
+void resolve(TrainConfig& c) {
+  const bool adversary =
+      c.loss.kind == LossKind::kRloo || c.loss.kind == LossKind::kGumbel || c.loss.kind == LossKind::kFeature;
+  const bool table = c.generator.kind == GeneratorKind::kStatic;
+  // A bare table moves by its own rate alone and wants a larger one than a network's weights do.
+  if (c.optimizer.lr == 0.0) c.optimizer.lr = !table ? 1e-3 : adversary ? 3e-3 : 1e-2;
+  if (c.optimizer.lr_end < 0.0) c.optimizer.lr_end = c.optimizer.lr / (table && adversary ? 3.0 : 5.0);
+  if (c.optimizer.lr_ce == 0.0) c.optimizer.lr_ce = table ? 1e-2 : 1e-3;
+  if (c.optimizer.beta1 < 0.0) c.optimizer.beta1 = adversary ? 0.0 : 0.9;
+  if (c.optimizer.beta2 < 0.0) c.optimizer.beta2 = adversary ? 0.99 : 0.999;
+}
+
+void check_together(const TrainConfig& c) {
+  const auto refuse = [](bool wrong, const char* first, const char* second, const std::string& why) {
+    if (wrong) fail_usage("configuration: {} and {}: {}", first, second, why);
+  };
+  refuse(
+      c.data.valid_fraction + c.data.test_fraction > 0.95, "data.valid_fraction", "data.test_fraction",
+      fmt::format("together {}: nothing is left to train on", c.data.valid_fraction + c.data.test_fraction));
+  refuse(!c.data.valid.empty() && c.data.valid_fraction > 0.0, "data.valid", "data.valid_fraction",
+         "give one or the other");
+  refuse(!c.data.test.empty() && c.data.test_fraction > 0.0, "data.test", "data.test_fraction",
+         "give one or the other");
+  refuse(c.train.target_low > c.train.target_high, "train.target_low", "train.target_high",
+         fmt::format("{} is above {}", c.train.target_low, c.train.target_high));
+  // Between the gates both players train; with gate_g >= gate_d there would be a band where neither does.
+  refuse(c.train.gate_g >= c.train.gate_d, "train.gate_g", "train.gate_d",
+         fmt::format("expected gate_g < gate_d, got {} and {}: neither player would train between them",
+                     c.train.gate_g, c.train.gate_d));
+  refuse(c.loss.kind == LossKind::kRloo && c.loss.samples < 2, "loss.kind", "loss.samples",
+         "rloo compares an answer with the others of its input: expected samples >= 2");
+  refuse(c.generator.init == PromptInit::kText && c.generator.init_text.empty(), "generator.init",
+         "generator.init_text", "init = \"text\" needs a text");
+  refuse(c.train.steps == 0 && c.train.epochs == 0.0, "train.steps", "train.epochs",
+         "both are 0: nothing to do");
+  refuse(!c.data.delimiter.empty() && (c.data.delimiter.size() != 1 || c.data.delimiter == "\"" ||
+                                       c.data.delimiter == "\n" || c.data.delimiter == "\r"),
+         "data.delimiter", "data.format", "a delimiter is one ASCII character, not a quote or a line end");
+}
+
+}  // namespace
+
+int64_t parse_bytes(const std::string& text, const std::string& place) {
+  size_t digits = 0;
+  double value = 0.0;
+  try {
+    value = std::stod(text, &digits);
+  } catch (const std::exception&) {
+    digits = 0;
+  }
+  std::string unit = text.substr(digits);
+  unit.erase(std::remove(unit.begin(), unit.end(), ' '), unit.end());
+  static const std::map<std::string, double> kUnits = {
+      {"", 1.0},    {"B", 1.0},      {"KB", 1e3},        {"MB", 1e6},           {"GB", 1e9},
+      {"TB", 1e12}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
+  const auto found = kUnits.find(unit);
+  if (digits == 0 || found == kUnits.end() || !(value >= 0.0) || !(value * found->second <= 9e18))
+    fail_usage("{}: expected a number of bytes such as 8GiB or 500MB, got {}", place, quote(text));
+  return static_cast<int64_t>(value * found->second);
+}
+
+TrainConfig load_train_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
+  TrainConfig config;
+  if (!file.empty()) {
+    const std::string name = file.string();
+    const std::string text = read_text_file(file, int64_t{16} << 20);
+    if (const size_t bad = find_bad_utf8(text); bad != std::string::npos)
+      fail_usage("{}: not UTF-8 at byte {}", name, bad);
+    toml::table table;
+    try {
+      table = toml::parse(text, name);
+    } catch (const toml::parse_error& error) {
+      fail_usage("{}:{}: not TOML: {}", name, error.source().begin.line, error.description());
+    }
+    apply_table(config, table, "", name);
+  }
+  for (const std::string& text : overrides) apply_override(config, text);
+  resolve(config);
+  check_together(config);
+  return config;
+}
+
+std::string to_toml(const TrainConfig& config) {
+  std::string out, section;
+  for (const Key& key : keys()) {
+    const size_t dot = key.name.find('.');
+    const std::string own = dot == std::string::npos ? "" : key.name.substr(0, dot);
+    if (own != section) {
+      out += fmt::format("\n[{}]\n", own);
+      section = own;
+    }
+    out += fmt::format("{} = {}\n", key.name.substr(dot == std::string::npos ? 0 : dot + 1), key.get(config));
+  }
+  return out;
+}
+
+std::string config_help() {
+  const TrainConfig defaults;
+  std::string out;
+  for (const Key& key : keys())
+    out += fmt::format("{} = {}\n    {}\n    {}\n", key.name, key.get(defaults), key.doc, key.type);
+  return out;
+}
+
+std::string config_markdown() {
+  const TrainConfig defaults;
+  const auto cell = [](const std::string& text) {  // a bar would end the table's cell
+    std::string out;
+    for (const char c : text) {
+      if (c == '|') out += '\\';
+      out += c;
+    }
+    return out;
+  };
+  std::string out =
+      "# Configuration\n\n"
+      "A run is described by a TOML file and by `section.key=value` words behind it, which win:\n\n"
+      "```\ngantrain train run.toml train.batch=16 loss.kind=ce output=runs/first\n```\n\n"
+      "The resolved configuration, with every key, is saved as `config.toml` in the run folder and can be "
+      "used\n"
+      "as the file of another run. Unknown keys and values out of range are errors. File names are relative "
+      "to the\n"
+      "folder the program is started in. On the command line a string needs no quotes, a list may be written "
+      "as\n"
+      "`eval.temperatures=0.7,1.0`, and `data.label_map.1=\" yes\"` sets one entry of a table.\n\n"
+      "This page is written from the program's own table of keys (`gantrain train --help-config` prints the "
+      "same);\n"
+      "the test `Config.DocumentationIsUpToDate` writes it anew when `GANTRAIN_UPDATE_DOCS=1` is set.\n";
+  std::string section = "?";
+  for (const Key& key : keys()) {
+    const size_t dot = key.name.find('.');
+    const std::string own = dot == std::string::npos ? "" : key.name.substr(0, dot);
+    if (own != section) {
+      out += own.empty() ? "\n## Top level\n" : fmt::format("\n## [{}]\n", own);
+      out += "\n| key | default | values | meaning |\n|---|---|---|---|\n";
+      section = own;
+    }
+    out += fmt::format("| `{}` | `{}` | {} | {} |\n", key.name.substr(dot == std::string::npos ? 0 : dot + 1),
+                       cell(key.get(defaults)), cell(key.type), cell(key.doc));
+  }
+  return out;
+}
+
+}  // namespace gantrain
