@@ -76,12 +76,33 @@ class Arena {
   int64_t mark() const { return used_; }
   void release_to(int64_t mark) { used_ = mark; }
   bool counting() const { return counting_; }
+  int64_t capacity() const { return buffer_.bytes(); }
 
  private:
   DeviceKind device_ = DeviceKind::kCpu;
   Buffer buffer_;
   int64_t used_ = 0, peak_ = 0;
   bool counting_ = true;
+};
+
+// One arena that is used again for every batch and grows when a batch needs more than any before it.
+class Workspace {
+ public:
+  explicit Workspace(Device& device) : device_(&device) {}
+  // An empty arena of at least `bytes`; tensors taken before are gone.
+  Arena& reserve(int64_t bytes) {
+    if (arena_.counting() || arena_.capacity() < bytes) {
+      arena_ = Arena();  // free first: the peak is the larger of the two, not their sum
+      arena_ = Arena(*device_, bytes);
+    }
+    arena_.release_to(0);
+    return arena_;
+  }
+  int64_t capacity() const { return arena_.capacity(); }
+
+ private:
+  Device* device_;
+  Arena arena_;
 };
 
 }  // namespace gantrain

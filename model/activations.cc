@@ -1,0 +1,175 @@
+#include "model/activations.h"
+
+#include <algorithm>
+
+#include "core/ops.h"
+
+namespace gantrain {
+namespace {
+
+struct Dims {
+  int64_t n, c, h, k, d, f;
+  DType t;
+};
+
+void take_layer(Arena& arena, const Dims& m, LayerActivations& a) {
+  a.q = arena.take(m.t, {m.n, m.h, m.d});
+  a.k = arena.take(m.t, {m.n, m.k, m.d});
+  a.v = arena.take(m.t, {m.n, m.k, m.d});
+  a.o = arena.take(m.t, {m.n, m.h, m.d});
+  a.lse = arena.take(DType::kF32, {m.n, m.h});
+  a.h = arena.take(DType::kF32, {m.n, m.c});
+  a.rstd2 = arena.take(DType::kF32, {m.n});
+  a.g = arena.take(m.t, {m.n, m.f});
+  a.u = arena.take(m.t, {m.n, m.f});
+}
+
+// Scratch for the largest op of one layer. Ops size their scratch by shapes alone, so views without memory
+// will do; a one-byte address stands for "present".
+int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool backward,
+                      const AttentionPlan& plan) {
+  static std::byte present;
+  auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device.kind()); };
+  const LlamaLayer& w = llama.layers().front();
+  const Tensor x = view(DType::kF32, {m.n, m.c}), rstd = view(DType::kF32, {m.n});
+  const Tensor q = view(m.t, {m.n, m.h, m.d}), kv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f});
+  const Tensor positions = view(DType::kI32, {m.n});
+  const Tensor lse = view(DType::kF32, {m.n, m.h});
+  const float scale = llama.attention_scale();
+  int64_t bytes = 0;
+  auto grow = [&](int64_t b) { bytes = std::max(bytes, b); };
+  grow(qkv_forward_scratch(device, {.x = x,
+                                    .rstd = rstd,
+                                    .gain = w.attention_gain,
+                                    .w = w.qkv.get(),
+                                    .bias = w.qkv_bias,
+                                    .positions = positions,
+                                    .inv_freq = llama.inv_freq(),
+                                    .q = q,
+                                    .k = kv,
+                                    .v = kv,
+                                    .scratch = {}}));
+  grow(attention_forward_scratch(
+      device, {.q = q, .k = kv, .v = kv, .plan = &plan, .scale = scale, .o = q, .lse = lse, .scratch = {}}));
+  grow(project_forward_scratch(device, {.a = q.view({m.n, m.h * m.d}),
+                                        .w = w.o.get(),
+                                        .bias = w.o_bias,
+                                        .residual = x,
+                                        .out = x,
+                                        .rstd = rstd,
+                                        .scratch = {}}));
+  grow(gate_up_forward_scratch(device, {.x = x,
+                                        .rstd = rstd,
+                                        .gain = w.mlp_gain,
+                                        .w = w.gate_up.get(),
+                                        .bias = w.gate_up_bias,
+                                        .g = f,
+                                        .u = f,
+                                        .a = f,
+                                        .scratch = {}}));
+  grow(project_forward_scratch(device, {.a = f,
+                                        .w = w.down.get(),
+                                        .bias = w.down_bias,
+                                        .residual = x,
+                                        .out = x,
+                                        .rstd = rstd,
+                                        .scratch = {}}));
+  if (backward) {
+    grow(project_backward_scratch(device, {.dout = x, .w = w.down.get(), .da = f, .scratch = {}}));
+    grow(gate_up_backward_scratch(device, {.x = x,
+                                           .rstd = rstd,
+                                           .gain = w.mlp_gain,
+                                           .w = w.gate_up.get(),
+                                           .g = f,
+                                           .u = f,
+                                           .da = f,
+                                           .dx = x,
+                                           .scratch = {}}));
+    grow(project_backward_scratch(
+        device, {.dout = x, .w = w.o.get(), .da = q.view({m.n, m.h * m.d}), .scratch = {}}));
+    grow(attention_backward_scratch(device, {.q = q,
+                                             .k = kv,
+                                             .v = kv,
+                                             .o = q,
+                                             .lse = lse,
+                                             .d_o = q,
+                                             .plan = &plan,
+                                             .scale = scale,
+                                             .dq = q,
+                                             .dk = kv,
+                                             .dv = kv,
+                                             .scratch = {}}));
+    grow(qkv_backward_scratch(device, {.x = x,
+                                       .rstd = rstd,
+                                       .gain = w.attention_gain,
+                                       .w = w.qkv.get(),
+                                       .positions = positions,
+                                       .inv_freq = llama.inv_freq(),
+                                       .dq = q,
+                                       .dk = kv,
+                                       .dv = kv,
+                                       .dx = x,
+                                       .scratch = {}}));
+  }
+  return bytes;
+}
+
+}  // namespace
+
+Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
+                             int layers, const AttentionPlan& plan) {
+  const LlamaConfig& config = llama.config();
+  const Dims m{rows,
+               config.hidden_size,
+               config.num_heads,
+               config.num_kv_heads,
+               config.head_dim,
+               config.intermediate_size,
+               llama.dtype()};
+  GT_CHECK(layers >= 0 && layers <= config.num_layers, "{} layers of {}", layers, config.num_layers);
+  Activations a;
+  a.saving = saving;
+  a.rows = rows;
+  a.layers.resize(static_cast<size_t>(layers));
+
+  if (saving == Saving::kNothing) {
+    // Two residual streams take turns: layer l reads one and writes the other.
+    LayerActivations shared;
+    take_layer(arena, m, shared);
+    const Tensor x0 = arena.take(DType::kF32, {rows, m.c}), x1 = arena.take(DType::kF32, {rows, m.c});
+    const Tensor r0 = arena.take(DType::kF32, {rows}), r1 = arena.take(DType::kF32, {rows});
+    for (int l = 0; l < layers; ++l) {
+      LayerActivations& layer = a.layers[static_cast<size_t>(l)];
+      layer = shared;
+      layer.x = l % 2 ? x1 : x0;
+      layer.rstd1 = l % 2 ? r1 : r0;
+    }
+    a.x_out = layers % 2 ? x1 : x0;
+    a.rstd_out = layers % 2 ? r1 : r0;
+  } else {
+    LayerActivations shared;
+    if (saving == Saving::kLayerInput) take_layer(arena, m, shared);
+    for (LayerActivations& layer : a.layers) {
+      if (saving == Saving::kLayerInput) {
+        layer = shared;
+      } else {
+        take_layer(arena, m, layer);
+      }
+      layer.x = arena.take(DType::kF32, {rows, m.c});
+      layer.rstd1 = arena.take(DType::kF32, {rows});
+    }
+    a.x_out = arena.take(DType::kF32, {rows, m.c});
+    a.rstd_out = arena.take(DType::kF32, {rows});
+    a.dx = arena.take(DType::kF32, {rows, m.c});
+    a.d_o = arena.take(m.t, {rows, m.h, m.d});
+    a.dq = arena.take(m.t, {rows, m.h, m.d});
+    a.dk = arena.take(m.t, {rows, m.k, m.d});
+    a.dv = arena.take(m.t, {rows, m.k, m.d});
+    a.da = arena.take(m.t, {rows, m.f});
+  }
+  a.a = arena.take(m.t, {rows, m.f});
+  a.scratch = arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan)});
+  return a;
+}
+
+}  // namespace gantrain

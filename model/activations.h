@@ -1,0 +1,55 @@
+// What forward saves and backward reads, one struct, a shape on every field, taken from one arena: the same
+// code that takes the tensors counts their bytes when the arena only counts.
+#pragma once
+
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/ops/attention.h"
+#include "model/llama.h"
+
+namespace gantrain {
+
+enum class Saving {
+  kAll,         // everything backward needs: fastest backward
+  kLayerInput,  // only each layer's input; backward runs the layer forward again (bitwise the same result)
+  kNothing,     // inference: no backward
+};
+
+struct LayerActivations {
+  Tensor x;      // (N, C) f32      layer input, the residual stream
+  Tensor rstd1;  // (N) f32         1 / rms of x
+  Tensor q;      // (N, H, D) T     after RoPE
+  Tensor k;      // (N, K, D) T     after RoPE
+  Tensor v;      // (N, K, D) T
+  Tensor o;      // (N, H, D) T     attention output
+  Tensor lse;    // (N, H) f32      log-sum-exp of the scores
+  Tensor h;      // (N, C) f32      residual stream after attention
+  Tensor rstd2;  // (N) f32         1 / rms of h
+  Tensor g;      // (N, F) T        gate, before SwiGLU
+  Tensor u;      // (N, F) T        up
+};
+
+struct Activations {
+  Saving saving = Saving::kAll;
+  int64_t rows = 0;  // N
+  std::vector<LayerActivations>
+      layers;       // with kLayerInput and kNothing all but x and rstd1 are one shared set
+  Tensor x_out;     // (N, C) f32   residual stream after the last layer that ran
+  Tensor rstd_out;  // (N) f32
+  Tensor a;         // (N, F) T     SwiGLU output, not saved
+  Tensor scratch;   // (bytes) u8   for ops
+
+  // Backward's own buffers; empty unless saving allows a backward.
+  Tensor dx;       // (N, C) f32   gradient of the residual stream, in and out
+  Tensor d_o, dq;  // (N, H, D) T
+  Tensor dk, dv;   // (N, K, D) T
+  Tensor da;       // (N, F) T
+};
+
+// Takes all tensors for N rows of layers [0, layers). Rewinds nothing: the caller marks and releases the
+// arena.
+Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
+                             int layers, const AttentionPlan& plan);
+
+}  // namespace gantrain

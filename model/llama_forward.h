@@ -1,0 +1,49 @@
+// The frozen transformer, forward and backward: two mirror-image lists of fused ops.
+#pragma once
+
+#include "model/activations.h"
+#include "model/batch.h"
+
+namespace gantrain {
+
+// Keys and values of rows already computed, per layer: (M, K, D) T each.
+struct KvCache {
+  std::vector<OwnedTensor> k, v;
+  KvCache(Device& device, const Llama& llama, int64_t slots);
+  static int64_t bytes(const Llama& llama, int64_t slots);
+};
+
+// A packed batch on the device.
+struct DeviceBatch {
+  const PackedBatch* host;
+  OwnedTensor tokens, positions;  // (N) i32
+  DeviceBatch(Device& device, const PackedBatch& batch);
+};
+
+// Runs `acts.layers.size()` layers. prompt: (R, C) f32 for negative tokens, or empty. The result is
+// acts.x_out; the head (final norm, logits, loss) is a separate op on chosen rows. With `cache`, keys and
+// values are also appended at `slots`.
+struct ForwardArgs {
+  const Llama* llama;
+  const DeviceBatch* batch;
+  ConstTensor prompt;
+  Activations* acts;
+  KvCache* cache = nullptr;
+  ConstTensor slots;  // (N) i32, with cache
+};
+void llama_forward(Device& device, const ForwardArgs& args);
+
+// From acts.dx = dL/d(acts.x_out) to acts.dx = dL/d(embedding rows), in place. Weights get no gradient: no
+// such path exists.
+void llama_backward(Device& device, const ForwardArgs& args);
+
+// One decoding step: S new tokens, each attending through `plan` to the cache (its own row appended first).
+// Writes the residual stream after the last layer to acts.x_out.
+void llama_decode(Device& device, const Llama& llama, ConstTensor tokens, ConstTensor positions,
+                  ConstTensor slots, const AttentionPlan& plan, ConstTensor prompt, KvCache& cache,
+                  Activations& acts);
+
+// Throws Error naming layer and op of the first value that is not finite; used when a loss is not finite.
+void find_non_finite(Device& device, const ForwardArgs& args);
+
+}  // namespace gantrain
