@@ -348,6 +348,8 @@ std::vector<Key> make_keys() {
                "the completion, in the same way; empty: {completion}"),
       text_list_key("data.columns", GT_AT(data.columns), {},
                     "names of a TSV or CSV file's columns; empty: its first line holds them"),
+      choice_key("data.header", GT_AT(data.header), {"auto", "true", "false"},
+                 "whether a table's first line names its columns; auto: when data.columns is empty"),
       text_key("data.delimiter", GT_AT(data.delimiter), "one character; empty: tab for tsv, comma for csv"),
       text_key(
           "data.line_pattern", GT_AT(data.line_pattern),
@@ -372,6 +374,11 @@ std::vector<Key> make_keys() {
                "share of the training file kept for validation, chosen by content hash"),
       real_key("data.test_fraction", GT_AT(data.test_fraction), 0.0, 0.9,
                "share of the training file kept for testing, chosen by content hash"),
+      choice_key("data.bad_items", GT_AT(data.bad_items), {"error", "drop"},
+                 "what to do with an item that cannot be read: stop, or leave it out and count it"),
+      choice_key(
+          "data.duplicates", GT_AT(data.duplicates), {"error", "drop"},
+          "the same prompt in two splits: stop, or leave it out of the training (or validation) split"),
       integer_key("data.max_train_items", GT_AT(data.max_train_items), 0, kMany,
                   "use only this many training items, drawn by the seed; 0: all"),
       integer_key("data.max_valid_items", GT_AT(data.max_valid_items), 0, kMany,

@@ -18,6 +18,8 @@ enum class Tristate : uint8_t { kAuto, kYes, kNo };
 enum class DataFormat : uint8_t { kAuto, kJsonl, kTsv, kCsv, kLines };
 enum class TextEncoding : uint8_t { kUtf8, kLatin1 };
 enum class ChatTemplateChoice : uint8_t { kNone, kAuto, kChatML, kLlama2, kLlama3 };
+enum class BadItems : uint8_t { kError, kDrop };
+enum class Duplicates : uint8_t { kError, kDrop };
 enum class LossOn : uint8_t { kCompletion, kAll };
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
@@ -35,6 +37,7 @@ struct DataConfig {
   TextEncoding encoding = TextEncoding::kUtf8;
   std::string prompt_template, completion_template;
   std::vector<std::string> columns;
+  Tristate header = Tristate::kAuto;
   std::string delimiter;
   std::string line_pattern = "{label} {text}";
   std::map<std::string, std::string> label_map;
@@ -45,6 +48,8 @@ struct DataConfig {
   Tristate add_bos = Tristate::kAuto;
   bool append_eos = true;
   double valid_fraction = 0.0, test_fraction = 0.0;
+  BadItems bad_items = BadItems::kError;
+  Duplicates duplicates = Duplicates::kError;
   int64_t max_train_items = 0, max_valid_items = 0;
   LossOn loss_on = LossOn::kCompletion;
   bool bucket = true;

@@ -1,0 +1,594 @@
+#include "train/data/reader.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+
+#include "core/check.h"
+#include "train/data/template.h"
+#include "train/suggest.h"
+#include "train/text.h"
+
+namespace gantrain {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kMaxFileBytes = int64_t{4} << 30;
+constexpr size_t kMaxLineBytes = size_t{16} << 20;
+constexpr size_t kMaxColumns = 4096;
+
+// An item that cannot be used: `reason` is the report's row, what() the whole story without file and line.
+struct BadItem : std::runtime_error {
+  BadItem(std::string reason_in, const std::string& message)
+      : std::runtime_error(message), reason(std::move(reason_in)) {}
+  std::string reason;
+};
+
+// One item as named fields, before templates.
+struct Record {
+  std::map<std::string, std::string> fields;
+  std::vector<std::string> numbered;  // the same by position, where the format has positions
+  std::optional<std::vector<ChatTurn>> messages;
+  std::vector<std::string> references;
+  int64_t line = 0;
+};
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string out;
+  for (const std::string& word : words) {
+    if (!out.empty()) out += ", ";
+    out += word;
+    if (out.size() > 300) return out + ", ...";
+  }
+  return out;
+}
+
+bool blank(std::string_view text) { return text.find_first_not_of(" \t\r\n\f\v") == std::string_view::npos; }
+
+const char* kind_of(const json& value) {
+  if (value.is_null()) return "null";
+  if (value.is_boolean()) return "a boolean";
+  if (value.is_number()) return "a number";
+  if (value.is_array()) return "a list";
+  if (value.is_object()) return "an object";
+  return "a string";
+}
+
+std::string string_of(const json& value, const std::string& what) {
+  if (!value.is_string())
+    throw BadItem("field is no string", fmt::format("{}: expected a string, got {}", what, kind_of(value)));
+  std::string text = value.get<std::string>();
+  if (text.find('\0') != std::string::npos)
+    throw BadItem("NUL character", fmt::format("{} holds a NUL character (\\u0000)", what));
+  return text;
+}
+
+std::vector<ChatTurn> turns_of(const json& value) {
+  if (!value.is_array())
+    throw BadItem("bad messages", fmt::format("\"messages\": expected a list, got {}", kind_of(value)));
+  std::vector<ChatTurn> turns;
+  for (const json& turn : value) {
+    const std::string place = fmt::format("\"messages\"[{}]", turns.size());
+    if (!turn.is_object() || !turn.contains("role") || !turn.contains("content"))
+      throw BadItem("bad messages", fmt::format("{}: expected {{\"role\", \"content\"}}, got {}", place,
+                                                turn.is_object() ? "an object without them" : kind_of(turn)));
+    turns.push_back(
+        {string_of(turn["role"], place + ".role"), string_of(turn["content"], place + ".content")});
+    const std::string& role = turns.back().role;
+    if (role != "system" && role != "user" && role != "assistant")
+      throw BadItem("bad messages",
+                    fmt::format("{}: expected role system, user or assistant, got \"{}\"", place, role));
+  }
+  if (turns.size() < 2 || turns.back().role != "assistant")
+    throw BadItem("bad messages", "\"messages\": expected the last of at least two to be the assistant's");
+  return turns;
+}
+
+// Fields that are neither strings nor integers are left out of `fields`; a template that asks for one says
+// so.
+Record record_of(const json& item, int64_t line, std::map<std::string, std::string>& odd) {
+  if (!item.is_object())
+    throw BadItem("not a JSON object", fmt::format("expected a JSON object, got {}", kind_of(item)));
+  Record record;
+  record.line = line;
+  odd.clear();
+  for (const auto& [name, value] : item.items()) {
+    if (name == "messages") {
+      record.messages = turns_of(value);
+    } else if (name == "references" && value.is_array()) {
+      for (const json& reference : value)
+        record.references.push_back(
+            string_of(reference, fmt::format("\"references\"[{}]", record.references.size())));
+    } else if (value.is_string()) {
+      record.fields[name] = string_of(value, fmt::format("\"{}\"", name));
+    } else if (value.is_number_integer()) {
+      record.fields[name] = value.dump();  // {"label": 1}: one spelling only, so no harm
+    } else {
+      odd[name] = kind_of(value);
+    }
+  }
+  return record;
+}
+
+// Turns records into examples: label map, templates, the shapes that need none.
+class Builder {
+ public:
+  Builder(std::string name, const DataConfig& config, DataReport& report)
+      : name_(std::move(name)), config_(config), report_(report) {
+    if (!config.prompt_template.empty()) prompt_.emplace(config.prompt_template, "data.prompt_template");
+    if (!config.completion_template.empty())
+      completion_.emplace(config.completion_template, "data.completion_template");
+  }
+
+  const std::string& name() const { return name_; }
+  std::map<std::string, std::string> odd;  // of the record at hand: field -> what it is instead of a string
+
+  // Runs `make` (which gives a Record) for the item at `line`, and keeps, drops or refuses what comes.
+  template <typename Make>
+  void item(int64_t line, Make make) {
+    ++report_.read;
+    odd.clear();
+    try {
+      Record record = make();
+      record.line = line;
+      Example example = build(record);
+      if (blank(example.completion)) {
+        report_.drop("empty completion", line);
+        return;
+      }
+      examples_.push_back(std::move(example));
+      ++report_.kept;
+    } catch (const BadItem& bad) {
+      if (config_.bad_items == BadItems::kError)
+        fail("{}:{}: {} (data.bad_items=drop leaves such items out)", name_, line, bad.what());
+      report_.drop(bad.reason, line);
+    }
+  }
+
+  std::vector<Example> take() {
+    if (report_.read == 0) fail("{}: no items in the file", name_);
+    if (examples_.empty()) {
+      std::string reasons;
+      for (const auto& [reason, count] : report_.dropped)
+        reasons += fmt::format("{}{} {}", reasons.empty() ? "" : ", ", count.items, reason);
+      fail("{}: none of the {} items can be used: {}", name_, report_.read, reasons);
+    }
+    return std::move(examples_);
+  }
+
+ private:
+  std::string lookup(const Record& record, const std::string& column, const char* asked_by) const {
+    const auto found = record.fields.find(column);
+    if (found != record.fields.end()) return found->second;
+    if (const size_t number = column_number(column); number > 0 && number <= record.numbered.size())
+      return record.numbered[number - 1];
+    if (const auto other = odd.find(column); other != odd.end())
+      throw BadItem("field is no string",
+                    fmt::format("\"{}\": expected a string, got {}", column, other->second));
+    const std::vector<std::string> known = names(record);
+    throw BadItem("missing column", fmt::format("no column '{}' ({}){}; there are: {}", column, asked_by,
+                                                did_you_mean(column, known), joined(known)));
+  }
+
+  static std::vector<std::string> names(const Record& record) {
+    std::vector<std::string> out;
+    for (const auto& [name, value] : record.fields) out.push_back(name);
+    if (record.messages) out.push_back("messages");
+    if (out.empty())
+      for (size_t i = 0; i < record.numbered.size(); ++i) out.push_back(fmt::format("{}", i + 1));
+    return out;
+  }
+
+  Example build(Record& record) const {
+    if (!config_.label_map.empty()) map_label(record);
+    Example example;
+    example.line = record.line;
+    const auto field = [&](const char* name) -> const std::string* {
+      const auto found = record.fields.find(name);
+      if (found == record.fields.end() && odd.contains(name))
+        throw BadItem("field is no string",
+                      fmt::format("\"{}\": expected a string, got {}", name, odd.at(name)));
+      return found == record.fields.end() ? nullptr : &found->second;
+    };
+    const bool chat = config_.chat_template != ChatTemplateChoice::kNone;
+    if (prompt_ || completion_) {
+      if (prompt_)
+        example.prompt = prompt_->fill(
+            [&](const std::string& column) { return lookup(record, column, "data.prompt_template"); });
+      else if (const std::string* given = field("prompt"))
+        example.prompt = *given;
+      example.completion = completion_ ? completion_->fill([&](const std::string& column) {
+        return lookup(record, column, "data.completion_template");
+      })
+                                       : lookup(record, "completion", "data.completion_template is empty");
+    } else if (record.messages) {
+      if (!chat)
+        throw BadItem(
+            "messages without a chat template",
+            "the item is a chat (\"messages\"); choose data.chat_template: auto, chatml, llama2 or llama3");
+      example.messages = std::move(*record.messages);
+      example.completion = std::move(example.messages.back().content);
+      example.messages.pop_back();
+    } else if (field("prompt") && field("completion")) {
+      example.prompt = *field("prompt");
+      example.completion = *field("completion");
+    } else if (field("instruction") && field("output")) {
+      alpaca(*field("instruction"), field("input") ? *field("input") : "", chat, example);
+      example.completion = *field("output");
+    } else if (field("input") && field("output")) {
+      example.prompt = *field("input");
+      example.completion = *field("output");
+    } else if (field("text")) {
+      example.completion = *field("text");
+    } else {
+      throw BadItem(
+          "unknown shape",
+          fmt::format("expected prompt and completion, messages, instruction and output, input and "
+                      "output, or text; got: {}. Set data.prompt_template and data.completion_template",
+                      joined(names(record))));
+    }
+    for (std::string& reference : record.references)
+      if (reference != example.completion && !blank(reference))
+        example.references.push_back(std::move(reference));
+    if (blank(example.completion) && !example.references.empty()) {
+      example.completion = example.references.front();
+      example.references.erase(example.references.begin());
+    }
+    return example;
+  }
+
+  void map_label(Record& record) const {
+    const std::string value = lookup(record, config_.label_column, "data.label_column");
+    const auto found = config_.label_map.find(value);
+    if (found == config_.label_map.end()) {
+      std::vector<std::string> known;
+      for (const auto& [label, text] : config_.label_map) known.push_back(label);
+      throw BadItem("label not in data.label_map",
+                    fmt::format("label \"{}\" is not in data.label_map; it has: {}", value.substr(0, 80),
+                                joined(known)));
+    }
+    record.fields[config_.label_column] = found->second;
+    // A template may name the column by its number too.
+    if (const size_t number = column_number(config_.label_column);
+        number > 0 && number <= record.numbered.size())
+      record.numbered[number - 1] = found->second;
+  }
+
+  // 3 for "3", 0 for a name.
+  static size_t column_number(const std::string& column) {
+    const bool digits =
+        !column.empty() && column.size() < 6 && column.find_first_not_of("0123456789") == std::string::npos;
+    return digits ? std::stoul(column) : 0;
+  }
+
+  // The wording of the Stanford Alpaca data set; as a chat the template does the wrapping.
+  static void alpaca(const std::string& instruction, const std::string& input, bool chat, Example& example) {
+    if (chat)
+      example.prompt = input.empty() ? instruction : instruction + "\n\n" + input;
+    else if (input.empty())
+      example.prompt = fmt::format(
+          "Below is an instruction that describes a task. Write a response that appropriately completes the "
+          "request.\n\n### Instruction:\n{}\n\n### Response:\n",
+          instruction);
+    else
+      example.prompt = fmt::format(
+          "Below is an instruction that describes a task, paired with an input that provides further "
+          "context. "
+          "Write a response that appropriately completes the request.\n\n### Instruction:\n{}\n\n### "
+          "Input:\n{}\n\n### Response:\n",
+          instruction, input);
+  }
+
+  std::string name_;
+  const DataConfig& config_;
+  DataReport& report_;
+  std::optional<TextTemplate> prompt_, completion_;
+  std::vector<Example> examples_;
+};
+
+// Calls each(line number, line without its end) for every line. Lines end at LF or CRLF and nowhere else:
+// U+0085, U+2028 and form feeds are text.
+template <typename Each>
+void for_each_line(std::string_view text, const std::string& name, Each each) {
+  int64_t line = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    size_t end = text.find('\n', begin);
+    if (end == std::string_view::npos) end = text.size();  // the last line may lack its end
+    ++line;
+    std::string_view piece = text.substr(begin, end - begin);
+    if (piece.size() > kMaxLineBytes)
+      fail("{}:{}: a line of {} bytes, expected at most {}", name, line, piece.size(), kMaxLineBytes);
+    if (!piece.empty() && piece.back() == '\r') piece.remove_suffix(1);
+    each(line, piece);
+    begin = end + 1;
+  }
+}
+
+// nlohmann's message without its own tag: "parse error at line 1, column 5: ...".
+std::string json_message(const std::exception& error) {
+  std::string text = error.what();
+  if (text.starts_with('[')) {
+    const size_t end = text.find("] ");
+    if (end != std::string::npos) text = text.substr(end + 2);
+  }
+  if (text.starts_with("parse error")) text.erase(0, 12);
+  if (text.starts_with("at line 1, column ")) text.erase(3, 8);  // the caller names the file's line
+  return fmt::format("not JSON: {}", text.substr(0, 300));
+}
+
+void read_json_lines(std::string_view text, Builder& builder) {
+  for_each_line(text, builder.name(), [&](int64_t line, std::string_view piece) {
+    if (blank(piece)) return;
+    builder.item(line, [&] {
+      json item;
+      try {
+        item = json::parse(piece);
+      } catch (const json::exception& error) {
+        throw BadItem("not JSON", json_message(error));
+      }
+      return record_of(item, line, builder.odd);
+    });
+  });
+}
+
+void read_json_array(std::string_view text, Builder& builder) {
+  json items;
+  try {
+    items = json::parse(text);
+  } catch (const json::exception& error) {
+    fail("{}: {}", builder.name(), json_message(error));
+  }
+  int64_t number = 0;
+  for (const json& item : items) {
+    ++number;
+    builder.item(number, [&] { return record_of(item, number, builder.odd); });
+  }
+}
+
+struct Row {
+  std::vector<std::string> cells;
+  int64_t line = 0;
+  std::string problem;  // of the quoting; "" for none
+};
+
+// RFC 4180 with any one-byte delimiter and either line end. Quotes are special only at a cell's first byte;
+// what follows a closing quote other than a delimiter or line end is a problem of that row.
+template <typename Each>
+void for_each_csv_row(std::string_view text, char delimiter, const std::string& name, Each each) {
+  int64_t line = 1;
+  for (size_t i = 0; i < text.size();) {
+    Row row;
+    row.line = line;
+    size_t bytes = 0;
+    for (bool more = true; more;) {
+      std::string cell;
+      if (i < text.size() && text[i] == '"') {
+        const int64_t opened = line;
+        for (++i;; ++i) {
+          if (i >= text.size()) fail("{}:{}: a quote is opened and never closed", name, opened);
+          if (text[i] == '"') {
+            if (i + 1 < text.size() && text[i + 1] == '"') {
+              cell += '"';
+              ++i;
+              continue;
+            }
+            ++i;
+            break;
+          }
+          if (text[i] == '\n') ++line;
+          cell += text[i];
+          if (cell.size() > kMaxLineBytes)
+            fail("{}:{}: a quoted cell of more than {} bytes; is a quote left open?", name, opened,
+                 kMaxLineBytes);
+        }
+        while (i < text.size() && text[i] != delimiter && text[i] != '\n') {
+          if (text[i] != '\r' && row.problem.empty())
+            row.problem = fmt::format("text after a closing quote in column {}", row.cells.size() + 1);
+          ++i;
+        }
+      } else {
+        size_t end = i;
+        while (end < text.size() && text[end] != delimiter && text[end] != '\n') ++end;
+        cell = std::string(text.substr(i, end - i));
+        if ((end == text.size() || text[end] == '\n') && !cell.empty() && cell.back() == '\r')
+          cell.pop_back();
+        i = end;
+      }
+      bytes += cell.size();
+      if (bytes > kMaxLineBytes)
+        fail("{}:{}: a row of more than {} bytes, expected at most that", name, row.line, kMaxLineBytes);
+      row.cells.push_back(std::move(cell));
+      if (row.cells.size() > kMaxColumns)
+        fail("{}:{}: more than {} columns; is data.delimiter right?", name, row.line, kMaxColumns);
+      more = i < text.size() && text[i] == delimiter;
+      if (more) ++i;
+    }
+    if (i < text.size()) ++i;  // the line end
+    ++line;
+    each(row);
+  }
+}
+
+void read_table(std::string_view text, DataFormat format, const DataConfig& config, Builder& builder) {
+  const std::string& name = builder.name();
+  std::vector<std::string> columns = config.columns;
+  bool header = config.header == Tristate::kAuto ? columns.empty() : config.header == Tristate::kYes;
+  size_t width = columns.size();
+  const auto take_row = [&](const Row& row) {
+    if (row.cells.size() == 1 && blank(row.cells[0]) && width != 1) return;  // an empty line
+    if (header) {
+      header = false;
+      if (!row.problem.empty()) fail("{}:{}: {}", name, row.line, row.problem);
+      if (columns.empty()) {
+        columns = row.cells;
+        std::set<std::string> seen;
+        for (const std::string& column : columns)
+          if (!seen.insert(column).second)
+            fail("{}:{}: column '{}' stands twice in the header; name them with data.columns", name, row.line,
+                 column);
+      }
+      if (columns.size() != row.cells.size())
+        fail("{}:{}: data.columns names {} columns, the header has {}", name, row.line, columns.size(),
+             row.cells.size());
+      width = columns.size();
+      return;
+    }
+    if (width == 0) width = row.cells.size();  // no header, no names: the first row says how many
+    builder.item(row.line, [&] {
+      if (!row.problem.empty()) throw BadItem("bad quoting", row.problem);
+      if (row.cells.size() != width)
+        throw BadItem("wrong number of columns",
+                      fmt::format("expected {} columns, got {}", width, row.cells.size()));
+      Record record;
+      record.numbered = row.cells;
+      for (size_t i = 0; i < columns.size(); ++i) record.fields[columns[i]] = row.cells[i];
+      return record;
+    });
+  };
+  char delimiter = format == DataFormat::kTsv ? '\t' : ',';
+  if (!config.delimiter.empty()) delimiter = config.delimiter[0];
+  if (format == DataFormat::kCsv) {
+    for_each_csv_row(text, delimiter, name, take_row);
+    return;
+  }
+  // TSV has no quoting: a quote is a quote.
+  for_each_line(text, name, [&](int64_t line, std::string_view piece) {
+    Row row;
+    row.line = line;
+    for (size_t begin = 0; begin <= piece.size();) {
+      const size_t end = std::min(piece.find(delimiter, begin), piece.size());
+      row.cells.emplace_back(piece.substr(begin, end - begin));
+      if (row.cells.size() > kMaxColumns)
+        fail("{}:{}: more than {} columns; is data.delimiter right?", name, line, kMaxColumns);
+      begin = end + 1;
+    }
+    take_row(row);
+  });
+}
+
+void read_pattern_lines(std::string_view text, const DataConfig& config, Builder& builder) {
+  const TextTemplate pattern(config.line_pattern, "data.line_pattern");
+  bool previous_is_column = false;
+  for (const TextTemplate::Piece& piece : pattern.pieces()) {
+    if (piece.column && previous_is_column)
+      fail_usage("data.line_pattern: {{{}}} follows another column with no text between them in \"{}\"",
+                 piece.text, config.line_pattern);
+    previous_is_column = piece.column;
+  }
+  for_each_line(text, builder.name(), [&](int64_t line, std::string_view rest) {
+    if (blank(rest)) return;
+    builder.item(line, [&] {
+      Record record;
+      const std::vector<TextTemplate::Piece>& pieces = pattern.pieces();
+      for (size_t i = 0; i < pieces.size(); ++i) {
+        if (!pieces[i].column) {
+          if (!rest.starts_with(pieces[i].text))
+            throw BadItem("line does not fit the pattern",
+                          fmt::format("expected \"{}\" (data.line_pattern \"{}\"), got \"{}\"",
+                                      pieces[i].text, config.line_pattern, rest.substr(0, 40)));
+          rest.remove_prefix(pieces[i].text.size());
+          continue;
+        }
+        size_t end = rest.size();
+        if (i + 1 < pieces.size()) {
+          end = rest.find(pieces[i + 1].text);
+          if (end == std::string_view::npos)
+            throw BadItem(
+                "line does not fit the pattern",
+                fmt::format("expected \"{}\" after {{{}}} (data.line_pattern \"{}\"), got \"{}\"",
+                            pieces[i + 1].text, pieces[i].text, config.line_pattern, rest.substr(0, 40)));
+        }
+        record.fields[pieces[i].text] = std::string(rest.substr(0, end));
+        record.numbered.emplace_back(rest.substr(0, end));
+        rest.remove_prefix(end);
+      }
+      if (!rest.empty())
+        throw BadItem("line does not fit the pattern",
+                      fmt::format("text after the end of data.line_pattern: \"{}\"", rest.substr(0, 40)));
+      return record;
+    });
+  });
+}
+
+int64_t line_of(std::string_view text, size_t offset) {
+  return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(offset), '\n');
+}
+
+}  // namespace
+
+std::string content_key(const Example& example) {
+  if (!example.messages.empty()) {
+    std::string key;
+    for (const ChatTurn& turn : example.messages) key += turn.role + '\0' + turn.content + '\0';
+    return key;
+  }
+  return blank(example.prompt) ? example.completion : example.prompt;
+}
+
+DataFormat format_of(const std::filesystem::path& file) {
+  const std::string ending = file.extension().string();
+  if (ending == ".jsonl" || ending == ".json" || ending == ".ndjson") return DataFormat::kJsonl;
+  if (ending == ".tsv") return DataFormat::kTsv;
+  if (ending == ".csv") return DataFormat::kCsv;
+  fail(
+      "{}: the format cannot be told from the ending \"{}\" (.jsonl, .json, .tsv and .csv can); set "
+      "data.format",
+      file.string(), ending);
+}
+
+std::vector<Example> parse_examples(std::string text, const std::string& name, DataFormat format,
+                                    const DataConfig& config, DataReport& report) {
+  report.file = name;
+  if (text.empty()) fail("{}: the file is empty", name);
+  if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff"))
+    fail("{}: the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8", name);
+  size_t skipped = 0;
+  if (text.starts_with("\xef\xbb\xbf")) {  // a byte order mark
+    text.erase(0, 3);
+    skipped = 3;
+  }
+  if (config.encoding == TextEncoding::kLatin1) {
+    text = latin1_to_utf8(text);
+  } else if (const size_t bad = find_bad_utf8(text); bad != std::string::npos) {
+    fail(
+        "{}:{}: not UTF-8 at byte {} of the file (0x{:02x}); if the file is Latin-1, set "
+        "data.encoding=latin1",
+        name, line_of(text, bad), bad + skipped, static_cast<unsigned char>(text[bad]));
+  }
+  if (const size_t nul = text.find('\0'); nul != std::string::npos)
+    fail("{}:{}: a NUL byte at byte {} of the file; is it a text file?", name, line_of(text, nul),
+         nul + skipped);
+  if (format == DataFormat::kAuto) format = format_of(name);
+
+  Builder builder(name, config, report);
+  switch (format) {
+    case DataFormat::kAuto:
+    case DataFormat::kJsonl: {
+      const size_t first = text.find_first_not_of(" \t\r\n");
+      if (first != std::string::npos && text[first] == '[')
+        read_json_array(text, builder);
+      else
+        read_json_lines(text, builder);
+      break;
+    }
+    case DataFormat::kTsv:
+    case DataFormat::kCsv:
+      read_table(text, format, config, builder);
+      break;
+    case DataFormat::kLines:
+      read_pattern_lines(text, config, builder);
+      break;
+  }
+  return builder.take();
+}
+
+std::vector<Example> read_examples(const std::filesystem::path& file, const DataConfig& config,
+                                   DataReport& report) {
+  const DataFormat format = config.format == DataFormat::kAuto ? format_of(file) : config.format;
+  return parse_examples(read_text_file(file, kMaxFileBytes), file.string(), format, config, report);
+}
+
+}  // namespace gantrain
