@@ -1,31 +1,68 @@
-// Contract checks shared by core/ops/*.cc: shape, type and device of every tensor of an argument struct, once
-// for all backends. A broken contract names the op, the field, what was expected and what came.
+// Helpers for the contract checks in core/ops/*.cc; nothing else includes this.
 #pragma once
 
 #include "core/device.h"
-#include "core/tensor.h"
+#include "core/ops.h"
 
-namespace gantrain {
+namespace gantrain::contract {
 
-// `t` is there (or holds no element), of this type and shape, and lives on `device`.
-inline void expect_tensor(const Device& device, const char* op, const char* field, ConstTensor t, DType dtype,
-                          const Shape& shape) {
-  GT_CHECK(t.dtype() == dtype && t.shape() == shape, "{}: {} is {} {}, expected {} {}", op, field,
-           dtype_name(t.dtype()), to_string(t.shape()), dtype_name(dtype), to_string(shape));
-  GT_CHECK(!t.empty() || shape.count() == 0, "{}: {} is missing", op, field);
-  GT_CHECK(t.empty() || t.device() == device.kind(), "{}: {} lives on another device than the op runs on", op,
-           field);
+// Checks the tensors of one call: `op` and `device` are named in every message.
+class Checker {
+ public:
+  Checker(const char* op, Device& device) : op_(op), device_(device) {}
+
+  // A tensor that must be there (unless it has no elements), of this type and shape.
+  void tensor(const char* name, const ConstTensor& t, DType dtype, const Shape& shape) const {
+    GT_CHECK(!t.empty() || shape.count() == 0, "{}: {} is missing, expected {} {}", op_, name,
+             dtype_name(dtype), to_string(shape));
+    if (t.empty()) return;
+    GT_CHECK(t.dtype() == dtype, "{}: {} is {}, expected {}", op_, name, dtype_name(t.dtype()),
+             dtype_name(dtype));
+    GT_CHECK(t.shape() == shape, "{}: {} is {}, expected {}", op_, name, to_string(t.shape()),
+             to_string(shape));
+    GT_CHECK(t.device() == device_.kind(), "{}: {} is on another device than the op", op_, name);
+  }
+  void optional(const char* name, const ConstTensor& t, DType dtype, const Shape& shape) const {
+    if (!t.empty()) tensor(name, t, dtype, shape);
+  }
+  void rank(const char* name, const ConstTensor& t, int rank) const {
+    GT_CHECK(t.rank() == rank, "{}: {} is {}, expected {} extents", op_, name, to_string(t.shape()), rank);
+  }
+  void matrix(const char* name, const FrozenMatrix* m, int64_t rows, int64_t cols) const {
+    GT_CHECK(m != nullptr, "{}: {} is missing, expected ({}, {})", op_, name, rows, cols);
+    GT_CHECK(m->rows() == rows && m->cols() == cols, "{}: {} is ({}, {}), expected ({}, {})", op_, name,
+             m->rows(), m->cols(), rows, cols);
+    GT_CHECK(m->device() == device_.kind(), "{}: {} is on another device than the op", op_, name);
+  }
+  void scratch(const ConstTensor& t, int64_t bytes) const {
+    if (bytes == 0) return;
+    GT_CHECK(!t.empty() && t.bytes() >= bytes, "{}: scratch has {} bytes, expected {}", op_,
+             t.empty() ? 0 : t.bytes(), bytes);
+    GT_CHECK(t.device() == device_.kind(), "{}: scratch is on another device than the op", op_);
+  }
+  void positive(const char* name, double value) const {
+    GT_CHECK(value > 0, "{}: {} is {}, expected more than 0", op_, name, value);
+  }
+  // Every index in [low, high). Looks at the data on the CPU only: there it costs nothing.
+  void indices(const char* name, const ConstTensor& t, int64_t low, int64_t high) const {
+    if (t.empty() || t.device() != DeviceKind::kCpu) return;
+    const int32_t* index = t.data<int32_t>();
+    for (int64_t i = 0; i < t.count(); ++i) {
+      GT_CHECK(index[i] >= low && index[i] < high, "{}: {}[{}] is {}, expected {} to {}", op_, name, i,
+               index[i], low, high - 1);
+    }
+  }
+  const char* op() const { return op_; }
+  Device& device() const { return device_; }
+
+ private:
+  const char* op_;
+  Device& device_;
+};
+
+inline int64_t bytes_of(const ConstTensor& t) { return t.empty() ? 0 : t.bytes(); }
+inline int64_t bytes_of(const FrozenMatrix* m) {
+  return m ? m->rows() * m->cols() * dtype_size(m->dtype()) : 0;
 }
 
-// The same for an optional field: the empty view is fine.
-inline void expect_optional(const Device& device, const char* op, const char* field, ConstTensor t,
-                            DType dtype, const Shape& shape) {
-  if (!t.empty()) expect_tensor(device, op, field, t, dtype, shape);
-}
-
-// `t` is there and has `rank` extents; its shape then sets what the other fields are expected to be.
-inline void expect_rank(const char* op, const char* field, ConstTensor t, int rank) {
-  GT_CHECK(t.rank() == rank, "{}: {} is {}, expected {} extents", op, field, to_string(t.shape()), rank);
-}
-
-}  // namespace gantrain
+}  // namespace gantrain::contract

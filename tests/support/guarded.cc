@@ -23,6 +23,8 @@ struct GuardedMemory::Piece {
   std::vector<std::byte> before;  // of inputs only
 };
 
+GuardedMemory::GuardedMemory(Device& device) : device_(device) {}
+
 GuardedMemory::~GuardedMemory() {
   verify();
   for (auto& piece : pieces_) device_.release(piece->memory, piece->total);

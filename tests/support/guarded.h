@@ -15,7 +15,7 @@ namespace gantrain::test {
 
 class GuardedMemory {
  public:
-  explicit GuardedMemory(Device& device) : device_(device) {}
+  explicit GuardedMemory(Device& device);
   ~GuardedMemory();
   GuardedMemory(const GuardedMemory&) = delete;
   GuardedMemory& operator=(const GuardedMemory&) = delete;
