@@ -1,0 +1,60 @@
+#include "core/ops/mlp.h"
+
+#include "core/ops/contract.h"
+
+namespace gantrain {
+
+void gate_up_forward(Device& device, const GateUpForward& a) {
+  const contract::Checker check("gate_up_forward", device);
+  check.rank("x", a.x, 2);
+  check.rank("a", a.a, 2);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.a.dim(1);
+  check.matrix("w", a.w, 2 * f, c);
+  const DType t = a.w->dtype();
+  check.tensor("x", a.x, DType::kF32, {n, c});
+  check.tensor("rstd", a.rstd, DType::kF32, {n});
+  check.optional("gain", a.gain, DType::kF32, {c});
+  check.optional("bias", a.bias, DType::kF32, {2 * f});
+  GT_CHECK(a.g.empty() == a.u.empty(), "gate_up_forward: g and u are wanted both or neither");
+  check.optional("g", a.g, t, {n, f});
+  check.optional("u", a.u, t, {n, f});
+  check.tensor("a", a.a, t, {n, f});
+  if (n == 0) return;
+  check.scratch(a.scratch, device.ops().scratch(a));
+  device.ops().gate_up_forward(a);
+}
+
+void gate_up_backward(Device& device, const GateUpBackward& a) {
+  const contract::Checker check("gate_up_backward", device);
+  check.rank("x", a.x, 2);
+  check.rank("da", a.da, 2);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.da.dim(1);
+  check.matrix("w", a.w, 2 * f, c);
+  const DType t = a.w->dtype();
+  check.tensor("x", a.x, DType::kF32, {n, c});
+  check.tensor("rstd", a.rstd, DType::kF32, {n});
+  check.optional("gain", a.gain, DType::kF32, {c});
+  check.tensor("g", a.g, t, {n, f});
+  check.tensor("u", a.u, t, {n, f});
+  check.tensor("da", a.da, t, {n, f});
+  check.tensor("dx", a.dx, DType::kF32, {n, c});
+  if (n == 0) return;
+  check.scratch(a.scratch, device.ops().scratch(a));
+  device.ops().gate_up_backward(a);
+}
+
+int64_t gate_up_forward_scratch(Device& device, const GateUpForward& a) { return device.ops().scratch(a); }
+int64_t gate_up_backward_scratch(Device& device, const GateUpBackward& a) { return device.ops().scratch(a); }
+
+int64_t gate_up_forward_bytes(const GateUpForward& a) {
+  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
+         contract::bytes_of(a.bias) + contract::bytes_of(a.g) + contract::bytes_of(a.u) + a.a.bytes();
+}
+int64_t gate_up_forward_flops(const GateUpForward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+int64_t gate_up_backward_bytes(const GateUpBackward& a) {
+  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) + a.g.bytes() +
+         a.u.bytes() + a.da.bytes() + 2 * a.dx.bytes();
+}
+int64_t gate_up_backward_flops(const GateUpBackward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+
+}  // namespace gantrain

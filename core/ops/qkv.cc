@@ -1,0 +1,69 @@
+#include "core/ops/qkv.h"
+
+#include "core/ops/contract.h"
+
+namespace gantrain {
+
+void qkv_forward(Device& device, const QkvForward& a) {
+  const contract::Checker check("qkv_forward", device);
+  check.rank("x", a.x, 2);
+  check.rank("q", a.q, 3);
+  check.rank("k", a.k, 3);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.q.dim(1), d = a.q.dim(2), k = a.k.dim(1);
+  GT_CHECK(d % 2 == 0, "qkv_forward: RoPE needs an even head size, got {}", d);
+  check.matrix("w", a.w, (h + 2 * k) * d, c);
+  const DType t = a.w->dtype();
+  check.tensor("x", a.x, DType::kF32, {n, c});
+  check.tensor("rstd", a.rstd, DType::kF32, {n});
+  check.optional("gain", a.gain, DType::kF32, {c});
+  check.optional("bias", a.bias, DType::kF32, {(h + 2 * k) * d});
+  check.tensor("positions", a.positions, DType::kI32, {n});
+  check.tensor("inv_freq", a.inv_freq, DType::kF32, {d / 2});
+  check.tensor("q", a.q, t, {n, h, d});
+  check.tensor("k", a.k, t, {n, k, d});
+  check.tensor("v", a.v, t, {n, k, d});
+  check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  if (n == 0) return;
+  check.scratch(a.scratch, device.ops().scratch(a));
+  device.ops().qkv_forward(a);
+}
+
+void qkv_backward(Device& device, const QkvBackward& a) {
+  const contract::Checker check("qkv_backward", device);
+  check.rank("x", a.x, 2);
+  check.rank("dq", a.dq, 3);
+  check.rank("dk", a.dk, 3);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.dq.dim(1), d = a.dq.dim(2), k = a.dk.dim(1);
+  GT_CHECK(d % 2 == 0, "qkv_backward: RoPE needs an even head size, got {}", d);
+  check.matrix("w", a.w, (h + 2 * k) * d, c);
+  const DType t = a.w->dtype();
+  check.tensor("x", a.x, DType::kF32, {n, c});
+  check.tensor("rstd", a.rstd, DType::kF32, {n});
+  check.optional("gain", a.gain, DType::kF32, {c});
+  check.tensor("positions", a.positions, DType::kI32, {n});
+  check.tensor("inv_freq", a.inv_freq, DType::kF32, {d / 2});
+  check.tensor("dq", a.dq, t, {n, h, d});
+  check.tensor("dk", a.dk, t, {n, k, d});
+  check.tensor("dv", a.dv, t, {n, k, d});
+  check.tensor("dx", a.dx, DType::kF32, {n, c});
+  check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  if (n == 0) return;
+  check.scratch(a.scratch, device.ops().scratch(a));
+  device.ops().qkv_backward(a);
+}
+
+int64_t qkv_forward_scratch(Device& device, const QkvForward& a) { return device.ops().scratch(a); }
+int64_t qkv_backward_scratch(Device& device, const QkvBackward& a) { return device.ops().scratch(a); }
+
+int64_t qkv_forward_bytes(const QkvForward& a) {
+  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
+         contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() + a.k.bytes() + a.v.bytes();
+}
+int64_t qkv_forward_flops(const QkvForward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+int64_t qkv_backward_bytes(const QkvBackward& a) {
+  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
+         a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + 2 * a.dx.bytes();
+}
+int64_t qkv_backward_flops(const QkvBackward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+
+}  // namespace gantrain

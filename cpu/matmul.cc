@@ -1,0 +1,229 @@
+#include "cpu/matmul.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <shared_mutex>
+#include <tuple>
+#include <vector>
+
+namespace gantrain {
+namespace {
+
+constexpr int64_t kTileM = 128, kTileN = 384;
+
+const dnnl::engine& engine() {
+  static const dnnl::engine e(dnnl::engine::kind::cpu, 0);
+  return e;
+}
+
+dnnl::memory::data_type dnnl_type(DType t) {
+  return t == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+// One compiled product: m, n, k, lda, ldb, ldc, transpose a, transpose b, input type, output type,
+// accumulate.
+using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, DType, DType, bool>;
+
+struct Compiled {
+  dnnl::memory::desc a, b, c, scratch;
+  dnnl::matmul primitive;
+};
+
+std::unique_ptr<Compiled> compile(const Key& key) {
+  const auto& [m, n, k, lda, ldb, ldc, ta, tb, in, out, accumulate] = key;
+  auto made = std::make_unique<Compiled>();
+  using Dims = dnnl::memory::dims;
+  made->a = {Dims{m, k}, dnnl_type(in), ta ? Dims{1, lda} : Dims{lda, 1}};
+  made->b = {Dims{k, n}, dnnl_type(in), tb ? Dims{1, ldb} : Dims{ldb, 1}};
+  made->c = {Dims{m, n}, dnnl_type(out), Dims{ldc, 1}};
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);  // a compiled product is shared between threads
+  if (accumulate) {
+    dnnl::post_ops ops;
+    ops.append_sum(1.0f);
+    attr.set_post_ops(ops);
+  }
+  const dnnl::matmul::primitive_desc pd(dnnl::matmul::desc(made->a, made->b, made->c), attr, engine());
+  made->scratch = pd.scratchpad_desc();
+  made->primitive = dnnl::matmul(pd);
+  return made;
+}
+
+const Compiled& compiled(const Key& key) {
+  static std::shared_mutex mutex;
+  static std::map<Key, std::unique_ptr<Compiled>> cache;
+  {
+    std::shared_lock lock(mutex);
+    if (const auto it = cache.find(key); it != cache.end()) return *it->second;
+  }
+  std::unique_lock lock(mutex);
+  auto& slot = cache[key];
+  if (!slot) slot = compile(key);
+  return *slot;
+}
+
+void run(const Key& key, const void* a, const void* b, void* c) {
+  try {
+    const Compiled& p = compiled(key);
+    thread_local dnnl::stream stream(engine());
+    thread_local std::vector<std::byte> scratch;
+    if (scratch.size() < p.scratch.get_size() + 64) scratch.resize(p.scratch.get_size() + 64);
+    void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+    p.primitive.execute(stream, {{DNNL_ARG_SRC, {p.a, engine(), const_cast<void*>(a)}},
+                                 {DNNL_ARG_WEIGHTS, {p.b, engine(), const_cast<void*>(b)}},
+                                 {DNNL_ARG_DST, {p.c, engine(), c}},
+                                 {DNNL_ARG_SCRATCHPAD, {p.scratch, engine(), aligned}}});
+  } catch (const dnnl::error& e) {
+    throw Error(fmt::format("oneDNN refused a product of ({}, {}) by ({}, {}): {}", std::get<0>(key),
+                            std::get<2>(key), std::get<2>(key), std::get<1>(key), e.what()));
+  }
+}
+
+// Rows of a tile, rounded up to one of few sizes: each size is compiled once.
+int64_t padded_rows(int64_t m) { return m <= 64 ? (m + 7) / 8 * 8 : kTileM; }
+
+// Cuts n into equal tiles of at most kTileN, multiples of 16 but for the last.
+int64_t tile_columns(int64_t n) {
+  const int64_t tiles = (n + kTileN - 1) / kTileN;
+  return ((n + tiles - 1) / tiles + 15) / 16 * 16;
+}
+
+struct Tile {
+  int64_t m, n, k;
+  const std::byte *a, *b;
+  void* c;
+  int64_t ldc;
+  DType c_dtype;
+  bool accumulate;
+};
+
+// bf16 inputs on a CPU without bf16 instructions: the same values in f32.
+void run_converted(const MatMul& p, const Tile& t) {
+  const int64_t b_rows = p.transpose_b ? t.n : t.k, b_cols = p.transpose_b ? t.k : t.n;
+  float* a = thread_scratch(2, t.m * t.k);
+  float* b = thread_scratch(3, b_rows * b_cols);
+  for (int64_t i = 0; i < t.m; ++i)
+    convert_to_f32(reinterpret_cast<const bf16*>(t.a) + i * p.lda, a + i * t.k, t.k);
+  for (int64_t i = 0; i < b_rows; ++i)
+    convert_to_f32(reinterpret_cast<const bf16*>(t.b) + i * p.ldb, b + i * b_cols, b_cols);
+  if (t.c_dtype == DType::kF32) {
+    run({t.m, t.n, t.k, t.k, b_cols, t.ldc, false, p.transpose_b, DType::kF32, DType::kF32, t.accumulate}, a,
+        b, t.c);
+    return;
+  }
+  float* c = thread_scratch(4, t.m * t.n);
+  run({t.m, t.n, t.k, t.k, b_cols, t.n, false, p.transpose_b, DType::kF32, DType::kF32, false}, a, b, c);
+  for (int64_t i = 0; i < t.m; ++i) convert_to_bf16(c + i * t.n, static_cast<bf16*>(t.c) + i * t.ldc, t.n);
+}
+
+void run_tile(const MatMul& p, const Tile& t) {
+  static const bool fast_bf16 = cpu_has_bf16();
+  if (p.dtype == DType::kBF16 && !fast_bf16) return run_converted(p, t);
+  run({t.m, t.n, t.k, p.lda, p.ldb, t.ldc, false, p.transpose_b, p.dtype, t.c_dtype, t.accumulate}, t.a, t.b,
+      t.c);
+}
+
+// A tile whose number of rows is not one of the compiled ones: padded with zeros in thread scratch.
+void run_padded(const MatMul& p, const Tile& t, int64_t rows) {
+  const int64_t size = dtype_size(p.dtype), c_size = dtype_size(t.c_dtype);
+  auto* a = reinterpret_cast<std::byte*>(thread_scratch(0, rows * t.k));
+  auto* c = reinterpret_cast<std::byte*>(thread_scratch(1, rows * t.n));
+  for (int64_t i = 0; i < t.m; ++i)
+    std::memcpy(a + i * t.k * size, t.a + i * p.lda * size, static_cast<size_t>(t.k * size));
+  std::memset(a + t.m * t.k * size, 0, static_cast<size_t>((rows - t.m) * t.k * size));
+  if (t.accumulate) {
+    std::memset(c, 0, static_cast<size_t>(rows * t.n * c_size));
+    for (int64_t i = 0; i < t.m; ++i)
+      std::memcpy(c + i * t.n * c_size, static_cast<std::byte*>(t.c) + i * t.ldc * c_size,
+                  static_cast<size_t>(t.n * c_size));
+  }
+  MatMul padded = p;
+  padded.lda = t.k;
+  run_tile(padded, {rows, t.n, t.k, a, t.b, c, t.n, t.c_dtype, t.accumulate});
+  for (int64_t i = 0; i < t.m; ++i)
+    std::memcpy(static_cast<std::byte*>(t.c) + i * t.ldc * c_size, c + i * t.n * c_size,
+                static_cast<size_t>(t.n * c_size));
+}
+
+}  // namespace
+
+void matmul(ThreadPool& pool, const MatMul& p) {
+  if (p.m == 0 || p.n == 0) return;
+  GT_CHECK(p.k > 0, "a product needs k > 0, got {}", p.k);
+  GT_CHECK(p.dtype == DType::kF32 || p.dtype == DType::kBF16, "matmul inputs are f32 or bf16, got {}",
+           dtype_name(p.dtype));
+  GT_CHECK(p.c_dtype == DType::kF32 || (p.c_dtype == DType::kBF16 && !p.accumulate && p.k_range == 0),
+           "matmul output is f32, or bf16 without accumulation, got {}", dtype_name(p.c_dtype));
+  const int64_t size = dtype_size(p.dtype), c_size = dtype_size(p.c_dtype);
+  const int64_t width = tile_columns(p.n);
+  const int64_t tiles_m = (p.m + kTileM - 1) / kTileM, tiles_n = (p.n + width - 1) / width;
+  const int64_t k_range = p.k_range > 0 && p.k_range < p.k ? p.k_range : p.k;
+  const int64_t ranges = (p.k + k_range - 1) / k_range;
+  // Tiles of one column of tiles run one after the other: they share the part of b that was last read.
+  pool.parallel_for(tiles_m * tiles_n * ranges, [&](int64_t index) {
+    const int64_t tm = index % tiles_m, tn = index / tiles_m % tiles_n, range = index / tiles_m / tiles_n;
+    const int64_t m0 = tm * kTileM, n0 = tn * width, k0 = range * k_range;
+    Tile t{std::min(kTileM, p.m - m0),
+           std::min(width, p.n - n0),
+           std::min(k_range, p.k - k0),
+           static_cast<const std::byte*>(p.a) + (m0 * p.lda + k0) * size,
+           static_cast<const std::byte*>(p.b) + (p.transpose_b ? n0 * p.ldb + k0 : k0 * p.ldb + n0) * size,
+           static_cast<std::byte*>(p.c) + (m0 * p.ldc + n0) * c_size,
+           p.ldc,
+           p.c_dtype,
+           p.accumulate};
+    if (ranges > 1) {
+      t.c = p.partials + (range * p.m + m0) * p.n + n0;
+      t.ldc = p.n;
+      t.accumulate = false;
+    }
+    const int64_t rows = padded_rows(t.m);
+    if (rows == t.m)
+      run_tile(p, t);
+    else
+      run_padded(p, t, rows);
+  });
+  if (ranges == 1) return;
+  pool.parallel_ranges(p.m, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* c = static_cast<float*>(p.c) + i * p.ldc;
+      for (int64_t r = 0; r < ranges; ++r) {
+        const float* from = p.partials + (r * p.m + i) * p.n;
+        if (r == 0 && !p.accumulate)
+          std::memcpy(c, from, static_cast<size_t>(p.n) * sizeof(float));
+        else
+          for (int64_t j = 0; j < p.n; ++j) c[j] += from[j];
+      }
+    }
+  });
+}
+
+int64_t matmul_partials(const MatMul& p) {
+  if (p.k_range <= 0 || p.k_range >= p.k) return 0;
+  return (p.k + p.k_range - 1) / p.k_range * p.m * p.n;
+}
+
+void matmul_serial(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+                   int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  run({m, n, k, lda, ldb, ldc, transpose_a, transpose_b, DType::kF32, DType::kF32, accumulate}, a, b, c);
+}
+
+bool cpu_has_bf16() { return __builtin_cpu_supports("avx512bf16") != 0; }
+
+void convert_to_f32(const bf16* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+void convert_to_bf16(const float* from, bf16* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t u = std::bit_cast<uint32_t>(from[i]);
+    const uint32_t nan = (u >> 16) | 0x40u, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    to[i].bits = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+  }
+}
+
+}  // namespace gantrain

@@ -1,0 +1,183 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/cpu_matrix.h"
+#include "cpu/cpu_ops.h"
+#include "cpu/rows.h"
+
+namespace gantrain {
+namespace {
+
+// cos and sin of position * inv_freq, computed in f64 and rounded once. Positions of a batch lie close
+// together, so there is one entry a position, or one a row where they do not.
+class Rotary {
+ public:
+  static int64_t floats(int64_t n, int64_t d) { return n * d; }
+
+  Rotary(ThreadPool& pool, const int32_t* positions, int64_t n, const float* inv_freq, int64_t d,
+         float* table)
+      : positions_(positions), d_(d), table_(table) {
+    const auto [low, high] = std::minmax_element(positions, positions + n);
+    const int64_t range = int64_t{*high} - *low + 1;
+    by_position_ = range <= n;
+    low_ = *low;
+    pool.parallel_ranges(by_position_ ? range : n, 32, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto position = static_cast<double>(by_position_ ? low_ + i : positions[i]);
+        float* entry = table + i * d;
+        for (int64_t j = 0; j < d / 2; ++j) {
+          const double angle = position * static_cast<double>(inv_freq[j]);
+          entry[j] = static_cast<float>(std::cos(angle));
+          entry[d / 2 + j] = static_cast<float>(std::sin(angle));
+        }
+      }
+    });
+  }
+  const float* cos(int64_t row) const { return table_ + (by_position_ ? positions_[row] - low_ : row) * d_; }
+  const float* sin(int64_t row) const { return cos(row) + d_ / 2; }
+
+ private:
+  const int32_t* positions_;
+  int64_t d_, low_ = 0;
+  const float* table_;
+  bool by_position_ = false;
+};
+
+// Rotates `heads` heads by +angle (sign = 1) or -angle (sign = -1).
+template <typename From, typename To>
+void rotate(const From* from, To* to, int64_t heads, int64_t d, const float* cos, const float* sin,
+            float sign) {
+  const int64_t half = d / 2;
+  for (int64_t h = 0; h < heads; ++h, from += d, to += d) {
+    for (int64_t j = 0; j < half; ++j) {
+      const float a = load(from + j), b = load(from + half + j), s = sin[j] * sign;
+      store(to + j, a * cos[j] - b * s);
+      store(to + half + j, b * cos[j] + a * s);
+    }
+  }
+}
+
+struct ForwardPieces {
+  void* normed;
+  float *product, *rotary;
+};
+ForwardPieces forward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int64_t d, DType t) {
+  const int64_t block = row_block(n);
+  return {p.take(block * c * dtype_size(t)), p.floats(block * out), p.floats(Rotary::floats(n, d))};
+}
+
+struct BackwardPieces {
+  void* dy;
+  float *dnormed, *rotary;
+};
+BackwardPieces backward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int64_t d, DType t) {
+  const int64_t block = row_block(n);
+  return {p.take(block * out * dtype_size(t)), p.floats(block * c), p.floats(Rotary::floats(n, d))};
+}
+
+template <typename T>
+void forward(ThreadPool& pool, const QkvForward& a) {
+  const CpuMatrix& w = as_cpu(*a.w);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.q.dim(1), k = a.k.dim(1), d = a.q.dim(2),
+                out = w.rows();
+  Pieces scratch(a.scratch);
+  const ForwardPieces s = forward_pieces(scratch, n, c, out, d, w.dtype());
+  const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
+  const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
+  const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
+  T *q = a.q.data<T>(), *key = a.k.data<T>(), *v = a.v.data<T>();
+  const int64_t block = row_block(n);
+  for (int64_t r0 = 0; r0 < n; r0 += block) {
+    const int64_t rows = std::min(block, n - r0);
+    normalise_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, rows, c, w.dtype(),
+                   s.normed);
+    matmul(pool, {.m = rows,
+                  .n = out,
+                  .k = c,
+                  .a = s.normed,
+                  .lda = c,
+                  .b = w.data(),
+                  .ldb = c,
+                  .transpose_b = true,
+                  .dtype = w.dtype(),
+                  .c = s.product,
+                  .ldc = out});
+    pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        float* y = s.product + i * out;
+        const int64_t row = r0 + i;
+        if (bias)
+          for (int64_t j = 0; j < out; ++j) y[j] += bias[j];
+        rotate(y, q + row * h * d, h, d, rotary.cos(row), rotary.sin(row), 1.0f);
+        rotate(y + h * d, key + row * k * d, k, d, rotary.cos(row), rotary.sin(row), 1.0f);
+        for (int64_t j = 0; j < k * d; ++j) store(v + row * k * d + j, y[(h + k) * d + j]);
+      }
+    });
+  }
+}
+
+template <typename T>
+void backward(ThreadPool& pool, const QkvBackward& a) {
+  const CpuMatrix& w = as_cpu(*a.w);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.dq.dim(1), k = a.dk.dim(1), d = a.dq.dim(2),
+                out = w.rows();
+  Pieces scratch(a.scratch);
+  const BackwardPieces s = backward_pieces(scratch, n, c, out, d, w.dtype());
+  const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
+  const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
+  const T *dq = a.dq.data<T>(), *dk = a.dk.data<T>(), *dv = a.dv.data<T>();
+  const int64_t block = row_block(n);
+  for (int64_t r0 = 0; r0 < n; r0 += block) {
+    const int64_t rows = std::min(block, n - r0);
+    pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        T* y = static_cast<T*>(s.dy) + i * out;
+        const int64_t row = r0 + i;
+        rotate(dq + row * h * d, y, h, d, rotary.cos(row), rotary.sin(row), -1.0f);
+        rotate(dk + row * k * d, y + h * d, k, d, rotary.cos(row), rotary.sin(row), -1.0f);
+        std::memcpy(y + (h + k) * d, dv + row * k * d, static_cast<size_t>(k * d) * sizeof(T));
+      }
+    });
+    matmul(pool, {.m = rows,
+                  .n = c,
+                  .k = out,
+                  .a = s.dy,
+                  .lda = out,
+                  .b = w.data(),
+                  .ldb = c,
+                  .dtype = w.dtype(),
+                  .c = s.dnormed,
+                  .ldc = c});
+    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
+                       a.dx.data<float>() + r0 * c);
+  }
+}
+
+}  // namespace
+
+int64_t CpuOps::scratch(const QkvForward& a) const {
+  Pieces p;
+  forward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.q.dim(2), a.w->dtype());
+  return p.used();
+}
+int64_t CpuOps::scratch(const QkvBackward& a) const {
+  Pieces p;
+  backward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.dq.dim(2), a.w->dtype());
+  return p.used();
+}
+
+void CpuOps::qkv_forward(const QkvForward& a) {
+  if (a.w->dtype() == DType::kF32)
+    forward<float>(pool_, a);
+  else
+    forward<bf16>(pool_, a);
+}
+void CpuOps::qkv_backward(const QkvBackward& a) {
+  if (a.w->dtype() == DType::kF32)
+    backward<float>(pool_, a);
+  else
+    backward<bf16>(pool_, a);
+}
+
+}  // namespace gantrain
