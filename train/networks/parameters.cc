@@ -1,0 +1,141 @@
+#include "train/networks/parameters.h"
+
+#include <cmath>
+
+#include "core/ops.h"
+#include "core/rng.h"
+
+namespace gantrain {
+
+size_t ParameterSet::add(const std::string& name, Shape shape,
+                         const std::function<void(std::vector<float>&)>& init) {
+  Item item;
+  item.name = name;
+  for (OwnedTensor* t : {&item.value, &item.grad, &item.m, &item.v}) {
+    *t = OwnedTensor(*device_, DType::kF32, shape);
+    device_->fill_zero(*t);
+  }
+  std::vector<float> values(static_cast<size_t>(shape.count()), 0.0f);
+  init(values);
+  GT_CHECK(static_cast<int64_t>(values.size()) == shape.count(), "{}: {} initial values for {}", name,
+           values.size(), to_string(shape));
+  device_->copy_in(item.value, values.data());
+  items_.push_back(std::move(item));
+  return items_.size() - 1;
+}
+
+int64_t ParameterSet::count() const {
+  int64_t n = 0;
+  for (const Item& i : items_) n += i.value.view().count();
+  return n;
+}
+
+int64_t ParameterSet::optimizer_bytes() const { return 3 * 4 * count(); }
+
+void ParameterSet::zero_grad() {
+  for (Item& i : items_) device_->fill_zero(i.grad);
+}
+
+double ParameterSet::step(const AdamSettings& s) {
+  std::vector<Tensor> grads;
+  for (Item& i : items_) grads.push_back(i.grad.view());
+  OwnedTensor norm_d(*device_, DType::kF32, {1});
+  gradient_norm(*device_, {.grads = grads, .out = norm_d});
+  float norm = 0.0f;
+  device_->copy_out(&norm, norm_d);
+  if (!std::isfinite(norm)) {
+    for (Item& i : items_)
+      if (!all_finite(*device_, i.grad))
+        fail("the gradient of '{}' is not finite; the step was not taken", i.name);
+    fail("the gradient norm overflows f32; the step was not taken");
+  }
+  const float scale = s.clip > 0.0f && norm > s.clip ? s.clip / norm : 1.0f;
+  ++steps_;
+  for (Item& i : items_)
+    adamw(*device_, {.param = i.value,
+                     .grad = i.grad,
+                     .m = i.m,
+                     .v = i.v,
+                     .lr = s.lr,
+                     .beta1 = s.beta1,
+                     .beta2 = s.beta2,
+                     .eps = s.eps,
+                     .weight_decay = s.weight_decay,
+                     .grad_scale = scale,
+                     .step = steps_});
+  return norm;
+}
+
+void ParameterSet::reset_moments() {
+  steps_ = 0;
+  for (Item& i : items_) {
+    device_->fill_zero(i.m);
+    device_->fill_zero(i.v);
+  }
+}
+
+void ParameterSet::copy_values_from(const ParameterSet& other) {
+  GT_CHECK(size() == other.size(), "{} tensors, {} in the other set", size(), other.size());
+  for (size_t i = 0; i < size(); ++i) device_->copy(items_[i].value, other.items_[i].value);
+}
+
+void ParameterSet::average_from(const ParameterSet& other, float decay) {
+  GT_CHECK(size() == other.size(), "{} tensors, {} in the other set", size(), other.size());
+  for (size_t i = 0; i < size(); ++i)
+    ema(*device_, {.x = other.items_[i].value, .decay = decay, .ema = items_[i].value});
+}
+
+std::vector<ParameterSet::Saved> ParameterSet::save(const std::string& prefix, bool with_moments) const {
+  std::vector<Saved> out;
+  auto add = [&](const std::string& name, const OwnedTensor& t) {
+    Saved s{prefix + name, t.view().shape(), std::vector<float>(static_cast<size_t>(t.view().count()))};
+    device_->copy_out(s.values.data(), t);
+    out.push_back(std::move(s));
+  };
+  for (const Item& i : items_) {
+    add(i.name, i.value);
+    if (with_moments) {
+      add(i.name + ".m", i.m);
+      add(i.name + ".v", i.v);
+    }
+  }
+  return out;
+}
+
+void ParameterSet::load(const std::string& prefix, bool with_moments,
+                        const std::function<std::vector<float>(const std::string&, Shape)>& read) {
+  auto fill = [&](const std::string& name, OwnedTensor& t) {
+    const std::vector<float> values = read(prefix + name, t.view().shape());
+    GT_CHECK(static_cast<int64_t>(values.size()) == t.view().count(), "{}: {} values for {}", name,
+             values.size(), to_string(t.view().shape()));
+    device_->copy_in(t, values.data());
+  };
+  for (Item& i : items_) {
+    fill(i.name, i.value);
+    if (with_moments) {
+      fill(i.name + ".m", i.m);
+      fill(i.name + ".v", i.v);
+    }
+  }
+}
+
+std::function<void(std::vector<float>&)> normal_init(uint64_t key, float deviation) {
+  return [key, deviation](std::vector<float>& v) {
+    for (size_t i = 0; i < v.size(); i += 2) {
+      const auto words = Philox{key}(0, i / 2);
+      const auto pair = normal_pair(words[0], words[1]);
+      v[i] = deviation * pair[0];
+      if (i + 1 < v.size()) v[i + 1] = deviation * pair[1];
+    }
+  };
+}
+
+std::function<void(std::vector<float>&)> constant_init(float value) {
+  return [value](std::vector<float>& v) { v.assign(v.size(), value); };
+}
+
+std::function<void(std::vector<float>&)> values_init(std::vector<float> values) {
+  return [values = std::move(values)](std::vector<float>& v) { v = values; };
+}
+
+}  // namespace gantrain

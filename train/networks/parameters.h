@@ -1,0 +1,75 @@
+// Named trainable tensors with everything an optimiser keeps beside them. f32.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/ops/optimizer.h"
+
+namespace gantrain {
+
+struct AdamSettings {
+  float lr = 1e-3f, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
+  float clip = 1.0f;  // largest gradient norm over the whole set; 0: no clipping
+};
+
+class ParameterSet {
+ public:
+  explicit ParameterSet(Device& device) : device_(&device) {}
+
+  // Adds a tensor and returns its index. Values come from `init`, which fills them on the host.
+  size_t add(const std::string& name, Shape shape, const std::function<void(std::vector<float>&)>& init);
+
+  size_t size() const { return items_.size(); }
+  const std::string& name(size_t i) const { return items_[i].name; }
+  Tensor value(size_t i) { return items_[i].value.view(); }
+  ConstTensor value(size_t i) const { return items_[i].value.view(); }
+  // Empty while gradients are off: backward then only passes through.
+  Tensor grad(size_t i) { return gradients_on_ ? items_[i].grad.view() : Tensor(); }
+  void set_gradients(bool on) { gradients_on_ = on; }
+  int64_t count() const;            // values in all tensors
+  int64_t optimizer_bytes() const;  // gradients and both moments
+
+  void zero_grad();
+  // One AdamW step (its number counted here); returns the gradient's norm before clipping. A norm that is not
+  // finite throws Error naming the first such tensor, and changes nothing.
+  double step(const AdamSettings& settings);
+  // Forgets both moments and the step count: for another phase with other betas.
+  void reset_moments();
+  int64_t steps() const { return steps_; }
+
+  void copy_values_from(const ParameterSet& other);
+  // value = decay * value + (1 - decay) * other's value
+  void average_from(const ParameterSet& other, float decay);
+
+  // Everything that a continued run needs, as host copies: "<prefix><name>", ".m", ".v"; `steps` goes along
+  // in `counters`.
+  struct Saved {
+    std::string name;
+    Shape shape;
+    std::vector<float> values;
+  };
+  std::vector<Saved> save(const std::string& prefix, bool with_moments) const;
+  void load(const std::string& prefix, bool with_moments,
+            const std::function<std::vector<float>(const std::string&, Shape)>& read);
+  void set_steps(int64_t steps) { steps_ = steps; }
+
+ private:
+  struct Item {
+    std::string name;
+    OwnedTensor value, grad, m, v;
+  };
+  Device* device_;
+  std::vector<Item> items_;
+  int64_t steps_ = 0;
+  bool gradients_on_ = true;
+};
+
+// Initialisers. Normal draws from Philox(key), numbered from 0.
+std::function<void(std::vector<float>&)> normal_init(uint64_t key, float deviation);
+std::function<void(std::vector<float>&)> constant_init(float value);
+std::function<void(std::vector<float>&)> values_init(std::vector<float> values);
+
+}  // namespace gantrain
