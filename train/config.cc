@@ -408,10 +408,8 @@ std::vector<Key> make_keys() {
       real_key("generator.norm_penalty", GT_AT(generator.norm_penalty), 0.0, 100.0,
                "weight of log(rms prompt / rms embeddings)^2"),
 
-      choice_key("discriminator.features", GT_AT(discriminator.features), {"layer", "last", "own"},
-                 "what it reads: a frozen layer, the last one, or a small transformer of its own"),
       integer_key("discriminator.feature_layer", GT_AT(discriminator.feature_layer), -1, 1024,
-                  "the frozen layer for features = \"layer\"; -1: a third of the model's depth"),
+                  "the frozen layer it reads; -1: a third of the model's depth"),
       integer_key("discriminator.width", GT_AT(discriminator.width), 8, 8192, "width of its head"),
       choice_key("discriminator.loss", GT_AT(discriminator.loss), {"relativistic", "bce", "hinge"},
                  "relativistic pairs; bce: the textbook GAN with labels 1 and 0; hinge"),
@@ -430,10 +428,8 @@ std::vector<Key> make_keys() {
       real_key("discriminator.replay", GT_AT(discriminator.replay), 0.0, 0.9,
                "share of the false answers of a step that come from earlier steps"),
 
-      choice_key("loss.kind", GT_AT(loss.kind), {"ce", "rloo", "gumbel", "feature", "contrastive"},
-                 "ce: cross-entropy only; rloo: score function; gumbel: straight-through; feature: gumbel "
-                 "plus feature "
-                 "matching; contrastive: static pairs, no adversary"),
+      choice_key("loss.kind", GT_AT(loss.kind), {"ce", "rloo", "gumbel"},
+                 "ce: cross-entropy only, no adversary; rloo: score function; gumbel: straight-through"),
       real_key("loss.alpha", GT_AT(loss.alpha), 0.0, 100.0,
                "weight of the cross-entropy beside the adversarial loss"),
       real_key("loss.alpha_end", GT_AT(loss.alpha_end), 0.0, 100.0,
@@ -441,18 +437,13 @@ std::vector<Key> make_keys() {
       real_key("loss.beta", GT_AT(loss.beta), 0.0, 100.0,
                "weight of the KL divergence from the warmed-up generator"),
       integer_key("loss.samples", GT_AT(loss.samples), 1, 256, "sampled answers N an input"),
-      choice_key("loss.reward", GT_AT(loss.reward), {"logits", "token_logits"},
-                 "rloo: the discriminator's logit of the answer, or of each token from there to the end"),
       choice_key("loss.weighting", GT_AT(loss.weighting), {"leave_one_out", "softmax"},
                  "rloo: how rewards become weights"),
       real_key("loss.reward_temperature", GT_AT(loss.reward_temperature), 1e-3, 1e3,
                "weighting = \"softmax\": temperature of the rewards"),
-      real_key("loss.tau", GT_AT(loss.tau), 1e-3, 100.0, "gumbel and feature: softmax temperature"),
+      real_key("loss.tau", GT_AT(loss.tau), 1e-3, 100.0, "gumbel: softmax temperature"),
       real_key("loss.tau_end", GT_AT(loss.tau_end), 1e-3, 100.0, "tau at the last step"),
-      integer_key("loss.top_k", GT_AT(loss.top_k), 1, 4096,
-                  "gumbel and feature: tokens in the relaxed softmax"),
-      real_key("loss.contrastive_beta", GT_AT(loss.contrastive_beta), 1e-4, 100.0,
-               "contrastive: slope b of the preference"),
+      integer_key("loss.top_k", GT_AT(loss.top_k), 1, 4096, "gumbel: tokens in the relaxed softmax"),
 
       real_key("optimizer.lr", GT_AT(optimizer.lr), 0.0, 10.0,
                "generator's learning rate; 0: chosen by generator.kind and loss.kind"),
@@ -616,8 +607,7 @@ void apply_override(TrainConfig& config, const std::string& override_text) {
 }
 
 void resolve(TrainConfig& c) {
-  const bool adversary =
-      c.loss.kind == LossKind::kRloo || c.loss.kind == LossKind::kGumbel || c.loss.kind == LossKind::kFeature;
+  const bool adversary = c.loss.kind != LossKind::kCe;
   const bool table = c.generator.kind == GeneratorKind::kStatic;
   // A bare table moves by its own rate alone and wants a larger one than a network's weights do.
   if (c.optimizer.lr == 0.0) c.optimizer.lr = !table ? 1e-3 : adversary ? 3e-3 : 1e-2;

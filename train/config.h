@@ -24,10 +24,8 @@ enum class LossOn : uint8_t { kCompletion, kAll };
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };
-enum class FeatureSource : uint8_t { kLayer, kLast, kOwn };
-enum class LossKind : uint8_t { kCe, kRloo, kGumbel, kFeature, kContrastive };
+enum class LossKind : uint8_t { kCe, kRloo, kGumbel };
 enum class Weighting : uint8_t { kLeaveOneOut, kSoftmax };
-enum class Reward : uint8_t { kLogits, kTokenLogits };
 enum class Schedule : uint8_t { kCosine, kLinear, kConstant };
 enum class Recompute : uint8_t { kNone, kLayer };
 
@@ -67,7 +65,6 @@ struct GeneratorConfig {
 };
 
 struct DiscriminatorConfig {
-  FeatureSource features = FeatureSource::kLayer;
   int64_t feature_layer = -1;
   int64_t width = 256;
   PairLossKind loss = PairLossKind::kRelativistic;
@@ -84,12 +81,10 @@ struct LossConfig {
   double alpha = 1.0, alpha_end = 0.1;
   double beta = 5e-3;
   int64_t samples = 8;
-  Reward reward = Reward::kLogits;
   Weighting weighting = Weighting::kLeaveOneOut;
   double reward_temperature = 1.0;
   double tau = 1.0, tau_end = 0.5;
   int64_t top_k = 64;
-  double contrastive_beta = 0.1;
 };
 
 // In a loaded configuration the values "chosen by" other keys are already filled in.

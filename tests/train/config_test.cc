@@ -109,10 +109,10 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[generator]\nkind='mlp'\nprompt_length=5\ninit='text'\ninit_text='hello'\nwidth=64\nblocks=2\nnoise_"
       "dim=1\n"
       "hidden=99\nfeature_layer=3\nplacement='suffix'\nnorm_penalty=0.25\n"
-      "[discriminator]\nfeatures='own'\nfeature_layer=4\nwidth=65\nloss='hinge'\ngamma=0.3\ngamma_end=0.2\n"
+      "[discriminator]\nfeature_layer=4\nwidth=65\nloss='hinge'\ngamma=0.3\ngamma_end=0.2\n"
       "sigma=0.11\ncenter_penalty=0.12\nlabel_smoothing=0.13\nspectral_norm=true\nreplay=0.14\n"
-      "[loss]\nkind='feature'\nalpha=0.15\nalpha_end=0.16\nbeta=0.17\nsamples=3\nreward='token_logits'\n"
-      "weighting='softmax'\nreward_temperature=0.18\ntau=0.19\ntau_end=0.2\ntop_k=21\ncontrastive_beta=0.22\n"
+      "[loss]\nkind='gumbel'\nalpha=0.15\nalpha_end=0.16\nbeta=0.17\nsamples=3\n"
+      "weighting='softmax'\nreward_temperature=0.18\ntau=0.19\ntau_end=0.2\ntop_k=21\n"
       "[optimizer]\nlr=0.23\nlr_end=0.24\nlr_ce=0.25\nlr_d=0.26\nlr_d_end=0.27\nbeta1=0.28\nbeta2=0.29\n"
       "eps=1e-07\nweight_decay=0.31\nclip=0.32\nwarmup_steps=33\nschedule='linear'\n"
       "[train]\nepochs=0.1\nsteps=34\nbatch=35\naccumulate=36\nwarmup_ce_steps=37\ndiscriminator_steps=38\n"
@@ -168,7 +168,7 @@ TEST(Config, WrongTypesAndRangesNameExpectedAndGot) {
   EXPECT_HAS(message_of("[train]\nema = nan\n"), "train.ema: expected number in [0, 0.999999], got nan");
   EXPECT_HAS(message_of("[train]\nema = inf\n"), "got inf");
   EXPECT_HAS(message_of("[loss]\nkind = 'rlo'\n"),
-             "expected one of ce|rloo|gumbel|feature|contrastive, got \"rlo\"; did you mean 'rloo'?");
+             "expected one of ce|rloo|gumbel, got \"rlo\"; did you mean 'rloo'?");
   EXPECT_HAS(message_of("[eval]\nmetrics = ['blue']\n"), "did you mean 'bleu'?");
   EXPECT_HAS(message_of("[eval]\nmetrics = ['bleu', 'bleu']\n"), "twice");
   EXPECT_HAS(message_of("[data]\nappend_eos = 1\n"), "expected true or false, got 1");
