@@ -666,25 +666,27 @@ int64_t parse_bytes(const std::string& text, const std::string& place) {
   return static_cast<int64_t>(value * found->second);
 }
 
-TrainConfig load_train_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
+TrainConfig parse_train_config(std::string_view text, const std::string& name,
+                               const std::vector<std::string>& overrides) {
   TrainConfig config;
-  if (!file.empty()) {
-    const std::string name = file.string();
-    const std::string text = read_text_file(file, int64_t{16} << 20);
-    if (const size_t bad = find_bad_utf8(text); bad != std::string::npos)
-      fail_usage("{}: not UTF-8 at byte {}", name, bad);
-    toml::table table;
-    try {
-      table = toml::parse(text, name);
-    } catch (const toml::parse_error& error) {
-      fail_usage("{}:{}: not TOML: {}", name, error.source().begin.line, error.description());
-    }
-    apply_table(config, table, "", name);
+  if (const size_t bad = find_bad_utf8(text); bad != std::string::npos)
+    fail_usage("{}: not UTF-8 at byte {}", name, bad);
+  toml::table table;
+  try {
+    table = toml::parse(text, name);
+  } catch (const toml::parse_error& error) {
+    fail_usage("{}:{}: not TOML: {}", name, error.source().begin.line, error.description());
   }
-  for (const std::string& text : overrides) apply_override(config, text);
+  apply_table(config, table, "", name);
+  for (const std::string& override_text : overrides) apply_override(config, override_text);
   resolve(config);
   check_together(config);
   return config;
+}
+
+TrainConfig load_train_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
+  if (file.empty()) return parse_train_config("", "(no file)", overrides);
+  return parse_train_config(read_text_file(file, int64_t{16} << 20), file.string(), overrides);
 }
 
 std::string to_toml(const TrainConfig& config) {

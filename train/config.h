@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/ops/adversarial.h"
@@ -144,6 +145,10 @@ struct TrainConfig {
 // unknown keys come with a suggestion.
 TrainConfig load_train_config(const std::filesystem::path& file,
                               const std::vector<std::string>& overrides = {});
+
+// The same over TOML text already in memory; `name` stands for the file in messages.
+TrainConfig parse_train_config(std::string_view text, const std::string& name,
+                               const std::vector<std::string>& overrides = {});
 
 // Every key with its value, as TOML that loads back to the same configuration.
 std::string to_toml(const TrainConfig& config);

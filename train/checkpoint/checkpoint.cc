@@ -55,6 +55,15 @@ void CheckpointWriter::add_values(const std::string& name, std::span<const uint8
   copy_values(name, v);
 }
 
+void CheckpointWriter::add_copy(const std::string& name, Shape shape, std::span<const float> values) {
+  GT_CHECK(shape.count() == static_cast<int64_t>(values.size()), "checkpoint: {} values of shape {}",
+           values.size(), to_string(shape));
+  auto copy = std::make_unique<unsigned char[]>(values.size_bytes() + 1);
+  if (!values.empty()) std::memcpy(copy.get(), values.data(), values.size_bytes());
+  add(name, ConstTensor(copy.get(), DType::kF32, shape));
+  copies_.push_back(std::move(copy));
+}
+
 void CheckpointWriter::add_json(const std::string& name, const std::string& text) {
   GT_CHECK(!name.empty(), "checkpoint: a JSON text without a name");
   GT_CHECK(nlohmann::json::accept(text), "checkpoint: '{}' is not JSON", name);

@@ -22,6 +22,8 @@ class CheckpointWriter {
   void add_values(const std::string& name, std::span<const int32_t> values);
   void add_values(const std::string& name, std::span<const int64_t> values);
   void add_values(const std::string& name, std::span<const uint8_t> values);
+  // f32 values of a shape, copied now.
+  void add_copy(const std::string& name, Shape shape, std::span<const float> values);
   // A JSON text, checked to be one.
   void add_json(const std::string& name, const std::string& text);
 

@@ -1,0 +1,34 @@
+// Prompts made by a generator: features of the inputs from the frozen model, noise, one forward of the
+// network.
+#pragma once
+
+#include "model/runner.h"
+#include "train/networks/generator.h"
+#include "train/play/prompts.h"
+
+namespace gantrain {
+
+class GeneratorPrompts : public PromptMaker {
+ public:
+  GeneratorPrompts(Runner& runner, Generator& generator, const GeneratorConfig& config)
+      : runner_(runner), generator_(generator), feature_layer_(config.feature_layer) {}
+
+  Prompts make(ExampleSpan inputs, uint64_t noise_key) override;
+  // From dL/d(prompt rows of the last make()), (R, C), to the generator's parameter gradients.
+  void backward(ConstTensor dprompt) { generator_.backward(input_, dprompt); }
+  Generator& generator() { return generator_; }
+
+ private:
+  Runner& runner_;
+  Generator& generator_;
+  int64_t feature_layer_;
+  GeneratorInput input_;
+  OwnedTensor features_, noise_;
+};
+
+// The hard prompt a generator starts from: the tokens of a text, repeated or cut to P; or rows of the
+// embedding table drawn by `key`. (P, C) on the host.
+std::vector<float> text_prompt(const Llama& llama, const std::vector<int32_t>& text, int64_t length);
+std::vector<float> vocabulary_prompt(const Llama& llama, int64_t length, uint64_t key);
+
+}  // namespace gantrain

@@ -1,0 +1,62 @@
+// Soft prompts for inputs, whatever makes them, and their place in a packed batch.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+
+#include "model/batch.h"
+#include "train/config.h"
+#include "train/data/tokenized.h"
+
+namespace gantrain {
+
+using ExampleSpan = std::span<const TokenizedExample* const>;
+
+// Prompts of some inputs: `count` rows each; input b's begin at row first[b] of `rows`. Inputs may share
+// their rows.
+struct Prompts {
+  OwnedTensor rows;  // (R, C) f32; empty if count is 0
+  std::vector<int64_t> first;
+  int64_t count = 0;
+  ConstTensor view() const { return rows.view(); }
+};
+
+// Makes prompts without a gradient: for evaluation, generation and rollouts.
+class PromptMaker {
+ public:
+  virtual ~PromptMaker() = default;
+  virtual Prompts make(ExampleSpan inputs, uint64_t noise_key) = 0;
+};
+
+// The base model as it is.
+class NoPrompt : public PromptMaker {
+ public:
+  Prompts make(ExampleSpan inputs, uint64_t noise_key) override;
+};
+
+// Adds prompt and input of example b to the batch; returns the segment that an answer continues. Prefix
+// placement: the prompt is a root segment (once for all inputs that share it), the input its child. Suffix:
+// input, then prompt rows.
+class ContextBuilder {
+ public:
+  ContextBuilder(PackedBatch& batch, const Prompts& prompts, Placement placement)
+      : batch_(batch), prompts_(prompts), placement_(placement) {}
+  int32_t add(size_t b, const TokenizedExample& example);
+
+ private:
+  PackedBatch& batch_;
+  const Prompts& prompts_;
+  Placement placement_;
+  std::map<int64_t, int32_t> segments_;  // first prompt row -> segment
+};
+
+// The tokens of input and prompt as one generation request understands them.
+struct RequestContext {
+  int64_t prompt_first = 0, prompt_count = 0;
+  std::vector<int32_t> tokens;
+};
+RequestContext request_context(const Prompts& prompts, size_t b, const TokenizedExample& example,
+                               Placement placement);
+
+}  // namespace gantrain

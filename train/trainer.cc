@@ -1,0 +1,918 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <deque>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "core/ops.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/losses/schedule.h"
+#include "train/losses/weights.h"
+#include "train/metrics/bleu.h"
+#include "train/play/generator_prompts.h"
+
+namespace gantrain {
+namespace {
+
+constexpr int64_t kReplayCapacity = 1024;
+constexpr int64_t kTextsKept = 64;  // for self-BLEU of the rollouts
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+// What a key is for; fixed numbers, because a run must mean the same in every version that reads its
+// checkpoint.
+enum Purpose : uint64_t {
+  kPurposeInit = 1,
+  kPurposeNoise = 2,
+  kPurposeRollout = 3,
+  kPurposeFeatureNoise = 4,
+  kPurposeReplay = 5,
+  kPurposeHeldout = 6,
+  kPurposeLoader = 7,
+  kPurposeDiscriminator = 8,
+  kPurposeEvaluation = 9,
+};
+
+class Clock {
+ public:
+  double lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double s = std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+    return s;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+std::vector<int64_t> total_lengths(const std::vector<TokenizedExample>& examples) {
+  std::vector<int64_t> n;
+  for (const TokenizedExample& e : examples)
+    n.push_back(static_cast<int64_t>(e.prompt.size() + e.completion.size()));
+  return n;
+}
+
+}  // namespace
+
+const char* phase_name(Phase phase) {
+  switch (phase) {
+    case Phase::kWarmup:
+      return "warmup";
+    case Phase::kDiscriminator:
+      return "discriminator";
+    case Phase::kAdversarial:
+      return "adversarial";
+    case Phase::kDone:
+      return "done";
+  }
+  return "?";
+}
+
+struct Trainer::State {
+  Device& device;
+  const Llama& llama;
+  const Tokenizer& tokenizer;
+  const TrainConfig config;
+  Data data;
+  Runner runner;
+  std::unique_ptr<Generator> generator, average, frozen_warm;
+  std::unique_ptr<GeneratorPrompts> prompts, average_prompts, warm_prompts;
+  std::unique_ptr<Discriminator> discriminator;
+  Loader loader, heldout;
+  BalanceGate gate;
+  ReplayBuffer replay;
+  AlarmMonitor alarms;
+  uint64_t seed;
+  int layers_d = 0;  // frozen layers below the discriminator
+
+  Phase phase = Phase::kWarmup;
+  int64_t step = 0, warmup_total = 0, total = 0;
+  int64_t phase_step = 0;  // steps taken in this phase
+  Totals totals;
+  double running_train = -1, running_length = -1;  // for the alarms; -1: nothing yet
+  std::deque<std::string> texts;                   // the last answers, for self-BLEU
+  std::vector<std::string> raised;
+
+  State(Device& d, const Llama& l, const Tokenizer& t, const TrainConfig& c, Data items)
+      : device(d),
+        llama(l),
+        tokenizer(t),
+        config(c),
+        data(std::move(items)),
+        runner(d, l),
+        loader(total_lengths(data.train), c.train.batch,
+               derive_key(static_cast<uint64_t>(c.seed), kPurposeLoader), c.data.bucket),
+        heldout(total_lengths(data.valid.empty() ? data.train : data.valid),
+                std::max<int64_t>(1, c.train.batch / 2),
+                derive_key(static_cast<uint64_t>(c.seed), kPurposeHeldout), false),
+        gate(gate_settings(c)),
+        replay(kReplayCapacity, derive_key(static_cast<uint64_t>(c.seed), kPurposeReplay)),
+        seed(static_cast<uint64_t>(c.seed)) {
+    const int64_t width = llama.config().hidden_size;
+    std::vector<float> p0 =
+        c.generator.init == PromptInit::kText
+            ? text_prompt(llama, tokenizer.encode(c.generator.init_text), c.generator.prompt_length)
+            : vocabulary_prompt(llama, c.generator.prompt_length, key(kPurposeInit, 0));
+    auto make = [&] { return Generator::make(device, config.generator, width, p0, key(kPurposeInit, 1)); };
+    generator = make();
+    average = make();
+    prompts = std::make_unique<GeneratorPrompts>(runner, *generator, config.generator);
+    average_prompts = std::make_unique<GeneratorPrompts>(runner, *average, config.generator);
+    const int64_t layers = llama.config().num_layers;
+    const int64_t wanted = config.discriminator.feature_layer < 0 ? std::max<int64_t>(1, layers / 3)
+                                                                  : config.discriminator.feature_layer;
+    if (wanted > layers)
+      fail_usage("discriminator.feature_layer: the model has {} layers, got {}", layers, wanted);
+    layers_d = static_cast<int>(wanted);
+    if (config.generator.feature_layer > layers)
+      fail_usage("generator.feature_layer: the model has {} layers, got {}", layers,
+                 config.generator.feature_layer);
+    if (adversarial())
+      discriminator =
+          std::make_unique<Discriminator>(device, config.discriminator, width, key(kPurposeDiscriminator, 0));
+
+    const int64_t per_epoch =
+        (loader.batches_per_epoch() + config.train.accumulate - 1) / config.train.accumulate;
+    const int64_t steps =
+        config.train.steps > 0
+            ? config.train.steps
+            : std::max<int64_t>(1, static_cast<int64_t>(
+                                       std::llround(config.train.epochs * static_cast<double>(per_epoch))));
+    warmup_total = adversarial() ? std::min(config.train.warmup_ce_steps, steps) : steps;
+    total = steps;
+    if (warmup_total == 0) {
+      begin_adversarial();
+      phase_step = 0;
+    }
+  }
+
+  // The training items as tokens: a continued run must see the same ones.
+  std::string data_hash() const {
+    uint64_t h = 0xcbf29ce484222325ull;
+    auto mix = [&](const std::vector<int32_t>& ids) {
+      for (int32_t id : ids) h = (h ^ static_cast<uint32_t>(id)) * 0x100000001b3ull;
+      h = (h ^ 0xffffffffull) * 0x100000001b3ull;
+    };
+    for (const auto* items : {&data.train, &data.valid})
+      for (const TokenizedExample& e : *items) {
+        mix(e.prompt);
+        mix(e.completion);
+      }
+    return fmt::format("{:016x}", h);
+  }
+
+  bool adversarial() const { return config.loss.kind != LossKind::kCe; }
+  uint64_t key(uint64_t purpose, uint64_t index) const { return derive_key(seed, purpose, index); }
+  static BalanceSettings gate_settings(const TrainConfig& c) {
+    return {.target_low = c.train.target_low,
+            .target_high = c.train.target_high,
+            .gate_d = c.train.gate_d,
+            .gate_g = c.train.gate_g,
+            .ema = c.train.gate_ema,
+            .warmup_limit = c.train.discriminator_steps};
+  }
+  // Steps of the adversarial phases, and how far we are in them, 0 to 1.
+  int64_t adversarial_total() const { return std::max<int64_t>(1, total - warmup_total); }
+  double progress() const {
+    return std::clamp(static_cast<double>(step - warmup_total) / static_cast<double>(adversarial_total()),
+                      0.0, 1.0);
+  }
+
+  std::vector<std::vector<const TokenizedExample*>> next_batches() {
+    std::vector<std::vector<const TokenizedExample*>> out;
+    for (int64_t i = 0; i < config.train.accumulate; ++i) {
+      std::vector<const TokenizedExample*> batch;
+      for (int64_t n : loader.next()) batch.push_back(&data.train[static_cast<size_t>(n)]);
+      out.push_back(std::move(batch));
+    }
+    return out;
+  }
+
+  // The warm generator is kept: reference of the KL term, and an arm of the evaluation.
+  void keep_warm() {
+    frozen_warm = Generator::make(
+        device, config.generator, llama.config().hidden_size,
+        std::vector<float>(static_cast<size_t>(config.generator.prompt_length * llama.config().hidden_size)),
+        key(kPurposeInit, 1));
+    warm_prompts = std::make_unique<GeneratorPrompts>(runner, *frozen_warm, config.generator);
+  }
+  void begin_adversarial() {
+    phase = gate.turn().warmup ? Phase::kDiscriminator : Phase::kAdversarial;
+    phase_step = -1;  // this step was the warm-up's last
+    keep_warm();
+    frozen_warm->parameters().copy_values_from(generator->parameters());
+    average->parameters().copy_values_from(generator->parameters());
+    generator->parameters().reset_moments();  // the betas change
+  }
+
+  AdamSettings adam_g() const {
+    AdamSettings s;
+    s.eps = static_cast<float>(config.optimizer.eps);
+    s.weight_decay = static_cast<float>(config.optimizer.weight_decay);
+    s.clip = static_cast<float>(config.optimizer.clip);
+    if (phase == Phase::kWarmup) {
+      s.beta1 = 0.9f;
+      s.beta2 = 0.999f;
+      // A run of cross-entropy alone goes down to lr_end of its own schedule; a warm-up stays up for the next
+      // phase.
+      const double end = adversarial() ? config.optimizer.lr_ce : 0.0;
+      s.lr = static_cast<float>(scheduled(config.optimizer.schedule, config.optimizer.lr_ce, end, step,
+                                          warmup_total, config.optimizer.warmup_steps));
+    } else {
+      s.beta1 = static_cast<float>(config.optimizer.beta1);
+      s.beta2 = static_cast<float>(config.optimizer.beta2);
+      s.lr = static_cast<float>(scheduled(config.optimizer.schedule, config.optimizer.lr,
+                                          config.optimizer.lr_end, step - warmup_total, adversarial_total()));
+    }
+    return s;
+  }
+  AdamSettings adam_d() const {
+    AdamSettings s = adam_g();
+    s.beta1 = static_cast<float>(config.optimizer.beta1);
+    s.beta2 = static_cast<float>(config.optimizer.beta2);
+    s.weight_decay = 0.0f;
+    s.lr = static_cast<float>(scheduled(config.optimizer.schedule, config.optimizer.lr_d,
+                                        config.optimizer.lr_d_end, step - warmup_total, adversarial_total()));
+    return s;
+  }
+
+  // ---- the generator's side
+  // ----------------------------------------------------------------------------------------
+
+  // What the generator is asked to do with one sampled answer.
+  struct SampledSeed {
+    const Rollout* rollout;
+    size_t length;                 // tokens that carry a seed
+    float weight = 0.0f;           // rloo: A_i / (N T_max), times 1 / inputs
+    std::vector<float> embedding;  // gumbel: (length, C), dL / d(embedding of each token)
+  };
+  struct GeneratorSums {
+    double ce = 0, kl = 0, rms = 0;
+    int64_t ce_tokens = 0, kl_tokens = 0, rows = 0;
+  };
+
+  // Forward and backward of one micro-batch: cross-entropy on the references with weight ce_weight a token,
+  // and the seeds of the sampled answers. Parameter gradients are accumulated.
+  void generator_pass(ExampleSpan inputs, uint64_t noise_key, float ce_weight,
+                      const std::vector<SampledSeed>& seeds, float kl_weight, GeneratorSums& sums) {
+    const Placement placement = config.generator.placement;
+    const Prompts made = prompts->make(inputs, noise_key);
+    PackedBatch batch;
+    ContextBuilder contexts(batch, made, placement);
+    HeadRequest reference_head, sampled_head;
+    std::vector<int32_t> segment;
+    auto continue_with = [&](int32_t context, const std::vector<int32_t>& tokens, size_t scored,
+                             HeadRequest& head) {
+      const int32_t s = batch.add(context, std::span<const int32_t>(tokens.data(), tokens.size() - 1));
+      for (size_t t = 0; t < scored; ++t) {
+        head.rows.push_back(t == 0 ? batch.last_row(context)
+                                   : batch.segment(s).row_begin + static_cast<int32_t>(t) - 1);
+        head.labels.push_back(tokens[t]);
+      }
+    };
+    for (size_t b = 0; b < inputs.size(); ++b) {
+      const int32_t context = contexts.add(b, *inputs[b]);
+      segment.push_back(context);
+      continue_with(context, inputs[b]->completion, inputs[b]->completion.size(), reference_head);
+    }
+    const int64_t width = llama.config().hidden_size;
+    std::vector<float> embedding_grads;
+    bool gumbel = false;
+    for (const SampledSeed& seed : seeds) {
+      const std::vector<int32_t>& tokens = seed.rollout->tokens;
+      // Nothing after the last scored token matters.
+      const std::vector<int32_t> read(tokens.begin(),
+                                      tokens.begin() + static_cast<std::ptrdiff_t>(seed.length));
+      continue_with(segment[seed.rollout->input], read, seed.length, sampled_head);
+      for (size_t t = 0; t < seed.length; ++t) {
+        sampled_head.ce_weight.push_back(seed.weight);
+        sampled_head.keys.push_back(static_cast<int64_t>(seed.rollout->key));
+        sampled_head.counters.push_back(static_cast<int64_t>(t));
+        if (kl_weight > 0) sampled_head.kl_weight.push_back(kl_weight);
+      }
+      gumbel = gumbel || !seed.embedding.empty();
+      embedding_grads.insert(embedding_grads.end(), seed.embedding.begin(), seed.embedding.end());
+    }
+    // The reference policy's states, if the KL term is on: the same rows under the warm prompt.
+    OwnedTensor warm_rows;
+    if (kl_weight > 0 && !sampled_head.rows.empty()) {
+      const Prompts warm = warm_prompts->make(inputs, noise_key);
+      runner.forward(batch, warm.view(), Saving::kNothing);
+      warm_rows = runner.output_rows(sampled_head.rows);
+      sampled_head.reference = warm_rows.view();
+    }
+    OwnedTensor embedding_grad;
+    if (gumbel) {
+      GT_CHECK(embedding_grads.size() == sampled_head.rows.size() * static_cast<size_t>(width),
+               "gumbel seeds do not cover the rows");
+      embedding_grad =
+          OwnedTensor(device, DType::kF32, {static_cast<int64_t>(sampled_head.rows.size()), width});
+      device.copy_in(embedding_grad, embedding_grads.data());
+      sampled_head.embedding_grad = embedding_grad.view();
+      sampled_head.ce_weight.clear();
+      sampled_head.tau =
+          static_cast<float>(config.loss.tau + (config.loss.tau_end - config.loss.tau) * progress());
+      sampled_head.top_k =
+          static_cast<int32_t>(std::min<int64_t>(config.loss.top_k, llama.config().vocab_size));
+    } else {
+      sampled_head.keys.clear();
+      sampled_head.counters.clear();
+    }
+
+    runner.forward(batch, made.view(),
+                   config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll);
+    runner.begin_backward();
+    reference_head.ce_weight.assign(reference_head.rows.size(), ce_weight);
+    for (float nll : runner.head(reference_head, ce_weight > 0).nll) sums.ce += nll;
+    sums.ce_tokens += static_cast<int64_t>(reference_head.rows.size());
+    if (!sampled_head.rows.empty()) {
+      const HeadResult r = runner.head(sampled_head, true);
+      for (float kl : r.kl) sums.kl += kl;
+      sums.kl_tokens += static_cast<int64_t>(r.kl.size());
+    }
+    runner.backward();
+    sums.rows += batch.rows();
+
+    OwnedTensor dprompt = zeros(device, made.rows.view().shape());
+    runner.add_prompt_gradient(dprompt);
+    OwnedTensor loss(device, DType::kF32, {1}), rms(device, DType::kF32, {1});
+    rms_penalty(device, {.prompt = made.view(),
+                         .reference_rms = llama.embedding_rms(),
+                         .weight = static_cast<float>(config.generator.norm_penalty /
+                                                      static_cast<double>(config.train.accumulate)),
+                         .loss = loss,
+                         .rms = rms,
+                         .dprompt = dprompt});
+    float value = 0.0f;
+    device.copy_out(&value, rms);
+    sums.rms = value / llama.embedding_rms();
+    // The warm generator's forward did not touch the trained one's state.
+    prompts->backward(dprompt);
+  }
+
+  StepRecord warmup_step() {
+    StepRecord r;
+    Clock clock;
+    const auto batches = next_batches();
+    int64_t tokens = 0;
+    for (const auto& b : batches)
+      for (const TokenizedExample* e : b) tokens += static_cast<int64_t>(e->completion.size());
+    generator->parameters().zero_grad();
+    GeneratorSums sums;
+    for (size_t m = 0; m < batches.size(); ++m)
+      generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(tokens), {}, 0.0f,
+                     sums);
+    r.forward_backward_s = clock.lap();
+    const AdamSettings adam = adam_g();
+    r.grad_norm_g = generator->parameters().step(adam);
+    r.optimizer_s = clock.lap();
+    r.ce = sums.ce / static_cast<double>(sums.ce_tokens);
+    r.rms_ratio = sums.rms;
+    r.tokens = sums.rows;
+    r.lr_g = adam.lr;
+    r.trained_g = true;
+    ++totals.steps_g;
+    return r;
+  }
+
+  // A number of this step and micro-batch that no other step or micro-batch has.
+  uint64_t index(size_t micro) const { return static_cast<uint64_t>(step) * 4096u + micro; }
+
+  // ---- the adversarial phases
+  // --------------------------------------------------------------------------------------
+
+  // Scores of both sides of some pairs, no gradient kept.
+  struct PairScores {
+    std::vector<float> real, fake;
+    double accuracy() const {
+      double n = 0;
+      for (size_t i = 0; i < real.size(); ++i) n += real[i] > fake[i] ? 1.0 : real[i] == fake[i] ? 0.5 : 0.0;
+      return real.empty() ? 0.5 : n / static_cast<double>(real.size());
+    }
+  };
+  PairScores split(ConstTensor scores) {
+    const std::vector<float> all = download(device, scores.view({scores.count()}));
+    const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(all.size() / 2);
+    return {{all.begin(), all.begin() + n}, {all.begin() + n, all.end()}};
+  }
+
+  // One discriminator update on features f (normalised) of n pairs; returns the loss. `scores` gets the clean
+  // scores.
+  double discriminator_pass(ConstTensor f, const std::vector<int32_t>& offsets, int64_t n, size_t micro,
+                            bool train, PairScores& scores) {
+    const DiscriminatorConfig& c = config.discriminator;
+    const double gamma = c.gamma + (c.gamma_end - c.gamma) * progress();
+    if (!train || gamma <= 0.0) {
+      const OwnedTensor d = discriminator->forward(f, offsets);
+      scores = split(d.view());
+      if (!train) return kNone;
+      return discriminator_seeds(f, d.view(), n, 0.0, false);
+    }
+    // Clean and noisy copies in one batch: rows side by side, answers after answers.
+    const int64_t rows = f.dim(0), width = f.dim(1);
+    OwnedTensor both(device, DType::kF32, {2 * rows, width});
+    device.copy(both.view().rows(0, rows), f);
+    add_noise(device, {.x = f,
+                       .sigma = static_cast<float>(c.sigma),
+                       .key = key(kPurposeFeatureNoise, index(micro)),
+                       .counter = 0,
+                       .y = both.view().rows(rows, rows)});
+    std::vector<int32_t> twice = offsets;
+    for (size_t i = 1; i < offsets.size(); ++i) twice.push_back(offsets.back() + offsets[i]);
+    const OwnedTensor d = discriminator->forward(both, twice);
+    scores = split(d.view().rows(0, 2 * n));
+    return discriminator_seeds(both, d.view(), n, gamma / (2.0 * c.sigma * c.sigma), true);
+  }
+
+  double discriminator_seeds(ConstTensor f, ConstTensor d, int64_t n, double lam, bool copies) {
+    const ConstTensor scores = d.view({d.count()});
+    OwnedTensor seeds(device, DType::kF32, {d.count()}), loss(device, DType::kF32, {1});
+    const Tensor s = seeds.view();
+    pair_loss(device, {.dr = scores.rows(0, n),
+                       .df = scores.rows(n, n),
+                       .dr2 = copies ? scores.rows(2 * n, n) : ConstTensor(),
+                       .df2 = copies ? scores.rows(3 * n, n) : ConstTensor(),
+                       .kind = config.discriminator.loss,
+                       .lam = static_cast<float>(lam),
+                       .center = static_cast<float>(config.discriminator.center_penalty),
+                       .smooth = static_cast<float>(config.discriminator.label_smoothing),
+                       .loss = loss,
+                       .ddr = s.rows(0, n),
+                       .ddf = s.rows(n, n),
+                       .ddr2 = copies ? s.rows(2 * n, n) : Tensor(),
+                       .ddf2 = copies ? s.rows(3 * n, n) : Tensor()});
+    discriminator->backward(f, seeds, {});
+    float value = 0.0f;
+    device.copy_out(&value, loss);
+    return value;
+  }
+
+  StepRecord adversarial_step() {
+    const bool gumbel = config.loss.kind == LossKind::kGumbel;
+    const BalanceGate::Turn turn = gate.turn();
+    StepRecord r;
+    Clock clock;
+    const auto batches = next_batches();
+    const bool train_d = turn.discriminator, train_g = turn.generator;
+    const float alpha =
+        static_cast<float>(scheduled(Schedule::kCosine, config.loss.alpha, config.loss.alpha_end,
+                                     step - warmup_total, adversarial_total()));
+    int64_t reference_tokens = 0, inputs_total = 0;
+    for (const auto& b : batches) {
+      inputs_total += static_cast<int64_t>(b.size());
+      for (const TokenizedExample* e : b) reference_tokens += static_cast<int64_t>(e->completion.size());
+    }
+    generator->parameters().zero_grad();
+    discriminator->parameters().zero_grad();
+    GeneratorSums sums;
+    double loss_d = 0, loss_adv = 0, reward = 0, length = 0, non_canonical = 0;
+    double right = 0, right_heldout = 0;
+    int64_t pairs_seen = 0, heldout_seen = 0, rollouts_seen = 0;
+
+    for (size_t m = 0; m < batches.size(); ++m) {
+      const uint64_t noise_key = key(kPurposeNoise, index(m));
+      // Training inputs first, then held-out ones, then the inputs of replayed fakes (those need no prompt).
+      std::vector<const TokenizedExample*> inputs = batches[m];
+      const size_t fresh_inputs = inputs.size();
+      if (m == 0)
+        for (int64_t n : heldout.next())
+          inputs.push_back(&(data.valid.empty() ? data.train : data.valid)[static_cast<size_t>(n)]);
+      const size_t sampled_inputs = inputs.size();
+
+      // Answers of the model under the present prompts. Held-out inputs get one sample each.
+      const Prompts made = prompts->make(inputs, noise_key);
+      std::vector<Rollout> rollouts =
+          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), fresh_inputs),
+                   config.generator.placement, config.loss.samples, config.train.max_new_tokens,
+                   key(kPurposeRollout, index(m)), gumbel);
+      const size_t fresh = rollouts.size();
+      if (sampled_inputs > fresh_inputs) {
+        Prompts rest;
+        rest.rows = copy_of(device, made.view());
+        rest.count = made.count;
+        rest.first.assign(made.first.begin() + static_cast<std::ptrdiff_t>(fresh_inputs), made.first.end());
+        std::vector<Rollout> held =
+            roll_out(device, llama, tokenizer, rest,
+                     ExampleSpan(inputs.data() + fresh_inputs, sampled_inputs - fresh_inputs),
+                     config.generator.placement, 1, config.train.max_new_tokens,
+                     key(kPurposeRollout, index(m) + 2048), gumbel);
+        for (Rollout& h : held) {
+          h.input += fresh_inputs;
+          rollouts.push_back(std::move(h));
+        }
+      }
+      for (const Rollout& o : rollouts) {
+        totals.sampled_tokens += static_cast<int64_t>(o.tokens.size());
+        length += static_cast<double>(o.tokens.size());
+        non_canonical += o.canonical ? 0.0 : 1.0;
+        ++rollouts_seen;
+      }
+      for (size_t i = 0; i < fresh; ++i) {
+        texts.push_back(tokenizer.decode_text(rollouts[i].text, true));
+        if (static_cast<int64_t>(texts.size()) > kTextsKept) texts.pop_front();
+      }
+      r.rollout_s += clock.lap();
+
+      // Pairs: fresh, then replayed, then held-out.
+      std::vector<AnswerPair> pairs;
+      auto pair_up = [&](size_t i) {
+        const Rollout& o = rollouts[i];
+        // Under Gumbel the gradient goes through the sampled tokens themselves.
+        const std::vector<int32_t> own =
+            o.ended ? std::vector<int32_t>(o.tokens.begin(), o.tokens.end() - 1) : o.tokens;
+        if (gumbel && !o.canonical && i < fresh) return;
+        if (auto p = make_pair(o.input, i, strip_end(inputs[o.input]->completion, tokenizer.end_ids()),
+                               gumbel ? own : o.text))
+          pairs.push_back(std::move(*p));
+      };
+      for (size_t i = 0; i < fresh; ++i) pair_up(i);
+      const size_t n_fresh = pairs.size();
+      if (config.discriminator.replay > 0 && n_fresh > 0) {
+        for (const Fake& old :
+             replay.draw(replay.old_of(static_cast<int64_t>(n_fresh), config.discriminator.replay))) {
+          inputs.push_back(&data.train[static_cast<size_t>(old.input)]);
+          if (auto p = make_pair(inputs.size() - 1, SIZE_MAX,
+                                 strip_end(inputs.back()->completion, tokenizer.end_ids()), old.tokens))
+            pairs.push_back(std::move(*p));
+        }
+      }
+      const size_t n_train = pairs.size();
+      for (size_t i = fresh; i < rollouts.size(); ++i) pair_up(i);
+      const size_t n_all = pairs.size();
+      for (size_t i = 0; i < fresh; ++i)
+        if (!rollouts[i].text.empty())
+          replay.add({inputs[rollouts[i].input] - data.train.data(), rollouts[i].text});
+
+      // Frozen features of all of them in one forward; backward to the embeddings only where the generator
+      // needs it.
+      std::vector<SampledSeed> seeds;
+      if (n_fresh > 0) {
+        const bool through = gumbel && train_g;
+        const PairBatch packed = pack_pairs(inputs, pairs, !through);
+        runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d);
+        auto features = [&](size_t begin, size_t end, OwnedTensor* raw) {
+          const PairRows rows = rows_of_pairs(packed, begin, end);
+          OwnedTensor h = runner.output_rows(rows.rows);
+          OwnedTensor f = Discriminator::normalise(device, h);
+          if (raw) *raw = std::move(h);
+          return std::pair(std::move(f), rows);
+        };
+        OwnedTensor raw_fresh;
+        auto [f_train, rows_train] = features(0, n_train, nullptr);
+        auto [f_fresh, rows_fresh] = features(0, n_fresh, &raw_fresh);
+        PairScores held;
+        if (n_all > n_train) {
+          auto [f_held, rows_held] = features(n_train, n_all, nullptr);
+          const OwnedTensor d = discriminator->forward(f_held, rows_held.offsets);
+          held = split(d.view());
+          right_heldout += held.accuracy() * static_cast<double>(n_all - n_train);
+          heldout_seen += static_cast<int64_t>(n_all - n_train);
+        }
+        r.features_s += clock.lap();
+
+        // The generator's reward or gradient, from the discriminator as it stands before its own update.
+        const int64_t n = static_cast<int64_t>(n_fresh);
+        OwnedTensor d_fresh = discriminator->forward(f_fresh, rows_fresh.offsets);
+        const PairScores scores = split(d_fresh.view());
+        OwnedTensor ddf(device, DType::kF32, {n}), loss(device, DType::kF32, {1});
+        const ConstTensor flat = d_fresh.view().view({2 * n});
+        generator_pair_loss(device, {.dr = flat.rows(0, n),
+                                     .df = flat.rows(n, n),
+                                     .kind = config.discriminator.loss,
+                                     .loss = loss,
+                                     .ddf = ddf});
+        float adv = 0.0f;
+        device.copy_out(&adv, loss);
+        loss_adv += adv / static_cast<double>(batches.size());
+        for (float s : scores.fake) reward += s;
+        right += scores.accuracy() * static_cast<double>(n);
+        pairs_seen += n;
+        if (through) {
+          seeds = gumbel_seeds(packed, pairs, n_fresh, rollouts, f_fresh, raw_fresh, ddf,
+                               static_cast<float>(batches.size()));
+        } else if (train_g) {
+          seeds = rloo_seeds(pairs, n_fresh, rollouts, scores.fake, inputs_total);
+        }
+        PairScores unused;
+        if (train_d)
+          loss_d += discriminator_pass(f_train, rows_train.offsets, static_cast<int64_t>(n_train), m, true,
+                                       unused) /
+                    static_cast<double>(batches.size());
+        r.discriminator_s += clock.lap();
+      }
+
+      if (train_g) {
+        int64_t seeded = 0;
+        for (const SampledSeed& s : seeds) seeded += static_cast<int64_t>(s.length);
+        const float kl = seeded > 0 ? static_cast<float>(config.loss.beta / static_cast<double>(seeded) /
+                                                         static_cast<double>(batches.size()))
+                                    : 0.0f;
+        generator_pass(batches[m], noise_key, alpha / static_cast<float>(reference_tokens), seeds, kl, sums);
+        r.forward_backward_s += clock.lap();
+      }
+    }
+
+    if (train_d && pairs_seen > 0) {
+      const AdamSettings adam = adam_d();
+      r.grad_norm_d = discriminator->parameters().step(adam);
+      if (config.discriminator.spectral_norm) discriminator->normalise_spectrum();
+      r.lr_d = adam.lr;
+      r.trained_d = true;
+      ++totals.steps_d;
+    }
+    if (train_g) {
+      const AdamSettings adam = adam_g();
+      r.grad_norm_g = generator->parameters().step(adam);
+      r.lr_g = adam.lr;
+      r.trained_g = true;
+      ++totals.steps_g;
+      // A short memory at first: the average must forget the warm-up's end within a short run too.
+      const double t = static_cast<double>(generator->parameters().steps());
+      average->parameters().average_from(
+          generator->parameters(), static_cast<float>(std::min(config.train.ema, (1.0 + t) / (10.0 + t))));
+    }
+    r.optimizer_s = clock.lap();
+    ++totals.steps_adversarial;
+
+    r.ce = sums.ce_tokens > 0 ? sums.ce / static_cast<double>(sums.ce_tokens) : kNone;
+    r.kl = sums.kl_tokens > 0 ? sums.kl / static_cast<double>(sums.kl_tokens) : kNone;
+    r.rms_ratio = sums.ce_tokens > 0 ? sums.rms : kNone;
+    r.loss_d = r.trained_d ? loss_d : kNone;
+    r.loss_adv = pairs_seen > 0 ? loss_adv : kNone;
+    r.reward = pairs_seen > 0 ? reward / static_cast<double>(pairs_seen) : kNone;
+    r.pair_accuracy = pairs_seen > 0 ? right / static_cast<double>(pairs_seen) : kNone;
+    r.heldout_accuracy = heldout_seen > 0 ? right_heldout / static_cast<double>(heldout_seen) : kNone;
+    r.mean_length = rollouts_seen > 0 ? length / static_cast<double>(rollouts_seen) : kNone;
+    r.non_canonical = rollouts_seen > 0 ? non_canonical / static_cast<double>(rollouts_seen) : kNone;
+    r.tokens = sums.rows;
+    // The gate reads the held-out accuracy: a discriminator that remembers its references must not look
+    // strong.
+    if (heldout_seen > 0) gate.observe(r.heldout_accuracy);
+    r.gate_accuracy = gate.accuracy();
+    gate.took(turn);
+    if (phase == Phase::kDiscriminator && gate.warmed_up()) {
+      phase = Phase::kAdversarial;
+      phase_step = -1;
+    }
+    return r;
+  }
+
+  // Holds what was measured against the alarms' limits.
+  void watch(const StepRecord& r) {
+    auto known = [](double v) { return std::isnan(v) ? std::optional<double>() : std::optional<double>(v); };
+    AlarmInput in;
+    if (r.phase != Phase::kWarmup) {
+      in.accuracy_held_out = known(r.gate_accuracy);
+      running_train = std::isnan(r.pair_accuracy) ? running_train
+                      : running_train < 0         ? r.pair_accuracy
+                                                  : 0.9 * running_train + 0.1 * r.pair_accuracy;
+      if (running_train >= 0) in.accuracy_train = running_train;
+      running_length = std::isnan(r.mean_length) ? running_length
+                       : running_length < 0      ? r.mean_length
+                                                 : 0.9 * running_length + 0.1 * r.mean_length;
+      if (running_length >= 0) in.mean_length = running_length;
+      in.non_canonical = known(r.non_canonical);
+      if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0)
+        in.self_bleu = metrics::self_bleu(std::vector<std::string>(texts.begin(), texts.end()), 4) / 100.0;
+    }
+    in.rms_ratio = known(r.rms_ratio);
+    for (const AlarmMonitor::Raised& a : alarms.observe(r.step, in)) raised.push_back(a.text);
+  }
+
+  // C1: advantages of each input's answers, as weights of the cross-entropy seed on the tokens the
+  // discriminator read.
+  std::vector<SampledSeed> rloo_seeds(const std::vector<AnswerPair>& pairs, size_t n_fresh,
+                                      const std::vector<Rollout>& rollouts, const std::vector<float>& rewards,
+                                      int64_t inputs_total) {
+    std::vector<SampledSeed> seeds;
+    for (size_t begin = 0; begin < n_fresh;) {
+      size_t end = begin;
+      while (end < n_fresh && pairs[end].input == pairs[begin].input) ++end;
+      const std::span<const float> r(rewards.data() + begin, end - begin);
+      // An input with one usable answer has nothing to compare it with.
+      const int64_t n = static_cast<int64_t>(r.size());
+      const std::vector<float> advantages = n < 2 ? std::vector<float>(r.size(), 0.0f)
+                                            : config.loss.weighting == Weighting::kSoftmax
+                                                ? softmax_advantages(r, n, config.loss.reward_temperature)
+                                                : leave_one_out_advantages(r, n);
+      for (size_t i = begin; i < end; ++i) {
+        SampledSeed s;
+        s.rollout = &rollouts[pairs[i].rollout];
+        s.length = std::min(pairs[i].fake.size(), s.rollout->tokens.size());
+        s.weight = advantages[i - begin] /
+                   (static_cast<float>(end - begin) * static_cast<float>(config.train.max_new_tokens) *
+                    static_cast<float>(inputs_total));
+        seeds.push_back(std::move(s));
+      }
+      begin = end;
+    }
+    return seeds;
+  }
+
+  // C2: the discriminator's gradient at each sampled token's embedding, through the frozen layers it reads
+  // with.
+  std::vector<SampledSeed> gumbel_seeds(const PairBatch& packed, const std::vector<AnswerPair>& pairs,
+                                        size_t n_fresh, const std::vector<Rollout>& rollouts, ConstTensor f,
+                                        ConstTensor h, ConstTensor ddf, float micro_batches) {
+    const int64_t n = static_cast<int64_t>(n_fresh), width = llama.config().hidden_size;
+    const OwnedTensor d_scores = zeros(device, {2 * n});
+    OwnedTensor scaled = zeros(device, {n});
+    axpy(device, {.x = ddf, .a = 1.0f / micro_batches, .y = scaled});
+    OwnedTensor d = copy_of(device, d_scores.view());
+    device.copy(d.view().rows(n, n), scaled);
+    OwnedTensor df = zeros(device, f.shape());
+    discriminator->parameters().set_gradients(false);
+    discriminator->backward(f, d, df);
+    discriminator->parameters().set_gradients(true);
+    // f = RMSNorm(h): the statistic is cheap to take again.
+    OwnedTensor rstd(device, DType::kF32, {h.dim(0)}), y(device, DType::kF32, h.shape()),
+        dh = zeros(device, h.shape());
+    rmsnorm_forward(device, {.x = h, .w = {}, .y = y, .rstd = rstd});
+    rmsnorm_backward(device, {.x = h, .w = {}, .rstd = rstd, .dy = df, .dx = dh, .dw = {}});
+    // References are constants: only the fakes' rows carry a gradient back.
+    std::vector<int32_t> fake_rows;
+    int64_t first = 0;
+    for (size_t i = 0; i < n_fresh; ++i) {
+      first += static_cast<int64_t>(packed.real[i].size());
+      fake_rows.insert(fake_rows.end(), packed.fake[i].begin(), packed.fake[i].end());
+    }
+    runner.begin_backward();
+    runner.add_output_gradient(dh.view().rows(first, static_cast<int64_t>(fake_rows.size())), fake_rows);
+    runner.backward();
+    const std::vector<float> at_embedding = download(device, runner.input_gradient_rows(fake_rows).view());
+    std::vector<SampledSeed> seeds;
+    size_t at = 0;
+    for (size_t i = 0; i < n_fresh; ++i) {
+      SampledSeed s;
+      s.rollout = &rollouts[pairs[i].rollout];
+      s.length = pairs[i].fake.size();
+      const size_t values = s.length * static_cast<size_t>(width);
+      s.embedding.assign(at_embedding.begin() + static_cast<std::ptrdiff_t>(at),
+                         at_embedding.begin() + static_cast<std::ptrdiff_t>(at + values));
+      at += values;
+      seeds.push_back(std::move(s));
+    }
+    return seeds;
+  }
+};
+
+Trainer::Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer, const TrainConfig& config,
+                 Data data)
+    : s_(std::make_unique<State>(device, llama, tokenizer, config, std::move(data))) {}
+Trainer::~Trainer() = default;
+
+bool Trainer::done() const { return s_->step >= s_->total; }
+int64_t Trainer::step_number() const { return s_->step; }
+int64_t Trainer::total_steps() const { return s_->total; }
+Phase Trainer::phase() const { return done() ? Phase::kDone : s_->phase; }
+const std::vector<std::string>& Trainer::new_alarms() const { return s_->raised; }
+const Totals& Trainer::totals() const { return s_->totals; }
+int64_t Trainer::generator_parameters() const { return s_->generator->parameters().count(); }
+int64_t Trainer::deployed_parameters() const { return s_->generator->deployed_parameters(); }
+int64_t Trainer::discriminator_parameters() const {
+  return s_->discriminator ? s_->discriminator->parameters().count() : 0;
+}
+int64_t Trainer::optimizer_bytes() const {
+  return s_->generator->parameters().optimizer_bytes() +
+         (s_->discriminator ? s_->discriminator->parameters().optimizer_bytes() : 0);
+}
+
+StepRecord Trainer::step() {
+  State& s = *s_;
+  GT_CHECK(!done(), "the run is over after {} steps", s.total);
+  const auto start = std::chrono::steady_clock::now();
+  const Phase phase = s.phase;
+  s.raised.clear();
+  StepRecord r = phase == Phase::kWarmup ? s.warmup_step() : s.adversarial_step();
+  r.phase = phase;
+  ++s.step;
+  ++s.phase_step;
+  r.step = s.step;
+  s.watch(r);
+  if (s.phase == Phase::kWarmup && s.adversarial() && s.step >= s.warmup_total) s.begin_adversarial();
+  r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  s.totals.rollout += r.rollout_s;
+  s.totals.features += r.features_s;
+  s.totals.discriminator += r.discriminator_s;
+  s.totals.forward_backward += r.forward_backward_s;
+  s.totals.optimizer += r.optimizer_s;
+  s.totals.all += r.seconds;
+  s.totals.tokens += r.tokens;
+  return r;
+}
+
+PromptMaker& Trainer::deployed() {
+  State& s = *s_;
+  if (s.phase == Phase::kWarmup) return *s.prompts;
+  return *s.average_prompts;
+}
+PromptMaker* Trainer::warm() { return s_->warm_prompts.get(); }
+
+LossResult Trainer::validate() {
+  State& s = *s_;
+  std::vector<const TokenizedExample*> items;
+  const int64_t most =
+      s.config.eval.max_items > 0 ? s.config.eval.max_items : std::numeric_limits<int64_t>::max();
+  for (const TokenizedExample& e : s.data.valid) {
+    if (static_cast<int64_t>(items.size()) >= most) break;
+    items.push_back(&e);
+  }
+  Clock clock;
+  const LossResult r =
+      evaluate_loss(s.runner, deployed(), items, s.config.generator.placement, s.config.train.batch);
+  s.totals.evaluation += clock.lap();
+  return r;
+}
+
+std::vector<float> Trainer::prompt_table() {
+  State& s = *s_;
+  const std::vector<const TokenizedExample*> one{&s.data.train.front()};
+  const Prompts p = deployed().make(one, 0);
+  return download(s.device, p.view().rows(0, p.count));
+}
+
+void Trainer::save(CheckpointWriter& writer) const {
+  const State& s = *s_;
+  auto add = [&](const ParameterSet& set, const std::string& prefix, bool moments) {
+    for (const ParameterSet::Saved& t : set.save(prefix, moments)) writer.add_copy(t.name, t.shape, t.values);
+  };
+  add(s.generator->parameters(), "generator.", true);
+  if (s.phase != Phase::kWarmup) {
+    add(s.average->parameters(), "average.", false);
+    add(s.frozen_warm->parameters(), "warm.", false);
+  }
+  if (s.discriminator) add(s.discriminator->parameters(), "discriminator.", true);
+  const LoaderPosition a = s.loader.position(), b = s.heldout.position();
+  const Totals& t = s.totals;
+  nlohmann::json j{
+      {"version", 1},
+      {"config", to_toml(s.config)},
+      {"base", fmt::format("{:016x}", s.llama.content_hash())},
+      {"phase", phase_name(s.phase)},
+      {"step", s.step},
+      {"phase_step", s.phase_step},
+      {"generator_steps", s.generator->parameters().steps()},
+      {"discriminator_steps", s.discriminator ? s.discriminator->parameters().steps() : 0},
+      {"loader", {a.epoch, a.batch}},
+      {"heldout", {b.epoch, b.batch}},
+      {"totals",
+       {t.rollout, t.features, t.discriminator, t.forward_backward, t.optimizer, t.evaluation, t.all}},
+      {"counts", {t.tokens, t.sampled_tokens, t.steps_g, t.steps_d, t.steps_adversarial}},
+      {"running", {s.running_train, s.running_length}},
+      {"data", s.data_hash()}};
+  writer.add_json("state", j.dump());
+  writer.add_json("texts", nlohmann::json(std::vector<std::string>(s.texts.begin(), s.texts.end())).dump());
+  for (const auto& [name, values] :
+       {std::pair("gate", s.gate.save()), {"replay", s.replay.save()}, {"alarms", s.alarms.save()}})
+    writer.add_values(name, std::span<const int64_t>(values));
+}
+
+void Trainer::load(const CheckpointReader& reader) {
+  State& s = *s_;
+  const nlohmann::json j = nlohmann::json::parse(reader.json("state"));
+  if (j.at("base") != fmt::format("{:016x}", s.llama.content_hash()))
+    fail("{}: was written on another base model (content hash {})", reader.path(), j.at("base").dump());
+  if (j.at("data") != s.data_hash())
+    fail("{}: was written on other data: the training items differ; a continued run needs the same files",
+         reader.path());
+  auto read = [&](const std::string& name, Shape shape) {
+    std::vector<float> v(static_cast<size_t>(shape.count()));
+    reader.read_into(name, Tensor(v.data(), DType::kF32, shape));
+    return v;
+  };
+  const std::string phase = j.at("phase");
+  for (const Phase p : {Phase::kWarmup, Phase::kDiscriminator, Phase::kAdversarial})
+    if (phase == phase_name(p)) s.phase = p;
+  s.generator->parameters().load("generator.", true, read);
+  s.generator->parameters().set_steps(j.at("generator_steps"));
+  if (s.phase != Phase::kWarmup) {
+    if (!s.frozen_warm) s.keep_warm();
+    s.average->parameters().load("average.", false, read);
+    s.frozen_warm->parameters().load("warm.", false, read);
+  }
+  if (s.discriminator) {
+    s.discriminator->parameters().load("discriminator.", true, read);
+    s.discriminator->parameters().set_steps(j.at("discriminator_steps"));
+  }
+  s.step = j.at("step");
+  s.phase_step = j.at("phase_step");
+  s.loader.restore({j.at("loader")[0], j.at("loader")[1]});
+  s.heldout.restore({j.at("heldout")[0], j.at("heldout")[1]});
+  const auto& seconds = j.at("totals");
+  const auto& counts = j.at("counts");
+  s.totals = {seconds[0], seconds[1], seconds[2], seconds[3], seconds[4], seconds[5],
+              seconds[6], counts[0],  counts[1],  counts[2],  counts[3],  counts[4]};
+  s.running_train = j.at("running")[0];
+  s.running_length = j.at("running")[1];
+  s.gate.load(reader.longs("gate"));
+  s.replay.load(reader.longs("replay"));
+  s.alarms.load(reader.longs("alarms"));
+  const nlohmann::json texts = nlohmann::json::parse(reader.json("texts"));
+  s.texts.assign(texts.begin(), texts.end());
+}
+
+}  // namespace gantrain

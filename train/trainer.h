@@ -1,0 +1,96 @@
+// One training run: generator against discriminator in front of a frozen model.
+//
+// Phases: warm-up of the generator by cross-entropy (C0); the discriminator alone until it separates the
+// generator's answers from the references; then both under the balance gate (docs/method.md). With loss.kind
+// = "ce" the first phase is all. Everything random is a function of (seed, step): a run continued from a
+// checkpoint has the same bits as one never stopped.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "model/runner.h"
+#include "model/tokenizer/tokenizer.h"
+#include "train/config.h"
+#include "train/data/loader.h"
+#include "train/losses/alarms.h"
+#include "train/losses/balance.h"
+#include "train/losses/replay.h"
+#include "train/networks/discriminator.h"
+#include "train/networks/generator.h"
+#include "train/play/evaluate.h"
+#include "train/play/pairs.h"
+
+namespace gantrain {
+
+enum class Phase : uint8_t { kWarmup, kDiscriminator, kAdversarial, kDone };
+const char* phase_name(Phase phase);
+
+// What one step did; NaN where it does not apply.
+struct StepRecord {
+  int64_t step = 0;
+  Phase phase = Phase::kWarmup;
+  static constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  double ce = kNone, loss_adv = kNone, loss_d = kNone, kl = kNone, reward = kNone;
+  double pair_accuracy = kNone, heldout_accuracy = kNone;  // of this step
+  double gate_accuracy = kNone;                            // running, what the gate reads
+  bool trained_g = false, trained_d = false;
+  double grad_norm_g = kNone, grad_norm_d = kNone, lr_g = kNone, lr_d = kNone, rms_ratio = kNone;
+  double mean_length = kNone, non_canonical = kNone;  // of the rollouts: tokens, share
+  int64_t tokens = 0;                                 // rows through the whole model, forward
+  double seconds = 0;
+  // Seconds by part of the step.
+  double rollout_s = 0, features_s = 0, discriminator_s = 0, forward_backward_s = 0, optimizer_s = 0;
+};
+
+// Where the time went over a run, seconds; and counts.
+struct Totals {
+  double rollout = 0, features = 0, discriminator = 0, forward_backward = 0, optimizer = 0, evaluation = 0,
+         all = 0;
+  int64_t tokens = 0, sampled_tokens = 0;
+  int64_t steps_g = 0, steps_d = 0, steps_adversarial = 0;
+};
+
+class Trainer {
+ public:
+  struct Data {
+    std::vector<TokenizedExample> train, valid;
+  };
+  Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer, const TrainConfig& config,
+          Data data);
+  ~Trainer();
+
+  bool done() const;
+  int64_t step_number() const;  // steps taken
+  int64_t total_steps() const;  // planned; the discriminator's own phase may end earlier
+  Phase phase() const;
+  StepRecord step();  // takes one step; throws Error naming layer and op of a value that is not finite
+
+  // Cross-entropy on the validation items with the weights that would be deployed.
+  LossResult validate();
+  // The deployed prompt maker: the averaged generator in the adversarial phase. `warm`: as it was after
+  // warm-up.
+  PromptMaker& deployed();
+  PromptMaker* warm();  // nullptr before the adversarial phase
+
+  const std::vector<std::string>& new_alarms() const;  // raised by the last step
+  const Totals& totals() const;
+  int64_t generator_parameters() const, deployed_parameters() const, discriminator_parameters() const;
+  int64_t optimizer_bytes() const;
+  // The generator's learned table or its output, for a look at nearest tokens: (P, C).
+  std::vector<float> prompt_table();
+
+  // Everything a continued run needs: parameters of both players, moments, averages, gate, replay, loader,
+  // counters.
+  void save(class CheckpointWriter& writer) const;
+  void load(const class CheckpointReader& reader);
+
+ private:
+  struct State;
+  std::unique_ptr<State> s_;
+};
+
+}  // namespace gantrain

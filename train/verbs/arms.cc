@@ -1,0 +1,107 @@
+#include "train/verbs/arms.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "train/metrics/accuracy.h"
+
+namespace gantrain {
+
+ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& arm, ExampleSpan items,
+                       ExampleSpan merged, const std::vector<std::vector<int32_t>>& labels,
+                       const ArmSettings& settings) {
+  ArmResult r;
+  r.name = arm.name;
+  r.loss = evaluate_loss(runner, *arm.maker, items, settings.placement, settings.batch);
+  if (!labels.empty()) {
+    const std::vector<double> scores =
+        label_scores(runner, *arm.maker, items, labels, settings.placement, settings.batch);
+    std::vector<int64_t> right;
+    for (const TokenizedExample* e : items) {
+      const auto it = std::find(labels.begin(), labels.end(), e->completion);
+      if (it == labels.end())
+        fail("line {}: its completion is none of the {} labels of the training items", e->line,
+             labels.size());
+      right.push_back(it - labels.begin());
+    }
+    r.label_accuracy = metrics::label_accuracy(scores, right, labels.size());
+  }
+  if (settings.generate) {
+    const ExampleSpan part = merged.subspan(
+        0, std::min(merged.size(), static_cast<size_t>(std::max<int64_t>(0, settings.max_generate))));
+    for (double temperature : settings.temperatures) {
+      GenerationSettings g;
+      g.temperature = static_cast<float>(temperature);
+      g.max_new = static_cast<int32_t>(settings.max_new);
+      g.samples = settings.samples;
+      g.seed = settings.seed;
+      const std::vector<std::string> texts =
+          generate_texts(runner, tokenizer, *arm.maker, part, settings.placement, g);
+      r.texts.push_back(score_texts(part, texts, settings.samples, temperature));
+      if (r.samples.empty())
+        for (size_t i = 0; i < texts.size(); i += static_cast<size_t>(settings.samples))
+          r.samples.push_back(texts[i]);
+    }
+  }
+  if (!settings.drift_text.empty())
+    r.drift =
+        evaluate_drift(runner, tokenizer, *arm.maker, settings.drift_text, 128, 32, settings.placement).ce;
+  return r;
+}
+
+nlohmann::json to_json(const ArmResult& r) {
+  nlohmann::json j{
+      {"arm", r.name}, {"ce", r.loss.ce}, {"ppl", r.loss.perplexity()}, {"scored_tokens", r.loss.tokens}};
+  if (r.label_accuracy >= 0) j["label_likelihood"] = r.label_accuracy;
+  if (r.drift >= 0) j["drift_ce"] = r.drift;
+  j["temperatures"] = nlohmann::json::array();
+  for (const TextScores& s : r.texts)
+    j["temperatures"].push_back({{"arm", r.name},
+                                 {"temperature", s.temperature},
+                                 {"exact_match", s.exact_match / 100.0},
+                                 {"bleu", s.bleu},
+                                 {"rouge_l", s.rouge_l / 100.0},
+                                 {"distinct_1", s.distinct_1},
+                                 {"distinct_2", s.distinct_2},
+                                 {"distinct_3", s.distinct_3},
+                                 {"self_bleu_2", s.self_bleu[0]},
+                                 {"self_bleu_3", s.self_bleu[1]},
+                                 {"self_bleu_4", s.self_bleu[2]},
+                                 {"self_bleu_5", s.self_bleu[3]},
+                                 {"length", s.mean_length},
+                                 {"texts", s.texts}});
+  return j;
+}
+
+std::string arms_table(const std::vector<ArmResult>& results) {
+  std::string out = fmt::format("{:<12} {:>8} {:>10}", "arm", "loss", "perplexity");
+  const bool labels =
+      std::any_of(results.begin(), results.end(), [](const ArmResult& r) { return r.label_accuracy >= 0; });
+  const bool drift =
+      std::any_of(results.begin(), results.end(), [](const ArmResult& r) { return r.drift >= 0; });
+  if (labels) out += fmt::format(" {:>9}", "labels");
+  if (drift) out += fmt::format(" {:>9}", "drift");
+  out += "\n";
+  for (const ArmResult& r : results) {
+    out += fmt::format("{:<12} {:>8.4f} {:>10.2f}", r.name, r.loss.ce, r.loss.perplexity());
+    if (labels) out += fmt::format(" {:>8.1f}%", 100.0 * r.label_accuracy);
+    if (drift) out += fmt::format(" {:>9.4f}", r.drift);
+    out += "\n";
+  }
+  size_t temperatures = 0;
+  for (const ArmResult& r : results) temperatures = std::max(temperatures, r.texts.size());
+  if (temperatures == 0) return out;
+  out += fmt::format("\n{:<12} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>9} {:>7}\n", "arm", "T", "BLEU",
+                     "ROUGE-L", "exact", "dist-1", "dist-2", "sBLEU-4", "words");
+  for (size_t t = 0; t < temperatures; ++t)
+    for (const ArmResult& r : results) {
+      if (t >= r.texts.size()) continue;
+      const TextScores& s = r.texts[t];
+      out += fmt::format("{:<12} {:>5.2f} {:>7.2f} {:>7.2f} {:>6.1f}% {:>7.3f} {:>7.3f} {:>9.2f} {:>7.1f}\n",
+                         r.name, s.temperature, s.bleu, s.rouge_l, s.exact_match, s.distinct_1, s.distinct_2,
+                         s.self_bleu[2], s.mean_length);
+    }
+  return out;
+}
+
+}  // namespace gantrain

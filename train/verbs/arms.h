@@ -1,0 +1,46 @@
+// Arms of an evaluation: the same items under no prompt, the warm prompt, the trained one; and their figures
+// as JSON.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "train/play/evaluate.h"
+
+namespace gantrain {
+
+struct Arm {
+  std::string name;  // "no prompt", "warm", "trained"
+  PromptMaker* maker;
+};
+struct ArmSettings {
+  Placement placement = Placement::kPrefix;
+  int64_t batch = 8;
+  std::vector<double> temperatures;
+  int64_t samples = 1;  // texts an item and temperature
+  int64_t max_new = 64;
+  int64_t max_generate = 100;  // items texts are generated for
+  uint64_t seed = 1;
+  bool generate = true;
+  std::string drift_text;  // may be empty
+};
+struct ArmResult {
+  std::string name;
+  LossResult loss;
+  double label_accuracy = -1;        // -1: not a classification task
+  std::vector<TextScores> texts;     // one a temperature
+  double drift = -1;                 // cross-entropy on the second text; -1: not asked for
+  std::vector<std::string> samples;  // the first items' texts at the first temperature
+};
+
+// `items`: every item, for loss and labels. `merged`: one an input, all its references, for generated text.
+ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& arm, ExampleSpan items,
+                       ExampleSpan merged, const std::vector<std::vector<int32_t>>& labels,
+                       const ArmSettings& settings);
+
+nlohmann::json to_json(const ArmResult& result);
+// A table for people: a line an arm, a block a temperature.
+std::string arms_table(const std::vector<ArmResult>& results);
+
+}  // namespace gantrain

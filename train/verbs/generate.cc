@@ -1,0 +1,110 @@
+#include "model/generate.h"
+
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "core/rng.h"
+#include "train/checkpoint/run_folder.h"
+#include "train/verbs/dataset.h"
+#include "train/verbs/session.h"
+
+namespace gantrain {
+namespace {
+
+ChatTemplateChoice chat_choice(const std::string& name) {
+  for (const auto& [known, choice] : {std::pair("none", ChatTemplateChoice::kNone),
+                                      {"auto", ChatTemplateChoice::kAuto},
+                                      {"chatml", ChatTemplateChoice::kChatML},
+                                      {"llama2", ChatTemplateChoice::kLlama2},
+                                      {"llama3", ChatTemplateChoice::kLlama3}})
+    if (name == known) return choice;
+  fail_usage("--chat-template: expected none, auto, chatml, llama2 or llama3, got '{}'", name);
+}
+
+}  // namespace
+
+int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
+  std::vector<std::string> prompts = options.prompts;
+  if (!options.input_file.empty()) {
+    std::ifstream file;
+    if (options.input_file != "-") {
+      file.open(options.input_file);
+      if (!file) fail("{}: cannot open", options.input_file);
+    }
+    std::istream& in = options.input_file == "-" ? std::cin : file;
+    for (std::string line; std::getline(in, line);) prompts.push_back(line);
+  }
+  if (prompts.empty()) fail_usage("no prompt; give --prompt TEXT or --input FILE");
+  if (options.max_new < 1) fail_usage("--max-new: expected at least 1, got {}", options.max_new);
+  if (options.samples < 1 || options.samples > 4096)
+    fail_usage("--samples: expected 1 to 4096, got {}", options.samples);
+
+  std::unique_ptr<CheckpointReader> checkpoint;
+  TrainConfig config;
+  if (!options.checkpoint.empty()) {
+    checkpoint = std::make_unique<CheckpointReader>(find_checkpoint(options.checkpoint).string());
+    config = checkpoint_config(*checkpoint, {});
+  }
+  const std::string model = options.model.empty() ? config.model : options.model;
+  Session session = open_session(model, options.device, options.threads, options.dtype, devices);
+  const Tokenizer& tokenizer = *session.tokenizer;
+  const Llama& llama = *session.llama;
+  Runner runner(*session.device, llama);
+
+  // With a run, inputs are built as its training inputs were; without one, as the flags say.
+  DataConfig data = config.data;
+  if (!checkpoint || options.chat_template != "none") data.chat_template = chat_choice(options.chat_template);
+  if (!options.system.empty()) data.system = options.system;
+  std::unique_ptr<Generator> generator;
+  std::unique_ptr<PromptMaker> maker = std::make_unique<NoPrompt>();
+  if (checkpoint) {
+    generator = load_generator(*checkpoint, config.generator, *session.device, llama, false);
+    maker = std::make_unique<GeneratorPrompts>(runner, *generator, config.generator);
+  }
+  SamplingParams params;
+  params.temperature = static_cast<float>(options.temperature);
+  params.top_k = static_cast<int32_t>(options.top_k);
+  params.top_p = static_cast<float>(options.top_p);
+  params.max_new = static_cast<int32_t>(options.max_new);
+  params.stop = tokenizer.end_ids();
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    TokenizedExample example;
+    example.prompt = tokenize_prompt(prompts[i], tokenizer, data);
+    example.prompt_text = prompts[i];
+    example.line = static_cast<int64_t>(i) + 1;
+    const std::vector<const TokenizedExample*> one{&example};
+    const Prompts made = maker->make(one, derive_key(static_cast<uint64_t>(options.seed), 2, i));
+    RequestContext context = request_context(made, 0, example, config.generator.placement);
+    const int64_t positions = made.count + static_cast<int64_t>(example.prompt.size()) + options.max_new;
+    if (positions > llama.config().max_position_embeddings)
+      fail("prompt {}: {} positions with prompt and --max-new; the model has {}", i + 1, positions,
+           llama.config().max_position_embeddings);
+    GenerationRequest request{context.prompt_first, context.prompt_count, std::move(context.tokens), {}};
+    if (request.context.empty() && request.prompt_count == 0)
+      fail("prompt {}: no token to start from; give a text, or a model with a BOS token", i + 1);
+    for (int64_t s = 0; s < options.samples; ++s)
+      request.keys.push_back(
+          derive_key(static_cast<uint64_t>(options.seed), 3, i * 4096 + static_cast<uint64_t>(s)));
+    for (const GeneratedSequence& g :
+         generate(*session.device, llama, made.view(), std::span(&request, 1), params)) {
+      std::vector<int32_t> ids = g.tokens;
+      if (g.finish == FinishReason::kStop) ids.pop_back();
+      const std::string text = tokenizer.decode_text(ids, true);
+      if (options.json) {
+        fmt::print("{}\n",
+                   nlohmann::json{{"prompt", prompts[i]},
+                                  {"ids", g.tokens},
+                                  {"text", text},
+                                  {"finish_reason", g.finish == FinishReason::kStop ? "stop" : "length"}}
+                       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+      } else {
+        fmt::print("{}\n", text);
+      }
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}
+
+}  // namespace gantrain

@@ -1,0 +1,16 @@
+#include "model/probe.h"
+
+#include "model/weights.h"
+#include "train/verbs/session.h"
+
+namespace gantrain {
+
+int run_probe(const ProbeOptions& options, const DeviceFactory& devices) {
+  // No tokenizer: the door speaks in token ids.
+  const std::unique_ptr<Device> device = devices(options.device, options.threads);
+  const auto llama = Llama::load(*device, open_weights(options.model), choose_dtype(options.dtype, *device));
+  probe(*device, *llama, {options.input, options.output, options.adapter});
+  return 0;
+}
+
+}  // namespace gantrain

@@ -1,0 +1,85 @@
+#include "train/verbs/session.h"
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "model/weights.h"
+#include "train/log/progress.h"
+
+namespace gantrain {
+
+DType choose_dtype(DTypeChoice choice, const Device& device) {
+  switch (choice) {
+    case DTypeChoice::kF32:
+      return DType::kF32;
+    case DTypeChoice::kBF16:
+      return DType::kBF16;
+    case DTypeChoice::kAuto:
+      break;
+  }
+  return device.has_fast_bf16() ? DType::kBF16 : DType::kF32;
+}
+
+Session open_session(const std::string& model, DeviceKind kind, int threads, DTypeChoice dtype,
+                     const DeviceFactory& devices) {
+  if (model.empty())
+    fail_usage("no model given; --model FOLDER_OR_FILE (or model = \"...\" in the configuration)");
+  const auto start = std::chrono::steady_clock::now();
+  Session s;
+  s.device = devices(kind, threads);
+  std::shared_ptr<const Weights> weights = open_weights(model);
+  for (const std::string& note : weights->notes()) fmt::print(stderr, "{}: {}\n", model, note);
+  s.tokenizer = open_tokenizer(model);
+  const DType type = choose_dtype(dtype, *s.device);
+  const std::string format = weights->format();
+  s.llama = Llama::load(*s.device, std::move(weights), type);
+  const LlamaConfig& c = s.llama->config();
+  if (s.tokenizer->vocab_size() > c.vocab_size)
+    fail("{}: the tokenizer has {} tokens, the model {}; they do not belong together", model,
+         s.tokenizer->vocab_size(), c.vocab_size);
+  s.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print(stderr,
+             "model: {} ({}), {:.1f} M parameters, {} layers, width {}, {} in memory as {}, opened in {:.1f} "
+             "s\ndevice: {}\n",
+             model, format, static_cast<double>(s.llama->parameters()) * 1e-6, c.num_layers, c.hidden_size,
+             fmt::format("{:.0f} MB", static_cast<double>(s.llama->weight_bytes()) * 1e-6), dtype_name(type),
+             s.load_seconds, s.device->description());
+  return s;
+}
+
+TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides) {
+  const nlohmann::json state = nlohmann::json::parse(checkpoint.json("state"));
+  return parse_train_config(state.at("config").get<std::string>(), checkpoint.path() + " (configuration)",
+                            overrides);
+}
+
+std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const GeneratorConfig& config,
+                                          Device& device, const Llama& llama, bool warm) {
+  const nlohmann::json state = nlohmann::json::parse(checkpoint.json("state"));
+  const std::string base = fmt::format("{:016x}", llama.content_hash());
+  if (state.at("base").get<std::string>() != base)
+    fail(
+        "{}: was trained on a base model with content hash {}, this one has {}; open it with the model it "
+        "was trained on",
+        checkpoint.path(), state.at("base").get<std::string>(), base);
+  const bool adversarial = state.at("phase").get<std::string>() != "warmup";
+  if (warm && !adversarial) return nullptr;
+  const int64_t width = llama.config().hidden_size;
+  auto g = Generator::make(device, config, width,
+                           std::vector<float>(static_cast<size_t>(config.prompt_length * width)), 0);
+  g->parameters().load(warm          ? "warm."
+                       : adversarial ? "average."
+                                     : "generator.",
+                       false, [&](const std::string& name, Shape shape) {
+                         const ConstTensor t = checkpoint.tensor(name);
+                         if (!(t.shape() == shape))
+                           fail("{}: tensor {}: expected {}, got {}; another configuration wrote it",
+                                checkpoint.path(), name, to_string(shape), to_string(t.shape()));
+                         std::vector<float> v(static_cast<size_t>(shape.count()));
+                         checkpoint.read_into(name, Tensor(v.data(), DType::kF32, shape));
+                         return v;
+                       });
+  return g;
+}
+
+}  // namespace gantrain

@@ -1,0 +1,32 @@
+// A model opened for work: device, weights, tokenizer; and a trained generator out of a checkpoint.
+#pragma once
+
+#include "model/runner.h"
+#include "model/tokenizer/tokenizer.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/networks/generator.h"
+#include "train/play/generator_prompts.h"
+#include "train/verbs/verbs.h"
+
+namespace gantrain {
+
+struct Session {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<const Llama> llama;
+  std::unique_ptr<Tokenizer> tokenizer;
+  double load_seconds = 0;
+};
+DType choose_dtype(DTypeChoice choice, const Device& device);
+// Opens the model with a progress line on standard error; says in one line what was opened.
+Session open_session(const std::string& model, DeviceKind kind, int threads, DTypeChoice dtype,
+                     const DeviceFactory& devices);
+
+// The generator of a checkpoint, with the weights that are deployed, or as it was after its warm-up (nullptr
+// if the run had none). Throws Error if the checkpoint belongs to another base model.
+std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const GeneratorConfig& config,
+                                          Device& device, const Llama& llama, bool warm);
+
+// The configuration a checkpoint was trained with.
+TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides);
+
+}  // namespace gantrain

@@ -1,0 +1,443 @@
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "model/runner.h"
+#include "train/checkpoint/run_folder.h"
+#include "train/log/events.h"
+#include "train/log/progress.h"
+#include "train/log/tensorboard.h"
+#include "train/trainer.h"
+#include "train/verbs/arms.h"
+#include "train/verbs/dataset.h"
+#include "train/verbs/session.h"
+
+namespace gantrain {
+namespace {
+
+using nlohmann::json;
+
+volatile std::sig_atomic_t g_stop = 0;  // the signal that asked for an end, or 0
+
+// The first SIGINT or SIGTERM asks for an end after this step; the second one has the system's own effect.
+class StopSignals {
+ public:
+  StopSignals() {
+    g_stop = 0;
+    for (int i = 0; i < 2; ++i) {
+      struct sigaction action {};
+      action.sa_handler = [](int signal) { g_stop = signal; };
+      action.sa_flags = static_cast<int>(SA_RESETHAND);
+      ::sigaction(kSignals[i], &action, &before_[i]);
+    }
+  }
+  ~StopSignals() {
+    for (int i = 0; i < 2; ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[2] = {SIGINT, SIGTERM};
+  struct sigaction before_[2];
+};
+
+int64_t peak_memory() {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss * 1024;
+}
+
+std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
+
+// The largest batch this run can meet, as rows: what the memory plan is made for.
+struct Plan {
+  int64_t weights = 0, workspace = 0, cache = 0, players = 0;
+  int64_t total() const { return weights + workspace + cache + players; }
+};
+Plan plan_memory(Device& device, const Llama& llama, const TrainConfig& config,
+                 const std::vector<TokenizedExample>& train) {
+  Plan plan;
+  plan.weights = llama.weight_bytes();
+  std::vector<size_t> by_length(train.size());
+  for (size_t i = 0; i < train.size(); ++i) by_length[i] = i;
+  auto length = [&](size_t i) { return train[i].prompt.size() + train[i].completion.size(); };
+  const size_t most = std::min(train.size(), static_cast<size_t>(config.train.batch));
+  std::partial_sort(by_length.begin(), by_length.begin() + static_cast<std::ptrdiff_t>(most), by_length.end(),
+                    [&](size_t a, size_t b) { return length(a) > length(b); });
+  const bool adversarial = config.loss.kind != LossKind::kCe;
+  PackedBatch batch;
+  int64_t scored = 0, slots = 0, first = 0;
+  for (size_t i = 0; i < most; ++i) {
+    const TokenizedExample& e = train[by_length[i]];
+    const bool own = config.generator.kind == GeneratorKind::kConditional;
+    const int32_t prompt = own || i == 0 ? batch.add_prompt(first, config.generator.prompt_length) : 0;
+    if (own) first += config.generator.prompt_length;
+    const int32_t input = batch.add(own ? prompt : 0, e.prompt);
+    batch.add(input, e.completion);
+    scored += static_cast<int64_t>(e.completion.size());
+    slots += config.generator.prompt_length + static_cast<int64_t>(e.prompt.size());
+    if (adversarial)
+      for (int64_t s = 0; s < config.loss.samples; ++s) {
+        batch.add(input, std::vector<int32_t>(static_cast<size_t>(config.train.max_new_tokens), 0));
+        scored += config.train.max_new_tokens;
+        slots += config.train.max_new_tokens;
+      }
+  }
+  const Runner runner(device, llama);
+  plan.workspace = runner.plan_bytes(
+      batch, scored, config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, true);
+  if (adversarial) plan.cache = KvCache::bytes(llama, slots);
+  return plan;
+}
+
+json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
+
+std::vector<std::string> nearest_tokens(const Llama& llama, const Tokenizer& tokenizer,
+                                        const std::vector<float>& table) {
+  // By cosine, over the whole vocabulary: a look at what the prompt resembles, nothing more.
+  const int64_t width = llama.config().hidden_size,
+                vocab = std::min(llama.config().vocab_size, tokenizer.vocab_size());
+  const int64_t count = static_cast<int64_t>(table.size()) / width;
+  std::vector<double> best(static_cast<size_t>(count), -2.0);
+  std::vector<int32_t> id(static_cast<size_t>(count), 0);
+  constexpr int64_t kChunk = 4096;
+  for (int64_t at = 0; at < vocab; at += kChunk) {
+    std::vector<int32_t> ids;
+    for (int64_t i = at; i < std::min(vocab, at + kChunk); ++i) ids.push_back(static_cast<int32_t>(i));
+    const std::vector<float> rows = llama.embedding_rows(ids);
+    for (size_t r = 0; r < ids.size(); ++r) {
+      const float* e = rows.data() + r * static_cast<size_t>(width);
+      float norm = 0;
+      for (int64_t c = 0; c < width; ++c) norm += e[c] * e[c];
+      if (norm == 0) continue;
+      for (int64_t p = 0; p < count; ++p) {
+        const float* q = table.data() + p * width;
+        float dot = 0, own = 0;
+        for (int64_t c = 0; c < width; ++c) {
+          dot += e[c] * q[c];
+          own += q[c] * q[c];
+        }
+        const double cosine = own > 0 ? dot / std::sqrt(static_cast<double>(norm) * own) : -1.0;
+        if (cosine > best[static_cast<size_t>(p)]) {
+          best[static_cast<size_t>(p)] = cosine;
+          id[static_cast<size_t>(p)] = ids[r];
+        }
+      }
+    }
+  }
+  std::vector<std::string> out;
+  for (int64_t p = 0; p < count; ++p)
+    out.push_back(fmt::format("{} ({:.2f})", tokenizer.token_text(id[static_cast<size_t>(p)]),
+                              best[static_cast<size_t>(p)]));
+  return out;
+}
+
+}  // namespace
+
+int run_train(const TrainOptions& options, const DeviceFactory& devices) {
+  TrainConfig config = load_train_config(options.config_file, options.overrides);
+  namespace fs = std::filesystem;
+  std::unique_ptr<CheckpointReader> checkpoint;
+  if (options.resume) {
+    // The run's own configuration counts; what the command line says must not contradict it.
+    if (config.output.empty()) fail_usage("--resume needs the run folder: output=FOLDER");
+    const fs::path saved = fs::path(config.output) / "config.toml";
+    const TrainConfig own = load_train_config(saved);
+    TrainConfig asked = config;
+    asked.threads = own.threads;
+    const bool only_output = options.config_file.empty() && options.overrides.size() <= 1;
+    if (!only_output && to_toml(asked) != to_toml(own))
+      fail_usage(
+          "{}: the run was started with another configuration; continue it with the same one (or with "
+          "output=... alone)",
+          saved.string());
+    const int64_t threads = config.threads;
+    const std::string output = config.output;
+    config = own;
+    config.output = output;
+    if (threads != 0) config.threads = threads;
+  }
+  if (config.data.train.empty()) fail_usage("no training data: set data.train");
+  if (config.output.empty() && !options.dry_run) fail_usage("no run folder: set output (or --output FOLDER)");
+
+  Session session =
+      open_session(config.model, config.device, static_cast<int>(config.threads), config.dtype, devices);
+  Device& device = *session.device;
+  const Llama& llama = *session.llama;
+  const Tokenizer& tokenizer = *session.tokenizer;
+  TokenizedDataset data =
+      open_dataset(config.data, static_cast<uint64_t>(config.seed), tokenizer,
+                   llama.config().max_position_embeddings - config.generator.prompt_length);
+  fmt::print(stderr, "{}", data.report);
+
+  const Plan plan = plan_memory(device, llama, config, data.train);
+  const std::string plan_text = fmt::format(
+      "memory plan: weights {}, activations and workspace of the largest batch {}, KV cache of the rollouts "
+      "{}; together {}\n",
+      megabytes(plan.weights), megabytes(plan.workspace), megabytes(plan.cache), megabytes(plan.total()));
+  if (config.memory_limit > 0 && plan.total() > config.memory_limit)
+    throw Error(fmt::format("the run needs {}, memory_limit is {}. Cheapest remedies: train.recompute=layer, "
+                            "a smaller train.batch "
+                            "(with train.accumulate), a smaller loss.samples",
+                            megabytes(plan.total()), megabytes(config.memory_limit)),
+                ErrorKind::kOutOfMemory);
+  if (options.dry_run) {
+    fmt::print("{}", to_toml(config));
+    fmt::print(stderr, "{}", plan_text);
+    return 0;
+  }
+  fmt::print(stderr, "{}", plan_text);
+
+  RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
+  Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
+  int64_t events_kept = -1;
+  double best = std::numeric_limits<double>::infinity();
+  std::vector<std::string> alarms;
+  if (options.resume) {
+    std::string note;
+    const fs::path path = folder.latest(&note);
+    if (!note.empty()) fmt::print(stderr, "{}\n", note);
+    const CheckpointReader reader(path.string());
+    trainer.load(reader);
+    const json run = json::parse(reader.json("run"));
+    events_kept = run.at("events_bytes");
+    best = run.at("best").is_null() ? best : run.at("best").get<double>();
+    alarms = run.at("alarms").get<std::vector<std::string>>();
+    fmt::print(stderr, "continuing {} at step {} of {}\n", path.string(), trainer.step_number(),
+               trainer.total_steps());
+  } else {
+    folder.write(folder.config_file(), to_toml(config));
+  }
+  EventLog events(folder.events_file(), events_kept);
+  TensorBoard board(folder.tensorboard(), options.resume ? trainer.step_number() : -1);
+  const uint64_t base_before = llama.memory_hash();
+  if (!options.resume)
+    events.write("start", 0,
+                 {{"model", config.model},
+                  {"parameters_base", llama.parameters()},
+                  {"parameters_generator", trainer.generator_parameters()},
+                  {"parameters_discriminator", trainer.discriminator_parameters()},
+                  {"train_items", static_cast<int64_t>(data.train.size())},
+                  {"valid_items", static_cast<int64_t>(data.valid.size())},
+                  {"dtype", std::string(dtype_name(llama.dtype()))},
+                  {"device", device.description()}});
+
+  auto save = [&](bool is_best) {
+    CheckpointWriter writer;
+    trainer.save(writer);
+    board.flush();
+    writer.add_json(
+        "run", json{{"events_bytes", events.bytes()}, {"best", finite(best)}, {"alarms", alarms}}.dump());
+    folder.save(trainer.step_number(), writer, is_best, config.train.keep);
+  };
+  auto validate = [&] {
+    if (data.valid.empty()) return false;
+    const LossResult r = trainer.validate();
+    events.write("eval", trainer.step_number(),
+                 {{"ce", r.ce}, {"ppl", r.perplexity()}, {"scored_tokens", r.tokens}});
+    board.scalar("eval/ce", trainer.step_number(), r.ce);
+    const bool better = r.ce < best;
+    if (better) best = r.ce;
+    return better;
+  };
+
+  StopSignals signals;
+  Progress progress("train", trainer.total_steps(), trainer.step_number());
+  if (!options.resume && trainer.step_number() == 0) validate();
+  while (!trainer.done() && g_stop == 0) {
+    const StepRecord r = trainer.step();
+    events.write("step", r.step,
+                 {{"phase", std::string(phase_name(r.phase))},
+                  {"ce", r.ce},
+                  {"loss_g", r.loss_adv},
+                  {"loss_d", r.loss_d},
+                  {"kl", r.kl},
+                  {"reward", r.reward},
+                  {"pair_accuracy", r.pair_accuracy},
+                  {"pair_accuracy_heldout", r.heldout_accuracy},
+                  {"gate_accuracy", r.gate_accuracy},
+                  {"trained_g", r.trained_g},
+                  {"trained_d", r.trained_d},
+                  {"grad_norm_g", r.grad_norm_g},
+                  {"grad_norm_d", r.grad_norm_d},
+                  {"lr_g", r.lr_g},
+                  {"lr_d", r.lr_d},
+                  {"rms_ratio", r.rms_ratio},
+                  {"length", r.mean_length},
+                  {"non_canonical", r.non_canonical},
+                  {"tokens", r.tokens},
+                  {"step_seconds", r.seconds},
+                  {"rollout_seconds", r.rollout_s},
+                  {"features_seconds", r.features_s},
+                  {"discriminator_seconds", r.discriminator_s},
+                  {"forward_backward_seconds", r.forward_backward_s},
+                  {"optimizer_seconds", r.optimizer_s}});
+    for (const auto& [tag, value] : {std::pair("train/ce", r.ce),
+                                     {"train/loss_g", r.loss_adv},
+                                     {"train/loss_d", r.loss_d},
+                                     {"train/pair_accuracy", r.pair_accuracy},
+                                     {"train/pair_accuracy_heldout", r.heldout_accuracy},
+                                     {"train/rms_ratio", r.rms_ratio},
+                                     {"train/lr_g", r.lr_g},
+                                     {"train/step_seconds", r.seconds}})
+      if (std::isfinite(value)) board.scalar(tag, r.step, value);
+    for (const std::string& alarm : trainer.new_alarms()) {
+      events.write("alarm", r.step, {{"text", alarm}});
+      progress.say("alarm: " + alarm);
+      alarms.push_back(fmt::format("step {}: {}", r.step, alarm));
+    }
+    std::string facts = fmt::format("{}", phase_name(r.phase));
+    if (std::isfinite(r.ce)) facts += fmt::format("  ce {:.3f}", r.ce);
+    if (r.phase != Phase::kWarmup)
+      facts += fmt::format("  acc {:.2f}  {}{}", r.gate_accuracy, r.trained_g ? "G" : "-",
+                           r.trained_d ? "D" : "-");
+    progress.update(r.step, facts);
+    bool better = false;
+    if (config.train.eval_every > 0 && (r.step % config.train.eval_every == 0 || trainer.done()))
+      better = validate();
+    if (better || trainer.done() || (config.train.save_every > 0 && r.step % config.train.save_every == 0))
+      save(better);
+  }
+  progress.finish();
+  if (g_stop != 0) {
+    const int signal = g_stop;
+    save(false);
+    fmt::print(stderr, "stopped at step {} of {}; continue with: gantrain train --resume output={}\n",
+               trainer.step_number(), trainer.total_steps(), config.output);
+    return 128 + signal;
+  }
+
+  // What came of it: every arm on the held-out items.
+  const auto eval_start = std::chrono::steady_clock::now();
+  const bool has_test = !data.test.empty();
+  const std::vector<TokenizedExample>& split = has_test ? data.test : data.valid;
+  const std::vector<TokenizedExample>& merged = has_test ? data.test_merged : data.valid_merged;
+  std::vector<ArmResult> results;
+  Runner runner(device, llama);
+  NoPrompt none;
+  const auto train_items = pointers(data.train);
+  const auto items = pointers(split, config.eval.max_items),
+             merged_items = pointers(merged, config.eval.max_items);
+  if (!items.empty()) {
+    const std::vector<std::vector<int32_t>> labels = find_labels(train_items);
+    ArmSettings settings;
+    settings.placement = config.generator.placement;
+    settings.batch = config.train.batch;
+    settings.temperatures = config.eval.temperatures;
+    settings.samples = config.eval.samples;
+    settings.max_new = config.train.max_new_tokens;
+    settings.max_generate =
+        config.eval.max_items > 0 ? config.eval.max_items : static_cast<int64_t>(merged.size());
+    settings.seed = static_cast<uint64_t>(config.seed);
+    settings.generate = labels.empty();
+    std::vector<Arm> arms{{"no prompt", &none}};
+    if (trainer.warm() && trainer.totals().steps_adversarial > 0) arms.push_back({"warm", trainer.warm()});
+    arms.push_back({"trained", &trainer.deployed()});
+    for (const Arm& arm : arms) {
+      fmt::print(stderr, "evaluating: {} ({} items)\n", arm.name, items.size());
+      results.push_back(evaluate_arm(runner, tokenizer, arm, items, merged_items, labels, settings));
+    }
+  }
+  const double eval_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - eval_start).count();
+  if (llama.memory_hash() != base_before)
+    fail("the frozen base changed during training; this is a bug in the engine, please report it");
+
+  const Totals& t = trainer.totals();
+  json summary;
+  summary["run"] = {{"model", config.model},
+                    {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
+                                  : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
+                                                                                  : "conditional"},
+                    {"loss", config.loss.kind == LossKind::kCe     ? "ce"
+                             : config.loss.kind == LossKind::kRloo ? "rloo"
+                                                                   : "gumbel"},
+                    {"dtype", dtype_name(llama.dtype())},
+                    {"device", device.description()},
+                    {"steps", trainer.step_number()},
+                    {"seed", config.seed},
+                    {"split", has_test ? "test" : "valid"},
+                    {"items", items.size()},
+                    {"base_unchanged", true}};
+  summary["arms"] = json::array();
+  summary["sweep"] = json::array();
+  for (const ArmResult& r : results) {
+    json j = to_json(r);
+    for (const json& row : j["temperatures"]) summary["sweep"].push_back(row);
+    summary["arms"].push_back(j);
+  }
+  auto flat = [](const ArmResult& r) {
+    json j = to_json(r), out{{"ce", j["ce"]}, {"ppl", j["ppl"]}};
+    if (j.contains("label_likelihood")) out["label_likelihood"] = j["label_likelihood"];
+    if (!j["temperatures"].empty()) {
+      // The temperature that answers are drawn at by default: 1, or the nearest to it.
+      const json* at = &j["temperatures"][0];
+      for (const json& row : j["temperatures"])
+        if (std::abs(row["temperature"].get<double>() - 1.0) <
+            std::abs((*at)["temperature"].get<double>() - 1.0))
+          at = &row;
+      for (const char* key : {"temperature", "bleu", "rouge_l", "exact_match", "distinct_1", "distinct_2",
+                              "self_bleu_4", "length"})
+        out[key] = (*at)[key];
+    }
+    return out;
+  };
+  if (!results.empty()) {
+    summary["before"] = flat(results.front());
+    summary["after"] = flat(results.back());
+    summary["samples"] = json::array();
+    for (size_t i = 0; i < results.front().samples.size() && i < 12; ++i)
+      summary["samples"].push_back({{"prompt", merged_items[i]->prompt_text},
+                                    {"references", merged_items[i]->references},
+                                    {"before", results.front().samples[i]},
+                                    {"after", results.back().samples[i]}});
+  }
+  summary["cost"] = {
+      {"parameters_base", llama.parameters()},
+      {"parameters_trained", trainer.generator_parameters()},
+      {"parameters_deployed", trainer.deployed_parameters()},
+      {"parameters_discriminator", trainer.discriminator_parameters()},
+      {"optimizer_bytes", trainer.optimizer_bytes()},
+      {"peak_memory_bytes", peak_memory()},
+      {"planned_memory_bytes", plan.total()},
+      {"train_seconds", t.all},
+      {"seconds",
+       {{"rollout", t.rollout},
+        {"features", t.features},
+        {"discriminator", t.discriminator},
+        {"generator forward and backward", t.forward_backward},
+        {"optimizer", t.optimizer},
+        {"validation", t.evaluation},
+        {"final evaluation", eval_seconds},
+        {"loading", session.load_seconds}}},
+      {"rows", t.tokens},
+      {"rows_per_second", t.all > 0 ? static_cast<double>(t.tokens) / t.all : 0.0},
+      {"sampled_tokens", t.sampled_tokens},
+      {"sampled_tokens_per_second", t.rollout > 0 ? static_cast<double>(t.sampled_tokens) / t.rollout : 0.0},
+      {"share_generator_trained",
+       t.steps_adversarial ? static_cast<double>(t.steps_g - (trainer.step_number() - t.steps_adversarial)) /
+                                 static_cast<double>(t.steps_adversarial)
+                           : 1.0},
+      {"share_discriminator_trained",
+       t.steps_adversarial ? static_cast<double>(t.steps_d) / static_cast<double>(t.steps_adversarial)
+                           : 0.0}};
+  summary["alarms"] = alarms;
+  summary["nearest_tokens"] = nearest_tokens(llama, tokenizer, trainer.prompt_table());
+  folder.write(folder.summary_file(), summary.dump(2) + "\n");
+
+  if (!results.empty()) {
+    fmt::print("{} items of the {} split\n\n{}", items.size(), has_test ? "test" : "valid",
+               arms_table(results));
+    for (size_t i = 0; i < results.front().samples.size() && i < 3; ++i)
+      fmt::print("\ninput    {}\nbefore   {}\nafter    {}\nreference {}\n", merged_items[i]->prompt_text,
+                 results.front().samples[i], results.back().samples[i],
+                 merged_items[i]->references.empty() ? "" : merged_items[i]->references.front());
+  }
+  fmt::print(stderr, "run folder: {}\n", config.output);
+  return 0;
+}
+
+}  // namespace gantrain

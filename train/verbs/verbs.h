@@ -1,0 +1,65 @@
+// What the program's verbs do, behind the command line: options in, exit code out. Errors are thrown.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "train/config.h"
+
+namespace gantrain {
+
+// Makes the device of a kind with a number of threads (0: one a core). The composition root provides it.
+using DeviceFactory = std::function<std::unique_ptr<Device>(DeviceKind kind, int threads)>;
+
+struct TrainOptions {
+  std::string config_file;             // TOML, may be empty
+  std::vector<std::string> overrides;  // "section.key=value"
+  bool dry_run =
+      false;  // print the resolved configuration, the data's report and the memory plan; train nothing
+  bool resume = false;  // continue the run in `output` from its latest checkpoint
+};
+int run_train(const TrainOptions& options, const DeviceFactory& devices);
+
+struct EvalOptions {
+  std::string run;                     // a run folder or a checkpoint file
+  std::vector<std::string> overrides;  // over the run's own configuration
+  std::string split = "test";          // test, valid or train
+  std::vector<double> temperatures;    // empty: eval.temperatures of the run
+  int64_t max_items = -1;              // -1: eval.max_items of the run; 0: all
+  std::string drift_file;              // a text: loss on it with the prompt on and off
+  std::string json_file;               // the results as JSON; "-": standard output instead of the table
+  bool generate = true;                // texts and their scores; else loss and label likelihood only
+};
+int run_eval(const EvalOptions& options, const DeviceFactory& devices);
+
+struct GenerateOptions {
+  std::string model;       // needed without a run
+  std::string checkpoint;  // a run folder or checkpoint file, may be empty: the base model
+  std::vector<std::string> prompts;
+  std::string input_file;  // one prompt a line; "-": standard input
+  int64_t max_new = 64, samples = 1;
+  double temperature = 1.0, top_p = 1.0;
+  int64_t top_k = 0;
+  int64_t seed = 1;
+  bool json = false;
+  std::string chat_template = "none";  // none, auto, chatml, llama2, llama3: each prompt is a user's turn
+  std::string system;
+  DTypeChoice dtype = DTypeChoice::kAuto;
+  DeviceKind device = DeviceKind::kCpu;
+  int threads = 0;
+};
+int run_generate(const GenerateOptions& options, const DeviceFactory& devices);
+
+struct ProbeOptions {
+  std::string model, input, output, adapter;
+  DTypeChoice dtype = DTypeChoice::kF32;
+  DeviceKind device = DeviceKind::kCpu;
+  int threads = 0;
+};
+int run_probe(const ProbeOptions& options, const DeviceFactory& devices);
+
+}  // namespace gantrain
