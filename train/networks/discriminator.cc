@@ -63,7 +63,9 @@ void Discriminator::normalise_spectrum() {
     const int64_t rows = w.dim(0), cols = w.dim(1);
     std::vector<float> m(static_cast<size_t>(rows * cols));
     device_.copy_out(m.data(), w);
-    // One iteration from the row sums' direction; a matrix that starts at zero stays as it is.
+    // From signed row sums, the same start every time: nothing to save. Few fixed iterations from there would
+    // never find the leading direction however often this is called, so it goes on until the estimate
+    // settles. A matrix that starts at zero stays as it is.
     std::vector<double> v(static_cast<size_t>(cols), 0.0), u(static_cast<size_t>(rows), 0.0);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < cols; ++c)
@@ -79,13 +81,15 @@ void Discriminator::normalise_spectrum() {
     };
     if (unit(v) == 0.0) continue;
     double sigma = 0.0;
-    for (int iteration = 0; iteration < 2; ++iteration) {
+    for (int iteration = 0; iteration < 100; ++iteration) {
+      const double last = sigma;
       for (int64_t r = 0; r < rows; ++r) {
         u[static_cast<size_t>(r)] = 0.0;
         for (int64_t c = 0; c < cols; ++c)
           u[static_cast<size_t>(r)] += m[static_cast<size_t>(r * cols + c)] * v[static_cast<size_t>(c)];
       }
       sigma = unit(u);
+      if (sigma - last <= 1e-5 * sigma) break;
       std::fill(v.begin(), v.end(), 0.0);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c)

@@ -30,8 +30,9 @@ class Discriminator {
   ConstTensor token_logits() const { return logits_.view(); }
   // dD: (S). Accumulates parameter gradients; df (N, C) += if wanted.
   void backward(ConstTensor f, ConstTensor d_scores, Tensor df);
-  // Divides every matrix by an estimate of its largest singular value (one power iteration; Miyato et al.
-  // 1802.05957). Called after an optimiser step when discriminator.spectral_norm is set.
+  // Divides every matrix whose largest singular value is above 1 by it (power iteration until the estimate
+  // settles; Miyato et al. 1802.05957). Called after an optimiser step when discriminator.spectral_norm is
+  // set.
   void normalise_spectrum();
 
  private:
