@@ -1,0 +1,56 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "core/check.h"
+#include "train/cli/parse.h"
+
+namespace gantrain::cli {
+
+Action add_eval(CLI::App& program, const VerbTable& verbs) {
+  struct Flags {
+    EvalOptions options;
+    std::string model, data;
+    bool no_generate = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  EvalOptions& o = flags->options;
+  CLI::App& verb =
+      *program.add_subcommand("eval", "measure a trained prompt: loss, quality, diversity, drift, cost");
+  verb.footer("Example: gantrain eval --run runs/first --temperatures 0.7,1.0 --json out.json");
+  verb.add_option("-r,--run", o.run, "run folder or checkpoint file");
+  verb.add_option("-m,--model", flags->model, "the frozen model, when it has moved since the training");
+  verb.add_option("--data", flags->data, "another file to evaluate on, as data.test=FILE");
+  verb.add_option("--split", o.split, "test, valid or train")->capture_default_str();
+  verb.add_option("--temperatures", o.temperatures, "temperatures to sample at, with commas; 0 is greedy")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  verb.add_option("--max-items", o.max_items, "items at most; 0: all; -1: as the run says")
+      ->capture_default_str();
+  verb.add_option("--drift", o.drift_file, "a text: the loss on it with the prompt on and off");
+  verb.add_option("--json", o.json_file,
+                  "write the results here as JSON; -: to standard output instead of the table");
+  verb.add_flag("--no-generate", flags->no_generate, "loss and label likelihood only");
+  verb.add_option("settings", o.overrides, "key=value settings over the run's own");
+  return [flags, run = verbs.eval] {
+    EvalOptions& options = flags->options;
+    need(!options.run.empty(), "eval", "--run");
+    check_choice("--split", options.split, {"test", "valid", "train"});
+    for (const double t : options.temperatures) check_range("--temperatures", t, 0.0, 10.0);
+    check_range("--max-items", static_cast<double>(options.max_items), -1, 1e12);
+    for (const std::string& word : options.overrides)
+      if (word.find('=') == std::string::npos) fail_usage("eval: expected key=value, got '{}'", word);
+    if (!flags->model.empty()) options.overrides.push_back("model=" + flags->model);
+    if (!flags->data.empty()) {
+      // A file of its own: nothing of it is split off, and none of the run's files is read beside it.
+      for (const char* setting :
+           {"data.train=", "data.valid=", "data.valid_fraction=0", "data.test_fraction=0"})
+        options.overrides.push_back(setting);
+      options.overrides.push_back("data.test=" + flags->data);
+      options.split = "test";
+    }
+    options.generate = !flags->no_generate;
+    return run(options);
+  };
+}
+
+}  // namespace gantrain::cli

@@ -1,0 +1,55 @@
+#include "train/cli/parse.h"
+
+#include <CLI/CLI.hpp>
+
+#include "core/check.h"
+#include "train/suggest.h"
+
+namespace gantrain::cli {
+
+void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dtype) {
+  flags.dtype = default_dtype;
+  verb.add_option("--device", flags.device, "cpu or cuda")->envname("GANTRAIN_DEVICE")->capture_default_str();
+  verb.add_option(
+          "--dtype", flags.dtype,
+          "storage of weights and activations: f32, bf16, or auto: bf16 where the hardware multiplies it")
+      ->envname("GANTRAIN_DTYPE")
+      ->capture_default_str();
+  verb.add_option("--threads", flags.threads, "CPU threads; 0: one a core")
+      ->envname("GANTRAIN_THREADS")
+      ->capture_default_str();
+}
+
+DeviceKind device_kind(const DeviceFlags& flags) {
+  check_choice("--device", flags.device, {"cpu", "cuda"});
+  check_range("--threads", flags.threads, 0, 1024);
+  return flags.device == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
+}
+
+DTypeChoice dtype_choice(const DeviceFlags& flags) {
+  check_choice("--dtype", flags.dtype, {"auto", "f32", "bf16"});
+  return flags.dtype == "auto"  ? DTypeChoice::kAuto
+         : flags.dtype == "f32" ? DTypeChoice::kF32
+                                : DTypeChoice::kBF16;
+}
+
+void check_choice(const char* flag, const std::string& value, const std::vector<std::string>& choices) {
+  std::string list;
+  for (const std::string& choice : choices) {
+    if (choice == value) return;
+    if (!list.empty()) list += ", ";
+    list += choice;
+  }
+  fail_usage("{}: expected one of {}, got '{}'{}", flag, list, value, did_you_mean(value, choices));
+}
+
+void need(bool given, const char* verb, const char* flag) {
+  if (!given) fail_usage("{}: {} is needed (gantrain {} --help)", verb, flag, verb);
+}
+
+void check_range(const char* flag, double value, double low, double high) {
+  if (!(value >= low && value <= high))
+    fail_usage("{}: expected a number from {} to {}, got {}", flag, low, high, value);
+}
+
+}  // namespace gantrain::cli

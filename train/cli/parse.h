@@ -1,0 +1,43 @@
+// Shared by the verbs' parsers. Each adds its sub-command to the program and returns what to run when the
+// command line chose it; the sub-command's options live as long as the returned function.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "train/cli/cli.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace gantrain::cli {
+
+using Action = std::function<int()>;
+
+Action add_train(CLI::App& program, const VerbTable& verbs);
+Action add_eval(CLI::App& program, const VerbTable& verbs);
+Action add_generate(CLI::App& program, const VerbTable& verbs);
+Action add_probe(CLI::App& program, const VerbTable& verbs);
+Action add_tokenize(CLI::App& program);
+Action add_inspect(CLI::App& program);
+
+// --device, --dtype and --threads, also read from GANTRAIN_DEVICE, GANTRAIN_DTYPE and GANTRAIN_THREADS.
+// The words arrive in strings; the two functions below turn them into values.
+struct DeviceFlags {
+  std::string device = "cpu", dtype;
+  int threads = 0;
+};
+void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dtype);
+DeviceKind device_kind(const DeviceFlags& flags);
+DTypeChoice dtype_choice(const DeviceFlags& flags);
+
+// Throws a usage Error, with a suggestion, unless `value` is one of `choices`.
+void check_choice(const char* flag, const std::string& value, const std::vector<std::string>& choices);
+// Throws a usage Error when a needed flag was not given.
+void need(bool given, const char* verb, const char* flag);
+// Throws a usage Error unless low <= value <= high (so never lets NaN pass).
+void check_range(const char* flag, double value, double low, double high);
+
+}  // namespace gantrain::cli
