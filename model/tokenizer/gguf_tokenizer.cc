@@ -109,7 +109,7 @@ class Reader {
       const auto id = static_cast<int32_t>(i);
       const bool is_special = type == Type::kControl || type == Type::kUnknown;
       const bool added = is_special || type == Type::kUserDefined;
-      spec.tokens.push_back({texts_[i], true, added, is_special});
+      spec.tokens.push_back({texts_[i], true, added, is_special, ""});
       if (is_special) special.push_back(id);
       if (added && !texts_[i].empty()) spec.raw_added.add({id, texts_[i], is_special});
       if (!vocab.emplace(texts_[i], id).second && !texts_[i].empty())

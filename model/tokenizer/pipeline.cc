@@ -312,7 +312,8 @@ std::string PipelineTokenizer::decode_with(std::span<const int32_t> ids, bool sk
   for (int32_t id : ids) {
     check_id(id);
     const Token& token = spec_.tokens[id];
-    if (token.used && !(skip_special && token.special)) texts.push_back(token.text);
+    if (token.used && !(skip_special && token.special))
+      texts.push_back(token.decoded.empty() ? token.text : token.decoded);
   }
   if (!spec_.has_decoder) return join(texts, " ");
   for (const DecoderStep& step : spec_.decoder) texts = apply(step, std::move(texts), valid_utf8);

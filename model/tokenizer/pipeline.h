@@ -72,6 +72,7 @@ struct Token {
   bool used = false;     // ids may have holes
   bool added = false;    // recognised in text when asked for
   bool special = false;  // left out by skip_special
+  std::string decoded;   // what decoding starts from, where it is not the text
 };
 
 struct Spec {

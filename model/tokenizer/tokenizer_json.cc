@@ -303,6 +303,7 @@ void read_added_tokens(const Node& list, const StringIds& vocab, Spec& spec, std
     if (node.flag("normalized", !token.special)) {
       added.text = normalize(spec.normalizer, text);
       if (added.text.empty()) fail("{}: the normaliser leaves nothing of '{}'", node.where, text);
+      token.decoded = added.text;  // so does the reference: decoding undoes the normaliser
       spec.normalized_added.add(std::move(added));
     } else {
       spec.raw_added.add(std::move(added));
