@@ -12,7 +12,7 @@ std::string to_string(const DataReport& report) {
     out += fmt::format("  {:>8} changed: {} (first at line {})\n", count.items, reason, count.first_line);
   if (report.completion_tokens > 0 && report.kept > 0) {
     const double items = static_cast<double>(report.kept);
-    out += fmt::format("  prompt tokens: {:.1f} a item, {} the longest; completion tokens: {:.1f}, {}\n",
+    out += fmt::format("  prompt tokens: {:.1f} an item, {} the longest; completion tokens: {:.1f}, {}\n",
                        static_cast<double>(report.prompt_tokens) / items, report.longest_prompt,
                        static_cast<double>(report.completion_tokens) / items, report.longest_completion);
   }
