@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "core/ops.h"
-#include "cpu/cpu_device.h"
 #include "model/generate.h"
 #include "model/runner.h"
+#include "tests/support/devices.h"
 #include "tests/support/tiny_llama.h"
 
 namespace gantrain {
@@ -19,7 +19,7 @@ struct Model {
   std::unique_ptr<Device> device;
   std::unique_ptr<const Llama> llama;
   explicit Model(LlamaConfig config = tiny_config(), DType dtype = DType::kF32, int threads = 2)
-      : device(make_cpu_device(threads)),
+      : device(test::make_cpu(threads)),
         llama(Llama::load(*device, std::make_shared<MemoryWeights>(config), dtype)) {}
 };
 

@@ -9,11 +9,11 @@
 #include <nlohmann/json.hpp>
 
 #include "core/ops.h"
-#include "cpu/cpu_device.h"
 #include "model/formats/safetensors.h"
 #include "model/generate.h"
 #include "model/runner.h"
 #include "model/weights.h"
+#include "tests/support/devices.h"
 #include "tests/support/paths.h"
 
 namespace gantrain {
@@ -49,7 +49,7 @@ class Stories : public ::testing::Test {
     folder_ = test::data_folder() / "ci" / "stories260K";
     if (!fs::exists(folder_ / "golden.json")) GTEST_SKIP() << "no " << folder_ << "; set GANTRAIN_DATA";
     golden_ = nlohmann::json::parse(std::ifstream(folder_ / "golden.json"));
-    device_ = make_cpu_device(2);
+    device_ = test::make_cpu(2);
   }
   std::unique_ptr<const Llama> open(const fs::path& path) {
     return Llama::load(*device_, open_weights(path.string()), DType::kF32);
