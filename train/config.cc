@@ -318,8 +318,6 @@ Key text_map_key(const char* name, Access access, const char* doc) {
   [](TrainConfig & c) -> auto& { return c.path; }
 
 std::vector<Key> make_keys() {
-  const TextList metrics = {"loss",    "exact_match", "label_likelihood", "bleu",     "nist", "meteor",
-                            "rouge_l", "cider",       "distinct",         "self_bleu"};
   return {
       text_key("model", GT_AT(model),
                "the frozen model: a Hugging Face folder, a .gguf file or a llama2.c .bin"),
@@ -383,7 +381,6 @@ std::vector<Key> make_keys() {
                   "use only this many training items, drawn by the seed; 0: all"),
       integer_key("data.max_valid_items", GT_AT(data.max_valid_items), 0, kMany,
                   "use only this many validation items, drawn by the seed; 0: all"),
-      choice_key("data.loss_on", GT_AT(data.loss_on), {"completion", "all"}, "which tokens are scored"),
       bool_key("data.bucket", GT_AT(data.bucket), "put items of similar length into the same batch"),
 
       choice_key(
@@ -491,7 +488,6 @@ std::vector<Key> make_keys() {
                  "layer: keep only each layer's input and compute the rest again in the backward pass"),
       integer_key("train.eval_every", GT_AT(train.eval_every), 0, kMany,
                   "steps between validations; 0: at the end only"),
-      integer_key("train.log_every", GT_AT(train.log_every), 1, kMany, "steps between lines of the log"),
       integer_key("train.save_every", GT_AT(train.save_every), 0, kMany,
                   "steps between checkpoints; 0: at the end only"),
       integer_key("train.keep", GT_AT(train.keep), 1, 1000000, "checkpoints kept beside the best"),
@@ -501,7 +497,6 @@ std::vector<Key> make_keys() {
       integer_key("eval.samples", GT_AT(eval.samples), 1, 256, "answers sampled an input and temperature"),
       integer_key("eval.max_items", GT_AT(eval.max_items), 0, kMany,
                   "evaluate on the first of this many items; 0: all"),
-      text_list_key("eval.metrics", GT_AT(eval.metrics), metrics, "what is measured"),
   };
 }
 

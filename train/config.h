@@ -21,7 +21,6 @@ enum class TextEncoding : uint8_t { kUtf8, kLatin1 };
 enum class ChatTemplateChoice : uint8_t { kNone, kAuto, kChatML, kLlama2, kLlama3 };
 enum class BadItems : uint8_t { kError, kDrop };
 enum class Duplicates : uint8_t { kError, kDrop };
-enum class LossOn : uint8_t { kCompletion, kAll };
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };
@@ -50,7 +49,6 @@ struct DataConfig {
   BadItems bad_items = BadItems::kError;
   Duplicates duplicates = Duplicates::kError;
   int64_t max_train_items = 0, max_valid_items = 0;
-  LossOn loss_on = LossOn::kCompletion;
   bool bucket = true;
 };
 
@@ -111,14 +109,13 @@ struct TrainingConfig {
   double ema = 0.999;
   int64_t max_new_tokens = 64;
   Recompute recompute = Recompute::kNone;
-  int64_t eval_every = 200, log_every = 10, save_every = 200, keep = 2;
+  int64_t eval_every = 200, save_every = 200, keep = 2;
 };
 
 struct EvalConfig {
   std::vector<double> temperatures = {0.7, 0.85, 1.0};
   int64_t samples = 4;
   int64_t max_items = 200;
-  std::vector<std::string> metrics = {"loss", "exact_match", "bleu", "rouge_l", "distinct", "self_bleu"};
 };
 
 struct TrainConfig {

@@ -388,10 +388,16 @@ struct Trainer::State {
   // Scores of both sides of some pairs, no gradient kept.
   struct PairScores {
     std::vector<float> real, fake;
-    double accuracy() const {
+    // Of the pairs that differ: equal answers have equal scores and say nothing about the discriminator.
+    double counted() const {
       double n = 0;
-      for (size_t i = 0; i < real.size(); ++i) n += real[i] > fake[i] ? 1.0 : real[i] == fake[i] ? 0.5 : 0.0;
-      return real.empty() ? 0.5 : n / static_cast<double>(real.size());
+      for (size_t i = 0; i < real.size(); ++i) n += real[i] != fake[i];
+      return n;
+    }
+    double right() const {
+      double n = 0;
+      for (size_t i = 0; i < real.size(); ++i) n += real[i] > fake[i];
+      return n;
     }
   };
   PairScores split(ConstTensor scores) {
@@ -470,8 +476,8 @@ struct Trainer::State {
     discriminator->parameters().zero_grad();
     GeneratorSums sums;
     double loss_d = 0, loss_adv = 0, reward = 0, length = 0, non_canonical = 0;
-    double right = 0, right_heldout = 0;
-    int64_t pairs_seen = 0, heldout_seen = 0, rollouts_seen = 0;
+    double right = 0, right_heldout = 0, counted = 0, heldout_counted = 0;
+    int64_t pairs_seen = 0, rollouts_seen = 0;
 
     for (size_t m = 0; m < batches.size(); ++m) {
       const uint64_t noise_key = key(kPurposeNoise, index(m));
@@ -569,8 +575,8 @@ struct Trainer::State {
           auto [f_held, rows_held] = features(n_train, n_all, nullptr);
           const OwnedTensor d = discriminator->forward(f_held, rows_held.offsets);
           held = split(d.view());
-          right_heldout += held.accuracy() * static_cast<double>(n_all - n_train);
-          heldout_seen += static_cast<int64_t>(n_all - n_train);
+          right_heldout += held.right();
+          heldout_counted += held.counted();
         }
         r.features_s += clock.lap();
 
@@ -589,7 +595,8 @@ struct Trainer::State {
         device.copy_out(&adv, loss);
         loss_adv += adv / static_cast<double>(batches.size());
         for (float s : scores.fake) reward += s;
-        right += scores.accuracy() * static_cast<double>(n);
+        right += scores.right();
+        counted += scores.counted();
         pairs_seen += n;
         if (through) {
           seeds = gumbel_seeds(packed, pairs, n_fresh, rollouts, f_fresh, raw_fresh, ddf,
@@ -644,14 +651,15 @@ struct Trainer::State {
     r.loss_d = r.trained_d ? loss_d : kNone;
     r.loss_adv = pairs_seen > 0 ? loss_adv : kNone;
     r.reward = pairs_seen > 0 ? reward / static_cast<double>(pairs_seen) : kNone;
-    r.pair_accuracy = pairs_seen > 0 ? right / static_cast<double>(pairs_seen) : kNone;
-    r.heldout_accuracy = heldout_seen > 0 ? right_heldout / static_cast<double>(heldout_seen) : kNone;
+    r.pair_accuracy = counted > 0 ? right / counted : kNone;
+    r.heldout_accuracy = heldout_counted > 0 ? right_heldout / heldout_counted : kNone;
+    r.identical = pairs_seen > 0 ? 1.0 - counted / static_cast<double>(pairs_seen) : kNone;
     r.mean_length = rollouts_seen > 0 ? length / static_cast<double>(rollouts_seen) : kNone;
     r.non_canonical = rollouts_seen > 0 ? non_canonical / static_cast<double>(rollouts_seen) : kNone;
     r.tokens = sums.rows;
     // The gate reads the held-out accuracy: a discriminator that remembers its references must not look
     // strong.
-    if (heldout_seen > 0) gate.observe(r.heldout_accuracy);
+    if (heldout_counted > 0) gate.observe(r.heldout_accuracy);
     r.gate_accuracy = gate.accuracy();
     gate.took(turn);
     if (phase == Phase::kDiscriminator && gate.warmed_up()) {

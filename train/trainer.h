@@ -40,6 +40,7 @@ struct StepRecord {
   bool trained_g = false, trained_d = false;
   double grad_norm_g = kNone, grad_norm_d = kNone, lr_g = kNone, lr_d = kNone, rms_ratio = kNone;
   double mean_length = kNone, non_canonical = kNone;  // of the rollouts: tokens, share
+  double identical = kNone;                           // share of fresh pairs whose sides are the same
   int64_t tokens = 0;                                 // rows through the whole model, forward
   double seconds = 0;
   // Seconds by part of the step.

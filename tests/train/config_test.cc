@@ -79,13 +79,12 @@ TEST(Config, FileThenOverridesInOrder) {
 TEST(Config, OverridesTakeBareWordsAndToml) {
   const TrainConfig config = load_train_config(
       "", {"data.train=my file.jsonl", "data.prompt_template=\"{a}\\n{b}\"", "eval.temperatures=0.5,1",
-           "data.columns=x,y z", "eval.metrics=[\"bleu\"]", "memory_limit=2GiB", "data.add_bos=true",
-           "data.delimiter=\";\"", "data.label_map={\"a=b\" = \"c,d\"}", "loss.kind=ce", "output=a=b"});
+           "data.columns=x,y z", "memory_limit=2GiB", "data.add_bos=true", "data.delimiter=\";\"",
+           "data.label_map={\"a=b\" = \"c,d\"}", "loss.kind=ce", "output=a=b"});
   EXPECT_EQ(config.data.train, "my file.jsonl");
   EXPECT_EQ(config.data.prompt_template, "{a}\n{b}");
   EXPECT_EQ(config.eval.temperatures, (std::vector<double>{0.5, 1.0}));
   EXPECT_EQ(config.data.columns, (std::vector<std::string>{"x", "y z"}));
-  EXPECT_EQ(config.eval.metrics, (std::vector<std::string>{"bleu"}));
   EXPECT_EQ(config.memory_limit, int64_t{2} << 30);
   EXPECT_EQ(config.data.add_bos, Tristate::kYes);
   EXPECT_EQ(config.data.label_map.at("a=b"), "c,d");
@@ -104,8 +103,8 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "completion_template='{y}'\ncolumns=['x','y']\ndelimiter=\"\\t\"\nline_pattern='{a}:{b}'\n"
       "label_map={'0'='no','a b'='yes'}\nlabel_column='y'\nchat_template='llama3'\nsystem='s'\n"
       "max_prompt_tokens=11\nmax_completion_tokens=12\nadd_bos='false'\nappend_eos=false\n"
-      "bad_items='drop'\nduplicates='drop'\nheader='true'\nmax_train_items=13\nmax_valid_items=14\nloss_on='"
-      "all'\nbucket=false\n"
+      "bad_items='drop'\nduplicates='drop'\nheader='true'\nmax_train_items=13\nmax_valid_items=14"
+      "\nbucket=false\n"
       "[generator]\nkind='mlp'\nprompt_length=5\ninit='text'\ninit_text='hello'\nwidth=64\nblocks=2\nnoise_"
       "dim=1\n"
       "hidden=99\nfeature_layer=3\nplacement='suffix'\nnorm_penalty=0.25\n"
@@ -117,8 +116,8 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "eps=1e-07\nweight_decay=0.31\nclip=0.32\nwarmup_steps=33\nschedule='linear'\n"
       "[train]\nepochs=0.1\nsteps=34\nbatch=35\naccumulate=36\nwarmup_ce_steps=37\ndiscriminator_steps=38\n"
       "target_low=0.39\ntarget_high=0.4\ngate_d=0.7\ngate_g=0.6\ngate_ema=0.41\nema=0.42\nmax_new_tokens=43\n"
-      "recompute='layer'\neval_every=44\nlog_every=45\nsave_every=46\nkeep=47\n"
-      "[eval]\ntemperatures=[0.1,1.0,0.30000000000000004]\nsamples=48\nmax_items=49\nmetrics=['cider']\n";
+      "recompute='layer'\neval_every=44\nsave_every=46\nkeep=47\n"
+      "[eval]\ntemperatures=[0.1,1.0,0.30000000000000004]\nsamples=48\nmax_items=49\n";
   TextFile first(given);
   const TrainConfig config = load_train_config(first.path);
   const std::string written = to_toml(config);
@@ -169,8 +168,6 @@ TEST(Config, WrongTypesAndRangesNameExpectedAndGot) {
   EXPECT_HAS(message_of("[train]\nema = inf\n"), "got inf");
   EXPECT_HAS(message_of("[loss]\nkind = 'rlo'\n"),
              "expected one of ce|rloo|gumbel, got \"rlo\"; did you mean 'rloo'?");
-  EXPECT_HAS(message_of("[eval]\nmetrics = ['blue']\n"), "did you mean 'bleu'?");
-  EXPECT_HAS(message_of("[eval]\nmetrics = ['bleu', 'bleu']\n"), "twice");
   EXPECT_HAS(message_of("[data]\nappend_eos = 1\n"), "expected true or false, got 1");
   EXPECT_HAS(message_of("memory_limit = '8 parsecs'\n"), "expected a number of bytes");
   EXPECT_HAS(message_of("model = \"a\\u0000b\"\n"), "NUL");

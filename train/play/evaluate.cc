@@ -58,6 +58,8 @@ std::vector<std::vector<int32_t>> find_labels(ExampleSpan train, size_t limit) {
     labels.insert(e->completion);
     if (labels.size() > limit) return {};
   }
+  // A label comes again and again; a handful of items with few texts is not a classification task.
+  if (labels.size() < 2 || train.size() < 8 * labels.size()) return {};
   return {labels.begin(), labels.end()};
 }
 

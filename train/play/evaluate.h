@@ -27,8 +27,8 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
                                  const std::vector<std::vector<int32_t>>& labels, Placement placement,
                                  int64_t batch);
 
-// The distinct completions of the training items, if there are at most `limit` of them: a classification
-// task's labels.
+// The distinct completions of the training items, if there are 2 to `limit` of them and at least 8 items a
+// completion: the labels of a classification task. Empty otherwise.
 std::vector<std::vector<int32_t>> find_labels(ExampleSpan train, size_t limit = 16);
 
 // Answers as text, `samples` an example (example-major), end tokens removed. Draws depend on (seed, example,

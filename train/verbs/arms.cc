@@ -49,7 +49,7 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
   return r;
 }
 
-nlohmann::json to_json(const ArmResult& r) {
+std::string to_json(const ArmResult& r) {
   nlohmann::json j{
       {"arm", r.name}, {"ce", r.loss.ce}, {"ppl", r.loss.perplexity()}, {"scored_tokens", r.loss.tokens}};
   if (r.label_accuracy >= 0) j["label_likelihood"] = r.label_accuracy;
@@ -70,7 +70,7 @@ nlohmann::json to_json(const ArmResult& r) {
                                  {"self_bleu_5", s.self_bleu[3]},
                                  {"length", s.mean_length},
                                  {"texts", s.texts}});
-  return j;
+  return j.dump();
 }
 
 std::string arms_table(const std::vector<ArmResult>& results) {

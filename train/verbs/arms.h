@@ -2,7 +2,6 @@
 // as JSON.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -39,7 +38,8 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
                        ExampleSpan merged, const std::vector<std::vector<int32_t>>& labels,
                        const ArmSettings& settings);
 
-nlohmann::json to_json(const ArmResult& result);
+// The same as a JSON object.
+std::string to_json(const ArmResult& result);
 // A table for people: a line an arm, a block a temperature.
 std::string arms_table(const std::vector<ArmResult>& results);
 

@@ -82,7 +82,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
                    {"parameters_trained", trained->parameters().count()},
                    {"parameters_deployed", trained->deployed_parameters()},
                    {"arms", nlohmann::json::array()}};
-  for (const ArmResult& r : results) j["arms"].push_back(to_json(r));
+  for (const ArmResult& r : results) j["arms"].push_back(nlohmann::json::parse(to_json(r)));
   if (options.json_file == "-") {
     fmt::print("{}\n", j.dump(2));
     return 0;

@@ -268,6 +268,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                   {"rms_ratio", r.rms_ratio},
                   {"length", r.mean_length},
                   {"non_canonical", r.non_canonical},
+                  {"identical", r.identical},
                   {"tokens", r.tokens},
                   {"step_seconds", r.seconds},
                   {"rollout_seconds", r.rollout_s},
@@ -365,12 +366,12 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   summary["arms"] = json::array();
   summary["sweep"] = json::array();
   for (const ArmResult& r : results) {
-    json j = to_json(r);
+    json j = json::parse(to_json(r));
     for (const json& row : j["temperatures"]) summary["sweep"].push_back(row);
     summary["arms"].push_back(j);
   }
   auto flat = [](const ArmResult& r) {
-    json j = to_json(r), out{{"ce", j["ce"]}, {"ppl", j["ppl"]}};
+    json j = json::parse(to_json(r)), out{{"ce", j["ce"]}, {"ppl", j["ppl"]}};
     if (j.contains("label_likelihood")) out["label_likelihood"] = j["label_likelihood"];
     if (!j["temperatures"].empty()) {
       // The temperature that answers are drawn at by default: 1, or the nearest to it.
