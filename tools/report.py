@@ -65,6 +65,13 @@ METRICS = {
 }
 
 
+class Order(tuple):
+    """A tuple whose index of what it lacks is its length."""
+
+    def index(self, value):
+        return super().index(value) if value in self else len(self)
+
+
 def number(value):
     """The value as a finite float, or None: JSON may hold null, text or NaN in a number's place."""
     if isinstance(value, dict):
@@ -288,13 +295,12 @@ def shade_phases(axis, phases, labels):
             )
 
 
-def draw(axis, xs, ys, color, label, raw=True, **style):
-    """A curve: the values faintly, their moving average strongly."""
+def draw(axis, xs, ys, color, label, windows=30, **style):
+    """A curve: the values faintly, their moving average over a share of 1/windows strongly."""
     xs, ys = thinned(xs, ys)
-    width = len(xs) // 30
+    width = len(xs) // windows
     if width >= 3:
-        if raw:
-            axis.plot(xs, ys, color=color, alpha=0.28, linewidth=0.9)
+        axis.plot(xs, ys, color=color, alpha=0.28, linewidth=0.9)
         ys = smoothed(ys, width)
     axis.plot(xs, ys, color=color, label=label, **style)
 
@@ -330,9 +336,7 @@ def plot_losses(run):
             axis.plot(*ce_eval, color=RED, label="validation", marker="o", markersize=4, linestyle=DASHES[1])
         before = first(first(run.summary, "before"), "ce", "loss", "cross_entropy")
         if number(before) is not None:
-            axis.axhline(
-                number(before), color=MUTED, linestyle=":", linewidth=1.3, label="without the prompt"
-            )
+            axis.axhline(number(before), color=MUTED, linestyle=":", linewidth=1.3, label="no prompt, test")
         axis.set_title("Cross-entropy per answer token", pad=pad)
         axis.set_ylabel("nats")
         legend(axis)
@@ -351,6 +355,7 @@ def plot_players(run):
     curves = [
         (run.curve(("pair_accuracy_heldout", "pair_accuracy_held_out")), ORANGE, "held-out inputs", "-"),
         (run.curve(("pair_accuracy", "pair_accuracy_train")), BLUE, "training pairs", DASHES[1]),
+        (run.curve(("gate_accuracy",)), GREEN, "what the gate reads", DASHES[2]),
     ]
     trained = [
         (
@@ -360,7 +365,9 @@ def plot_players(run):
         )
         for name, key, color in (("generator", "trained_g", BLUE), ("discriminator", "trained_d", ORANGE))
     ]
-    for curve, _, label, _ in curves:
+    if run.setting("loss", "kind") == "ce" and not any(curve[0][0] for curve in curves):
+        return ""  # cross-entropy alone: there is no second player
+    for curve, _, label, _ in curves[:2]:
         if not curve[0]:
             run.missing.append(f"pair accuracy on {label}: not in events.jsonl")
     curves = [curve for curve in curves if curve[0][0]]
@@ -376,7 +383,7 @@ def plot_players(run):
         axis.axhspan(low, high, color=BAND, linewidth=0, zorder=0, label=f"both train ({low:g} to {high:g})")
     axis.axhline(0.5, color=MUTED, linestyle=":", linewidth=1.3, label="guessing")
     for curve, color, label, dash in curves:
-        draw(axis, *curve, color, label, linestyle=dash)
+        draw(axis, *curve, color, label, windows=12, linestyle=dash)
     axis.set_ylim(min(0.4, *(min(c[0][1]) for c in curves)) - 0.02, 1.02)
     axis.set_title("Pair accuracy: how often the discriminator prefers the reference")
     legend(axis)
@@ -506,9 +513,10 @@ def plot_health(run):
             panels.append((title, lines, None))
     single = (
         ("Length of sampled answers, tokens", ("length", "sample_length", "answer_length")),
-        ("Self-BLEU-4 of sampled answers", ("self_bleu_4",)),
         ("KL from the warmed-up generator", ("kl",)),
-        ("Entropy of the sampled tokens, nats", ("entropy",)),
+        ("Mean reward of the sampled answers", ("reward",)),
+        ("Share of samples of other tokens than their text's", ("non_canonical",)),
+        ("Share of samples equal to their reference", ("identical",)),
     )
     for title, names in single:
         curve = run.curve(names)
@@ -599,7 +607,19 @@ def before_after(run):
         before, after = first(both, "before"), first(both, "after")
         before, after = (x if isinstance(x, dict) else {} for x in (before, after))
         pairs = [(key, before.get(key), after.get(key)) for key in dict.fromkeys([*before, *after])]
+    pairs = [pair for pair in pairs if pair[0] != "temperature"]  # a condition, not a figure
+    pairs.sort(key=lambda pair: rank(pair[0]))
     return [(key, b, a) for key, b, a in pairs if number(b) is not None or number(a) is not None]
+
+
+def rank(key):
+    """Where a figure stands in a table: as in METRICS, then the ones unknown there."""
+    return Order(METRICS).index(key)
+
+
+def drawn_at(run):
+    """The temperature at which the answers behind the table of before and after were drawn, or None."""
+    return number(first(first(run.summary, "after"), "temperature"))
 
 
 def before_after_table(run):
@@ -632,21 +652,31 @@ def before_after_table(run):
 
 
 def arms_table(run):
-    """One row an arm or method, where the summary compares several."""
+    """One row an arm, where the summary compares more than the two of before and after."""
     arms = first(run.summary, "arms", "methods")
     if isinstance(arms, dict):
         arms = [{"arm": name, **values} for name, values in arms.items() if isinstance(values, dict)]
     arms = [arm for arm in arms if isinstance(arm, dict)] if isinstance(arms, list) else []
-    if not arms:
+    if len(arms) < 3 and before_after(run):
         return ""
-    keys = [key for key in dict.fromkeys(key for arm in arms for key in arm) if key != "arm"]
+    # An arm's figures at each temperature are a list of their own: take those of the table above.
+    at = drawn_at(run)
+    for i, arm in enumerate(arms):
+        for row in arm.get("temperatures") if isinstance(arm.get("temperatures"), list) else ():
+            if isinstance(row, dict) and at is not None and number(row.get("temperature")) == at:
+                arms[i] = {**arm, **row}
+    plain = ("arm", "temperature", "scored_tokens", "texts", "distinct_1", "distinct_3")
+    keys = dict.fromkeys(key for arm in arms for key, value in arm.items() if number(value) is not None)
+    keys = sorted((k for k in keys if k not in plain and not re.fullmatch("self_bleu_[235]", k)), key=rank)
+    if not keys:
+        return ""
     decimals = {key: METRICS.get(key, (0, 0, None))[2] for key in keys}
     rows = [
         [arm.get("arm", "")]
         + [said(arm.get(key), decimals[key] if number(arm.get(key)) is not None else None) for key in keys]
         for arm in arms
     ]
-    return table(["arm"] + [label_of(key) for key in keys], rows)
+    return "<h3>Every arm</h3>" + table(["arm"] + [label_of(key) for key in keys], rows)
 
 
 def seconds_said(seconds):
@@ -663,19 +693,24 @@ def bytes_said(size):
     return f"{size:.0f} bytes"
 
 
+# By the first word of a cost figure's name.
+COSTS = Order(("parameters", "optimizer", "planned", "peak", "train", "rows", "tokens", "sampled", "share"))
+
+
 def cost_tables(run):
     cost = first(run.summary, "cost")
     if not isinstance(cost, dict):
         run.missing.append("cost figures: summary.json has no cost")
         return ""
     rows, parts = [], []
-    for key, value in cost.items():
+    for key, value in sorted(cost.items(), key=lambda item: (COSTS.index(item[0].split("_")[0]), item[0])):
         if isinstance(value, dict) and number(value) is None:
             times = {k: number(v) for k, v in value.items() if number(v) is not None}
             if times:
                 whole, most = sum(times.values()), max(times.values()) or 1
+                title = "time by phase" if key == "seconds" else label_of(key)
                 parts.append(
-                    f"<h3>{html.escape(label_of(key).capitalize())}</h3>"
+                    f"<h3>{html.escape(title.capitalize())}</h3>"
                     + '<div class="bars">'
                     + "".join(
                         f'<div class="bar"><span>{html.escape(name.replace("_", " "))}</span>'
@@ -686,26 +721,29 @@ def cost_tables(run):
                     )
                     + "</div>"
                 )
+        elif number(value) is not None and key.startswith("share"):
+            rows.append([key.replace("_", " "), f"{100 * number(value):.0f} %"])
         elif number(value) is not None and key.endswith("bytes"):
             rows.append([key.replace("_bytes", "").replace("_", " "), bytes_said(number(value))])
-        elif number(value) is not None and "seconds" in key and "per" not in key:
-            rows.append([key.replace("_seconds", "").replace("_", " "), seconds_said(number(value))])
+        elif number(value) is not None and key.endswith("_seconds"):
+            rows.append([key.replace("_seconds", " time").replace("_", " "), seconds_said(number(value))])
         else:
-            rows.append([key.replace("_", " ").replace("tokens per second", "tokens a second"), said(value)])
+            rows.append([key.replace("_", " ").replace(" per second", " a second"), said(value)])
     return (table(["figure", "value"], rows) if rows else "") + "".join(parts)
 
 
 def trained_share(run):
     """A sentence about how often each player trained while both were in the game."""
-    events = [
-        e for e in run.steps if e.get("phase") == "adversarial" and isinstance(e.get("trained_g"), bool)
-    ]
+    events = [e for e in run.steps if e.get("phase") == "adversarial"]
     if not events:
         return ""
-    share = lambda key: 100 * sum(bool(e.get(key)) for e in events) / len(events)
+    cost = first(run.summary, "cost")
+    shares = [number(first(cost, f"share_{player}_trained")) for player in ("generator", "discriminator")]
+    if None in shares:
+        shares = [sum(e.get(key) is True for e in events) / len(events) for key in ("trained_g", "trained_d")]
     return (
-        f"<p>Of {len(events):,} logged adversarial steps the generator trained in "
-        f"{share('trained_g'):.0f}&nbsp;% and the discriminator in {share('trained_d'):.0f}&nbsp;%.</p>"
+        f"<p>Of the adversarial steps the generator trained in {100 * shares[0]:.0f}&nbsp;%, "
+        f"the discriminator in {100 * shares[1]:.0f}&nbsp;%.</p>"
     )
 
 
@@ -714,21 +752,23 @@ def alarm_section(run):
         return "<p>No alarm was raised.</p>" if run.steps else ""
     kinds = {}
     for alarm in run.alarms:
-        name = str(first(alarm, "name", "kind", "alarm", "what") or "alarm")
-        kinds.setdefault(name, []).append(alarm)
+        message = str(first(alarm, "text", "message", "detail") or "")
+        # Alarms are of one kind when they have one name, or say the same but for the numbers.
+        name = first(alarm, "name", "kind") or re.sub(r"\d+(\.\d+)?", "#", message)
+        kinds.setdefault(str(name), []).append((alarm, message))
     rows = []
-    for name, alarms in kinds.items():
-        steps = [number(alarm.get("step")) for alarm in alarms if number(alarm.get("step")) is not None]
+    for alarms in kinds.values():
+        steps = [number(alarm.get("step")) for alarm, _ in alarms if number(alarm.get("step")) is not None]
         span = (
             f"{int(min(steps)):,} to {int(max(steps)):,}"
             if len(steps) > 1
             else said(steps[0]) if steps else "–"
         )
-        said_last = first(alarms[-1], "message", "text", "detail") or ""
-        rows.append([name.replace("_", " "), len(alarms), span, str(said_last)])
-    return f"<p>{len(run.alarms)} alarms were raised.</p>" + table(
-        ["alarm", "times", "steps", "last message"], rows
-    )
+        rows.append(
+            [len(alarms), span, alarms[-1][1] or str(first(alarms[-1][0], "name", "kind") or "alarm")]
+        )
+    count = f"{len(run.alarms):,} alarm{' was' if len(run.alarms) == 1 else 's were'} raised."
+    return f"<p>{count}</p>" + table(["times", "steps", "the last time it said"], rows)
 
 
 def gate_section(run):
@@ -800,6 +840,35 @@ def sample_section(run):
     return "".join(cards) + more
 
 
+NEAREST_NOTE = (
+    "For each vector of the prompt the token whose embedding lies nearest, with its cosine. A vector is no "
+    "word: this only shows where it stands."
+)
+
+
+def nearest_section(run):
+    """The tokens nearest to the prompt's vectors, in order. Byte-level BPE writes a space as Ġ."""
+    tokens = first(run.summary, "nearest_tokens")
+    tokens = [str(token).replace("Ġ", "␣") for token in tokens] if isinstance(tokens, list) else []
+    chips = " ".join(f"<span>{html.escape(token)}</span>" for token in tokens)
+    return f'<p class="chips">{chips}</p>' if chips else ""
+
+
+def results_note(run):
+    """What the table of before and after compares."""
+    about = first(run.summary, "run")
+    items, split = number(first(about, "items")), first(about, "split")
+    note = "The frozen model without and with the trained prompt"
+    note += (
+        f", on the same {said(items)} items of the {split} split."
+        if items and split
+        else ", on the same items."
+    )
+    if drawn_at(run) is not None:
+        note += f" Answers were drawn at temperature {drawn_at(run):g}."
+    return note
+
+
 def headline(run):
     """The few figures a reader wants first, as (label, value, remark)."""
     cards = []
@@ -817,16 +886,16 @@ def headline(run):
             "accuracy",
         ):
             name, _, decimals = METRICS[key]
-            if number(after) is not None:
+            if number(after) or number(before):  # both zero: not this task's measure
                 cards.append((name, said(number(after), decimals), f"before: {said(before, decimals)}"))
     held_out = run.curve(("pair_accuracy_heldout", "pair_accuracy_held_out"))[1]
     if held_out:
-        tail = held_out[-max(1, len(held_out) // 10) :]
+        tail = held_out[-max(1, len(held_out) // 5) :]
         cards.append(
             (
                 "held-out pair accuracy",
                 f"{sum(tail) / len(tail):.2f}",
-                "0.50 is guessing; last tenth",
+                "0.50 is guessing; last fifth",
             )
         )
     cost = first(run.summary, "cost")
@@ -834,17 +903,13 @@ def headline(run):
     if trained is not None:
         remark = f"deployed: {said(deployed)}" if deployed is not None else ""
         cards.append(("parameters trained", said(trained), remark))
-    seconds = [number(event.get("seconds")) for event in run.steps]
-    total = number(first(cost, "seconds_total", "total_seconds", "wall_seconds"))
-    if total is None and any(s is not None for s in seconds):
-        # "seconds" counts from the start of the run, or one step: a growing series is a clock.
-        known = [s for s in seconds if s is not None]
-        clock = all(a <= b for a, b in zip(known, known[1:]))
-        total = known[-1] if clock else sum(known)
+    total = number(first(cost, "train_seconds", "total_seconds"))
+    if total is None:
+        total = sum(number(event.get("step_seconds")) or 0 for event in run.steps) or None
     if total is not None:
         cards.append(
             (
-                "time",
+                "training time",
                 seconds_said(total),
                 f"{said(number(run.steps[-1].get('step')))} steps" if run.steps else "",
             )
@@ -871,9 +936,8 @@ def subtitle(run):
         parts.append(f"loss {run.setting('loss', 'kind')}")
     if run.setting("seed") is not None:
         parts.append(f"seed {run.setting('seed')}")
-    for key in ("device", "dtype", "threads", "commit", "started", "finished"):
-        if about.get(key) is not None:
-            parts.append(f"{key} {about[key]}")
+    parts += [about[key] for key in ("dtype", "device") if about.get(key)]
+    parts += [f"commit {about['commit']}"] if about.get("commit") else []
     return " · ".join(html.escape(str(part)) for part in parts if part)
 
 
@@ -888,7 +952,7 @@ def page(run):
         (
             "results",
             "Before and after",
-            "The frozen model without and with the trained prompt, on the same test items.",
+            results_note(run),
             before_after_table(run) + arms_table(run) + gate_section(run),
         ),
         (
@@ -920,6 +984,7 @@ def page(run):
         ),
         ("alarms", "Alarms", "", alarm_section(run)),
         ("cost", "Cost", "", cost_tables(run)),
+        ("prompt", "The prompt, in words", NEAREST_NOTE, nearest_section(run)),
         (
             "settings",
             "Settings",

@@ -115,7 +115,7 @@ def summary():
             "optimizer_bytes": 11862016,
             "peak_memory_bytes": 1932735283,
             "tokens_per_second": 341.2,
-            "total_seconds": 612.4,
+            "train_seconds": 612.4,
             "seconds_by_phase": {
                 "rollout": 231.0,
                 "forward": 120.1,
@@ -163,8 +163,7 @@ def write_run(folder, leave_out=()):
                 {
                     "event": "alarm",
                     "step": step,
-                    "name": "accuracy_high",
-                    "message": "pair accuracy 0.98 for 200 steps",
+                    "text": "pair accuracy 0.98 for 200 steps",
                 }
             )
         )
@@ -236,7 +235,7 @@ class Report(unittest.TestCase):
                 "1,482,752",
                 "1.80 GiB",
                 "10.2 min",
-                "accuracy high",
+                "pair accuracy 0.98",
                 "The Old Lemon",
                 "G1",
             ):
