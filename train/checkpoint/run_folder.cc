@@ -109,8 +109,9 @@ void RunFolder::point(const char* name, const std::string& target) const {
 void RunFolder::save(int64_t step, const CheckpointWriter& writer, bool best, int64_t keep) {
   GT_CHECK(step >= 0 && keep >= 1, "checkpoint of step {}, keep {}", step, keep);
   writer.commit(checkpoint_file(step).string());
-  point("latest", checkpoint_name(step));
+  // `latest` last: a run killed between the two goes on from the older one and comes past here again.
   if (best) point("best", checkpoint_name(step));
+  point("latest", checkpoint_name(step));
   std::error_code error;
   const fs::path best_target = fs::read_symlink(path_ / "checkpoints" / "best", error);
   const int64_t best_step = error ? -1 : step_of(best_target.filename().string());

@@ -166,6 +166,18 @@ TEST_F(CheckpointTest, RunFolderKeepsTheLastAndTheBest) {
   EXPECT_THROW(find_checkpoint(folder_ / "nothing"), Error);
 }
 
+// A run that ends between the two links goes on from the older checkpoint; `best` must not be the one missed.
+TEST_F(CheckpointTest, TheBestIsMarkedBeforeTheLatest) {
+  RunFolder run(folder_ / "run", RunFolder::Mode::kNew);
+  run.save(1, some_checkpoint(1.0f), true, 5);
+  // Nothing replaces a folder that is not empty: pointing `latest` fails.
+  const fs::path in_the_way = folder_ / fmt::format("run/checkpoints/latest.tmp.{}", ::getpid()) / "x";
+  fs::create_directories(in_the_way);
+  EXPECT_THROW(run.save(2, some_checkpoint(2.0f), true, 5), Error);
+  EXPECT_EQ(run.latest(), run.checkpoint_file(1));
+  EXPECT_EQ(fs::read_symlink(folder_ / "run/checkpoints/best"), "step-00000002.ckpt");
+}
+
 TEST_F(CheckpointTest, ADamagedLatestFallsBackAndSaysSo) {
   RunFolder run(folder_ / "run", RunFolder::Mode::kNew);
   run.save(1, some_checkpoint(1.0f), false, 5);
