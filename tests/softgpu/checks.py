@@ -1,0 +1,69 @@
+"""Every check of the software GPU stops its broken program under every seed and never accuses the sound twin.
+
+usage: checks.py ROOT BUILD [PROGRAM]    prints a line per case; exit code 1 where one is wrong
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+SEEDS = range(9)  # 0 is the plain order
+
+# program: case: what standard error must say
+CASES = {
+    "checks": {
+        "reverse_block": r"race in shared memory: (read|write) of byte \d+, which thread \d+ (wrote|read)",
+        "reuse_tile": r"race in shared memory",
+        "warp_exchange": r"race in shared memory",
+        "byte_exchange": r"race in shared memory",
+        "histogram": r"race in shared memory",
+        "half_barrier": r"race in shared memory|never written",
+        "wrong_warps": r"race in shared memory|never written",
+        "off_by_one": r"write of 4 bytes at .* 0 bytes past the end of an allocation of 1024 bytes",
+        "read_before": r"read of 4 bytes at .* before an allocation",
+        "misaligned": r"misaligned read of 8 bytes",
+        "shared_bounds": r"at byte 252 of shared memory, of which the block has 252",
+        "local_bounds": r"outside the thread's \d+ bytes of local memory",
+        "freed": r"a freed allocation of 1024 bytes",
+        "unwritten_shared": r"shared memory: byte 0 was never written",
+        "unwritten_global": r"byte 1020 of a live allocation of 1024 bytes: byte 0 was never written",
+        "divergent_barrier": r"divergent barrier",
+        "early_exit": r"deadlock: barrier 2 has 224 of 256 threads",
+        "wrong_mask": r"member mask names lanes 0xffff0000, which never arrive",
+        "not_named": r"member mask 0xffff does not name the executing lane",
+        "undefined_lane": r"write of 4 bytes at",
+        "trap": r"thread \(5,0,0\): trap",
+        "launch_threads": r"at most 1024 threads",
+        "launch_shared": r"49153 bytes of dynamic shared memory",
+        "copy_past_end": r"leaves its allocation of 1024 bytes by 4",
+        "double_free": r"a freed allocation",
+        "capture": r"cudaMalloc while a stream is captured",
+    },
+}
+
+
+def main():
+    root, build = sys.argv[1:3]
+    programs = sys.argv[3:] or list(CASES)
+    wrong = 0
+    for program in programs:
+        for case, pattern in CASES[program].items():
+            bad = []
+            for seed in SEEDS:
+                for kind in ("broken", "sound"):
+                    command = [os.path.join(root, "tools/softgpu"), "--build", build, "--seed", str(seed)]
+                    command += [os.path.join(build, "bin/softgpu", program), case, kind]
+                    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                    stopped = done.returncode == 86 and re.search(pattern, done.stderr)
+                    passed = done.returncode == 0 and "softgpu:" not in done.stderr
+                    if not (stopped if kind == "broken" else passed):
+                        bad.append(f"{kind}, seed {seed}: status {done.returncode}: {done.stdout}{done.stderr}")
+            print(f"{'WRONG' if bad else 'ok'}: {program} {case}: {len(SEEDS)} seeds")
+            for line in bad[:3]:
+                print("   ", line.strip())
+            wrong += bool(bad)
+    sys.exit(1 if wrong else 0)
+
+
+main()
