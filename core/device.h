@@ -62,6 +62,9 @@ class Device {
   virtual std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) = 0;
   // A hash of the matrix as it is in memory now: proves that a frozen base was not written to.
   virtual uint64_t hash(const FrozenMatrix& matrix) = 0;
+  // The type in which q, k, v, o, g and u of a layer are kept beside weights of this type (see
+  // core/ops/qkv.h).
+  virtual DType kept_dtype(DType weights) const = 0;
   // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
   virtual bool has_fast_bf16() const = 0;
 };

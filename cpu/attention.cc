@@ -69,11 +69,10 @@ std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int64_t block) {
 }
 
 // `count` rows given by row(i), each d values, as f32 rows of length ld, the rest of a row zero.
-template <typename T, typename Row>
+template <typename Row>
 void gather(Row row, int64_t count, int64_t d, int64_t ld, float factor, float* out) {
   for (int64_t i = 0; i < count; ++i, out += ld) {
-    const T* from = row(i);
-    for (int64_t j = 0; j < d; ++j) out[j] = load(from + j) * factor;
+    widen(row(i), out, d, factor);
     for (int64_t j = d; j < ld; ++j) out[j] = 0.0f;
   }
 }
@@ -127,7 +126,7 @@ class Forward {
              float max, float sum) const {
     const int64_t at = offset(s, t, head, r);
     const float inverse = 1.0f / sum;
-    for (int64_t j = 0; j < z_.d; ++j) store(o_ + at + j, o[j] * inverse);
+    narrow(o, o_ + at, z_.d, inverse);
     if (lse_) lse_[at / z_.d] = max + std::log(sum);
   }
 
@@ -140,7 +139,7 @@ class Forward {
     float* q = thread_scratch(5, rows * (d + dp + kKeys + 2) + kKeys * dp * 2 + d * kKeys);
     float *o = q + rows * d, *p = o + rows * dp, *max = p + rows * kKeys, *sum = max + rows;
     float *kt = sum + rows, *kv = kt + d * kKeys;
-    gather<T>([&](int64_t r) { return q_ + offset(s, t, head, r); }, rows, d, d, a_.scale, q);
+    gather([&](int64_t r) { return q_ + offset(s, t, head, r); }, rows, d, d, a_.scale, q);
     std::memset(o, 0, static_cast<size_t>(rows * dp) * sizeof(float));
     std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + rows, 0.0f);
@@ -148,9 +147,9 @@ class Forward {
       const int64_t count = std::min(kKeys, keys - k0), padded = round_up_lanes(count);
       int64_t key[kKeys];
       key_rows(*a_.plan, s, k0, count, key);
-      gather<T>([&](int64_t i) { return k_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kv);
+      gather([&](int64_t i) { return k_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kv);
       transpose(kv, dp, count, d, padded, kt);
-      gather<T>([&](int64_t i) { return v_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kv);
+      gather([&](int64_t i) { return v_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kv);
       // Earlier queries of a causal block may see none of these keys: their rows come first.
       const int64_t first = causal ? std::clamp<int64_t>(k0 - spans - t.begin, 0, t.count) * z_.group : 0;
       block_product(rows - first, padded, d, q + first * d, d, kt, padded, p + first * kKeys, kKeys, false);
@@ -182,10 +181,10 @@ class Forward {
     const int64_t spans = span_keys(*a_.plan, s);
     const bool causal = s.kv_begin >= 0;
     const int64_t keys = spans + (causal ? t.begin + t.count : 0);
-    float* q = thread_scratch(5, rows * d * 2);
-    float* o = q + rows * d;
+    float* q = thread_scratch(5, rows * d * 2 + d);
+    float *o = q + rows * d, *row = o + rows * d;
     float max[kFewRows], sum[kFewRows] = {}, p[kFewRows][kKeys];
-    gather<T>([&](int64_t r) { return q_ + offset(s, t, head, r); }, rows, d, d, a_.scale, q);
+    gather([&](int64_t r) { return q_ + offset(s, t, head, r); }, rows, d, d, a_.scale, q);
     std::memset(o, 0, static_cast<size_t>(rows * d) * sizeof(float));
     std::fill(max, max + rows, -std::numeric_limits<float>::infinity());
     for (int64_t k0 = 0; k0 < keys; k0 += kKeys) {
@@ -193,12 +192,12 @@ class Forward {
       int64_t key[kKeys];
       key_rows(*a_.plan, s, k0, count, key);
       for (int64_t i = 0; i < count; ++i) {
-        const T* k = k_ + (key[i] * z_.k + head) * d;
+        widen(k_ + (key[i] * z_.k + head) * d, row, d);
         for (int64_t r = 0; r < rows; ++r) {
           float dot = 0;
           const float* qr = q + r * d;
 #pragma omp simd reduction(+ : dot)
-          for (int64_t j = 0; j < d; ++j) dot += qr[j] * load(k + j);
+          for (int64_t j = 0; j < d; ++j) dot += qr[j] * row[j];
           p[r][i] = dot;
         }
       }
@@ -219,11 +218,11 @@ class Forward {
           for (int64_t j = 0; j < d; ++j) o[r * d + j] *= correction;
       }
       for (int64_t i = 0; i < count; ++i) {
-        const T* v = v_ + (key[i] * z_.k + head) * d;
+        widen(v_ + (key[i] * z_.k + head) * d, row, d);
         for (int64_t r = 0; r < rows; ++r) {
           const float w = p[r][i];
           float* to = o + r * d;
-          for (int64_t j = 0; j < d; ++j) to[j] += w * load(v + j);
+          for (int64_t j = 0; j < d; ++j) to[j] += w * row[j];
         }
       }
     }
@@ -244,15 +243,16 @@ struct KeyPart {
   int64_t key;         // place of `row` among the segment's keys
 };
 
-template <typename T>
+// T: gradients, S: what forward kept.
+template <typename T, typename S>
 class Backward {
  public:
   Backward(ThreadPool& pool, const AttentionBackward& a)
       : a_(a),
         z_(sizes(a)),
-        q_(a.q.data<T>()),
-        k_(a.k.data<T>()),
-        v_(a.v.data<T>()),
+        q_(a.q.data<S>()),
+        k_(a.k.data<S>()),
+        v_(a.v.data<S>()),
         d_o_(a.d_o.data<T>()),
         lse_(a.lse.data<float>()),
         dq_(a.dq.data<T>()),
@@ -260,16 +260,18 @@ class Backward {
         dv_(a.dv.data<T>()),
         delta_(static_cast<float*>(a.scratch.raw())) {
     // delta = <o, d_o>: the row term of softmax's backward.
-    const T* o = a.o.data<T>();
+    const S* o = a.o.data<S>();
     const int64_t row = z_.h * z_.d;
     pool.parallel_ranges(z_.n, kRowGrain, [&](int64_t begin, int64_t end) {
       std::memset(static_cast<void*>(dq_ + begin * row), 0,
                   static_cast<size_t>((end - begin) * row) * sizeof(T));
       for (int64_t i = begin * z_.h; i < end * z_.h; ++i) {
         float dot = 0;
-        const T *x = o + i * z_.d, *y = d_o_ + i * z_.d;
+        float* x = thread_scratch(5, z_.d);
+        widen(o + i * z_.d, x, z_.d);
+        const T* y = d_o_ + i * z_.d;
 #pragma omp simd reduction(+ : dot)
-        for (int64_t j = 0; j < z_.d; ++j) dot += load(x + j) * load(y + j);
+        for (int64_t j = 0; j < z_.d; ++j) dot += x[j] * load(y + j);
         delta_[i] = dot;
       }
     });
@@ -323,16 +325,16 @@ class Backward {
     float* q = thread_scratch(5, rows * (2 * d + dp + 2 * kKeys) + kKeys * dp + 2 * d * kKeys);
     float *d_o = q + rows * d, *dq = d_o + rows * d, *p = dq + rows * dp, *dp_ = p + rows * kKeys;
     float *kt = dp_ + rows * kKeys, *vt = kt + d * kKeys, *kr = vt + d * kKeys;
-    gather<T>([&](int64_t r) { return q_ + offset(s, t.begin, head, r); }, rows, d, d, a_.scale, q);
-    gather<T>([&](int64_t r) { return d_o_ + offset(s, t.begin, head, r); }, rows, d, d, 1.0f, d_o);
+    gather([&](int64_t r) { return q_ + offset(s, t.begin, head, r); }, rows, d, d, a_.scale, q);
+    gather([&](int64_t r) { return d_o_ + offset(s, t.begin, head, r); }, rows, d, d, 1.0f, d_o);
     std::memset(dq, 0, static_cast<size_t>(rows * dp) * sizeof(float));
     for (int64_t k0 = 0; k0 < keys; k0 += kKeys) {
       const int64_t count = std::min(kKeys, keys - k0), padded = round_up_lanes(count);
       int64_t key[kKeys];
       key_rows(*a_.plan, s, k0, count, key);
-      gather<T>([&](int64_t i) { return v_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kr);
+      gather([&](int64_t i) { return v_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kr);
       transpose(kr, dp, count, d, padded, vt);
-      gather<T>([&](int64_t i) { return k_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kr);
+      gather([&](int64_t i) { return k_ + (key[i] * z_.k + head) * d; }, count, d, dp, 1.0f, kr);
       transpose(kr, dp, count, d, padded, kt);
       const int64_t first = causal ? std::clamp<int64_t>(k0 - spans - t.begin, 0, t.count) * z_.group : 0;
       block_product(rows - first, padded, d, q + first * d, d, kt, padded, p + first * kKeys, kKeys, false);
@@ -361,11 +363,11 @@ class Backward {
     float *v = k + kKeys * d, *dk = v + kKeys * d, *dv = dk + kKeys * dp;
     float *q = dv + kKeys * dp, *d_o = q + most * dp, *qt = d_o + most * dp, *dot = qt + d * most;
     float *lse = dot + d * most, *delta = lse + most, *p = delta + most, *ds = p + kKeys * most;
-    const auto row = [&](const T* x) {
+    const auto row = [&](const S* x) {
       return [&, x](int64_t i) { return x + ((base + i) * z_.k + head) * d; };
     };
-    gather<T>(row(k_), count, d, d, 1.0f, k);
-    gather<T>(row(v_), count, d, d, 1.0f, v);
+    gather(row(k_), count, d, d, 1.0f, k);
+    gather(row(v_), count, d, d, 1.0f, v);
     std::memset(dk, 0, static_cast<size_t>(2 * kKeys * dp) * sizeof(float));
     for (const KeyPart& part : parts) {
       const AttentionSegment& s = a_.plan->segments[static_cast<size_t>(part.segment)];
@@ -376,8 +378,8 @@ class Backward {
         const int64_t queries = std::min<int64_t>(step, s.q_count - q0);
         if (part.key >= spans && q0 + queries - 1 < hidden) continue;
         const int64_t rows = queries * z_.group, padded = round_up_lanes(rows);
-        gather<T>([&](int64_t r) { return q_ + offset(s, q0, head, r); }, rows, d, dp, a_.scale, q);
-        gather<T>([&](int64_t r) { return d_o_ + offset(s, q0, head, r); }, rows, d, dp, 1.0f, d_o);
+        gather([&](int64_t r) { return q_ + offset(s, q0, head, r); }, rows, d, dp, a_.scale, q);
+        gather([&](int64_t r) { return d_o_ + offset(s, q0, head, r); }, rows, d, dp, 1.0f, d_o);
         transpose(q, dp, rows, d, padded, qt);
         transpose(d_o, dp, rows, d, padded, dot);
         for (int64_t r = 0; r < rows; ++r) {
@@ -409,7 +411,8 @@ class Backward {
 
   const AttentionBackward& a_;
   const Sizes z_;
-  const T *q_, *k_, *v_, *d_o_;
+  const S *q_, *k_, *v_;
+  const T* d_o_;
   const float* lse_;
   T *dq_, *dk_, *dv_;
   float* delta_;
@@ -421,17 +424,11 @@ int64_t CpuOps::scratch(const AttentionForward&) const { return 0; }
 int64_t CpuOps::scratch(const AttentionBackward& a) const { return a.q.dim(0) * a.q.dim(1) * 4; }
 
 void CpuOps::attention_forward(const AttentionForward& a) {
-  if (a.q.dtype() == DType::kF32)
-    Forward<float>(pool_, a);
-  else
-    Forward<bf16>(pool_, a);
+  with_kept(a.q.dtype(), [&]<typename S>(S*) { Forward<S>(pool_, a); });
 }
 
 void CpuOps::attention_backward(const AttentionBackward& a) {
-  if (a.q.dtype() == DType::kF32)
-    Backward<float>(pool_, a);
-  else
-    Backward<bf16>(pool_, a);
+  with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(T*, S*) { Backward<T, S>(pool_, a); });
 }
 
 void CpuOps::kv_append(const KvAppend& a) {

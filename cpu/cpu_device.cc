@@ -9,6 +9,7 @@
 #include "cpu/cpu_matrix.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/matmul.h"
+#include "cpu/rows.h"
 
 namespace gantrain {
 namespace {
@@ -69,6 +70,7 @@ class CpuDevice final : public Device {
     if (t.bytes() > 0) std::memset(t.raw(), 0, static_cast<size_t>(t.bytes()));
   }
   void synchronize() override {}
+  DType kept_dtype(DType weights) const override { return kept_type(weights); }
   bool has_fast_bf16() const override { return cpu_has_bf16(); }
 
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& s, DType dtype) override {

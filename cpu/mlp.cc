@@ -26,16 +26,25 @@ BackwardPieces backward_pieces(Pieces& p, int64_t n, int64_t c, int64_t f2, DTyp
   return {p.take(block * f2 * dtype_size(t)), p.floats(block * c)};
 }
 
-// In bf16 the gate and up values are rounded before they meet, so that backward, which only has the rounded
-// ones, is the exact derivative of what was computed.
-template <typename T>
-float rounded(float v) {
-  T t;
-  store(&t, v);
-  return load(&t);
+constexpr int64_t kRun = 256;  // values of g and u at a time, in L1
+
+// a = silu(g) u of one row. Gate and up values are rounded to what is stored before they meet, so that
+// backward, which only has the stored ones, is the exact derivative of what was computed.
+template <typename S, typename T>
+void swiglu_row(float* g, float* u, int64_t f, S* g_out, S* u_out, T* out) {
+  S held[2 * kRun];
+  for (int64_t j0 = 0; j0 < f; j0 += kRun) {
+    const int64_t count = std::min(kRun, f - j0);
+    S *gs = g_out ? g_out + j0 : held, *us = u_out ? u_out + j0 : held + kRun;
+    narrow(g + j0, gs, count);
+    narrow(u + j0, us, count);
+    widen(gs, g + j0, count);
+    widen(us, u + j0, count);
+    for (int64_t j = j0; j < j0 + count; ++j) store(out + j, g[j] * sigmoid(g[j]) * u[j]);
+  }
 }
 
-template <typename T>
+template <typename S, typename T>
 void forward(ThreadPool& pool, const GateUpForward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.a.dim(1);
@@ -44,8 +53,8 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
   T* out = a.a.data<T>();
-  T* gate_out = a.g.empty() ? nullptr : a.g.data<T>();
-  T* up_out = a.u.empty() ? nullptr : a.u.data<T>();
+  S* gate_out = a.g.empty() ? nullptr : a.g.data<S>();
+  S* up_out = a.u.empty() ? nullptr : a.u.data<S>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
@@ -68,27 +77,21 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
         if (bias)
           for (int64_t j = 0; j < 2 * f; ++j) g[j] += bias[j];
         const int64_t at = (r0 + i) * f;
-        if (gate_out) {
-          for (int64_t j = 0; j < f; ++j) store(gate_out + at + j, g[j]);
-          for (int64_t j = 0; j < f; ++j) store(up_out + at + j, u[j]);
-        }
-        for (int64_t j = 0; j < f; ++j) {
-          const float gj = rounded<T>(g[j]), uj = rounded<T>(u[j]);
-          store(out + at + j, gj * sigmoid(gj) * uj);
-        }
+        swiglu_row(g, u, f, gate_out ? gate_out + at : nullptr, up_out ? up_out + at : nullptr, out + at);
       }
     });
   }
 }
 
-template <typename T>
+template <typename S, typename T>
 void backward(ThreadPool& pool, const GateUpBackward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.da.dim(1);
   Pieces scratch(a.scratch);
   const BackwardPieces s = backward_pieces(scratch, n, c, 2 * f, w.dtype());
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
-  const T *g = a.g.data<T>(), *u = a.u.data<T>(), *da = a.da.data<T>();
+  const S *g = a.g.data<S>(), *u = a.u.data<S>();
+  const T* da = a.da.data<T>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
@@ -96,11 +99,16 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
       for (int64_t i = begin; i < end; ++i) {
         T *dg = static_cast<T*>(s.dy) + i * 2 * f, *du = dg + f;
         const int64_t at = (r0 + i) * f;
-        for (int64_t j = 0; j < f; ++j) {
-          const float gj = load(g + at + j), uj = load(u + at + j), d = load(da + at + j);
-          const float sig = sigmoid(gj);
-          store(dg + j, d * uj * sig * (1.0f + gj * (1.0f - sig)));
-          store(du + j, d * gj * sig);
+        float gate[kRun], up[kRun];
+        for (int64_t j0 = 0; j0 < f; j0 += kRun) {
+          const int64_t count = std::min(kRun, f - j0);
+          widen(g + at + j0, gate, count);
+          widen(u + at + j0, up, count);
+          for (int64_t j = 0; j < count; ++j) {
+            const float gj = gate[j], d = load(da + at + j0 + j), sig = sigmoid(gj);
+            store(dg + j0 + j, d * up[j] * sig * (1.0f + gj * (1.0f - sig)));
+            store(du + j0 + j, d * gj * sig);
+          }
         }
       }
     });
@@ -133,16 +141,12 @@ int64_t CpuOps::scratch(const GateUpBackward& a) const {
 }
 
 void CpuOps::gate_up_forward(const GateUpForward& a) {
-  if (a.w->dtype() == DType::kF32)
-    forward<float>(pool_, a);
-  else
-    forward<bf16>(pool_, a);
+  // g and u not wanted: rounded as if they were kept, so that inference sees what training sees.
+  const DType kept = a.g.empty() ? kept_type(a.a.dtype()) : a.g.dtype();
+  with_pair(a.a.dtype(), kept, [&]<typename T, typename S>(T*, S*) { forward<S, T>(pool_, a); });
 }
 void CpuOps::gate_up_backward(const GateUpBackward& a) {
-  if (a.w->dtype() == DType::kF32)
-    backward<float>(pool_, a);
-  else
-    backward<bf16>(pool_, a);
+  with_pair(a.da.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) { backward<S, T>(pool_, a); });
 }
 
 }  // namespace gantrain

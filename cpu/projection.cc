@@ -7,7 +7,10 @@
 
 namespace gantrain {
 
-int64_t CpuOps::scratch(const ProjectForward&) const { return 0; }
+// a in another type than the weights': rounded to the input type of the product.
+int64_t CpuOps::scratch(const ProjectForward& a) const {
+  return a.a.dtype() == a.w->dtype() ? 0 : row_block(a.a.dim(0)) * a.a.dim(1) * dtype_size(a.w->dtype());
+}
 // bf16 only: dout rounded to the input type of the product.
 int64_t CpuOps::scratch(const ProjectBackward& a) const {
   return a.w->dtype() == DType::kF32 ? 0 : row_block(a.dout.dim(0)) * a.w->rows() * dtype_size(DType::kBF16);
@@ -30,18 +33,38 @@ void CpuOps::project_forward(const ProjectForward& a) {
       }
     });
   }
-  matmul(pool_, {.m = n,
-                 .n = c,
-                 .k = in,
-                 .a = a.a.raw(),
-                 .lda = in,
-                 .b = w.data(),
-                 .ldb = in,
-                 .transpose_b = true,
-                 .dtype = w.dtype(),
-                 .c = out,
-                 .ldc = c,
-                 .accumulate = true});
+  const bool round = a.a.dtype() != w.dtype();
+  const int64_t block = round ? row_block(n) : n;
+  for (int64_t r0 = 0; r0 < n; r0 += block) {
+    const int64_t rows = std::min(block, n - r0);
+    const void* input = a.a.raw();
+    if (round) {
+      bf16* rounded = static_cast<bf16*>(a.scratch.raw());
+      const f16* kept = a.a.data<f16>() + r0 * in;
+      pool_.parallel_ranges(rows * in, 16384, [&](int64_t begin, int64_t end) {
+        constexpr int64_t kRun = 256;
+        float run[kRun];
+        for (int64_t i = begin; i < end; i += kRun) {
+          const int64_t count = std::min(kRun, end - i);
+          widen(kept + i, run, count);
+          convert_to_bf16(run, rounded + i, count);
+        }
+      });
+      input = rounded;
+    }
+    matmul(pool_, {.m = rows,
+                   .n = c,
+                   .k = in,
+                   .a = input,
+                   .lda = in,
+                   .b = w.data(),
+                   .ldb = in,
+                   .transpose_b = true,
+                   .dtype = w.dtype(),
+                   .c = out + r0 * c,
+                   .ldc = c,
+                   .accumulate = true});
+  }
   if (!a.rstd.empty()) row_rstd({.x = a.out, .rstd = a.rstd, .eps = a.eps});
 }
 

@@ -44,7 +44,7 @@ class Rotary {
   bool by_position_ = false;
 };
 
-// Rotates `heads` heads by +angle (sign = 1) or -angle (sign = -1).
+// Rotates `heads` heads by +angle (sign = 1) or -angle (sign = -1); in place is fine.
 template <typename From, typename To>
 void rotate(const From* from, To* to, int64_t heads, int64_t d, const float* cos, const float* sin,
             float sign) {
@@ -76,7 +76,7 @@ BackwardPieces backward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int
   return {p.take(block * out * dtype_size(t)), p.floats(block * c), p.floats(Rotary::floats(n, d))};
 }
 
-template <typename T>
+template <typename S>
 void forward(ThreadPool& pool, const QkvForward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.q.dim(1), k = a.k.dim(1), d = a.q.dim(2),
@@ -86,7 +86,7 @@ void forward(ThreadPool& pool, const QkvForward& a) {
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
   const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
-  T *q = a.q.data<T>(), *key = a.k.data<T>(), *v = a.v.data<T>();
+  S *q = a.q.data<S>(), *key = a.k.data<S>(), *v = a.v.data<S>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
@@ -109,9 +109,10 @@ void forward(ThreadPool& pool, const QkvForward& a) {
         const int64_t row = r0 + i;
         if (bias)
           for (int64_t j = 0; j < out; ++j) y[j] += bias[j];
-        rotate(y, q + row * h * d, h, d, rotary.cos(row), rotary.sin(row), 1.0f);
-        rotate(y + h * d, key + row * k * d, k, d, rotary.cos(row), rotary.sin(row), 1.0f);
-        for (int64_t j = 0; j < k * d; ++j) store(v + row * k * d + j, y[(h + k) * d + j]);
+        rotate(y, y, h + k, d, rotary.cos(row), rotary.sin(row), 1.0f);
+        narrow(y, q + row * h * d, h * d);
+        narrow(y + h * d, key + row * k * d, k * d);
+        narrow(y + (h + k) * d, v + row * k * d, k * d);
       }
     });
   }
@@ -168,10 +169,7 @@ int64_t CpuOps::scratch(const QkvBackward& a) const {
 }
 
 void CpuOps::qkv_forward(const QkvForward& a) {
-  if (a.w->dtype() == DType::kF32)
-    forward<float>(pool_, a);
-  else
-    forward<bf16>(pool_, a);
+  with_kept(a.q.dtype(), [&]<typename S>(S*) { forward<S>(pool_, a); });
 }
 void CpuOps::qkv_backward(const QkvBackward& a) {
   if (a.w->dtype() == DType::kF32)

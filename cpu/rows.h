@@ -1,6 +1,12 @@
 // What the fused ops of the frozen model share: scratch in pieces, normalised rows, RMSNorm's backward.
 #pragma once
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include <type_traits>
+
 #include "core/tensor.h"
 #include "cpu/matmul.h"
 #include "cpu/parallel.h"
@@ -41,6 +47,63 @@ inline void store(bf16* p, float v) {
   const uint32_t u = std::bit_cast<uint32_t>(v);
   const uint32_t nan = (u >> 16) | 0x40u, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   p->bits = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+// Whole runs of stored values from and to f32: to[i] = from[i] * factor, rounded once.
+template <typename T>
+void widen(const T* from, float* to, int64_t count, float factor = 1.0f) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  if constexpr (std::is_same_v<T, f16>) {
+    for (; i + 8 <= count; i += 8) {
+      const __m256 v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+      _mm256_storeu_ps(to + i, _mm256_mul_ps(v, _mm256_set1_ps(factor)));
+    }
+  }
+#endif
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]) * factor;
+}
+template <typename T>
+void narrow(const float* from, T* to, int64_t count, float factor = 1.0f) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  if constexpr (std::is_same_v<T, f16>) {
+    for (; i + 8 <= count; i += 8) {
+      const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(from + i), _mm256_set1_ps(factor));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+  }
+#endif
+  if constexpr (std::is_same_v<T, f16>) {
+    for (; i < count; ++i) to[i] = f16(from[i] * factor);
+  } else {
+    for (; i < count; ++i) store(to + i, from[i] * factor);
+  }
+}
+
+// What a layer keeps of q, k, v, o, g and u: f16 beside bf16 weights. The same two bytes hold three more
+// bits, and on this device none of them enters a product in bf16 as it is kept.
+inline DType kept_type(DType weights) { return weights == DType::kF32 ? DType::kF32 : DType::kF16; }
+
+// Calls f with null pointers of the types of the weights and of what is kept: the same type, or bf16 and f16.
+template <typename F>
+void with_pair(DType weights, DType kept, F f) {
+  if (weights == DType::kF32)
+    f(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+  else if (kept == DType::kBF16)
+    f(static_cast<bf16*>(nullptr), static_cast<bf16*>(nullptr));
+  else
+    f(static_cast<bf16*>(nullptr), static_cast<f16*>(nullptr));
+}
+// The same where only kept tensors take part.
+template <typename F>
+void with_kept(DType kept, F f) {
+  if (kept == DType::kF32)
+    f(static_cast<float*>(nullptr));
+  else if (kept == DType::kBF16)
+    f(static_cast<bf16*>(nullptr));
+  else
+    f(static_cast<f16*>(nullptr));
 }
 
 float row_rstd_of(const float* x, int64_t c, float eps);

@@ -9,19 +9,19 @@ namespace {
 
 struct Dims {
   int64_t n, c, h, k, d, f;
-  DType t;
+  DType t, s;  // of the weights, and of what is kept for backward
 };
 
 void take_layer(Arena& arena, const Dims& m, LayerActivations& a) {
-  a.q = arena.take(m.t, {m.n, m.h, m.d});
-  a.k = arena.take(m.t, {m.n, m.k, m.d});
-  a.v = arena.take(m.t, {m.n, m.k, m.d});
-  a.o = arena.take(m.t, {m.n, m.h, m.d});
+  a.q = arena.take(m.s, {m.n, m.h, m.d});
+  a.k = arena.take(m.s, {m.n, m.k, m.d});
+  a.v = arena.take(m.s, {m.n, m.k, m.d});
+  a.o = arena.take(m.s, {m.n, m.h, m.d});
   a.lse = arena.take(DType::kF32, {m.n, m.h});
   a.h = arena.take(DType::kF32, {m.n, m.c});
   a.rstd2 = arena.take(DType::kF32, {m.n});
-  a.g = arena.take(m.t, {m.n, m.f});
-  a.u = arena.take(m.t, {m.n, m.f});
+  a.g = arena.take(m.s, {m.n, m.f});
+  a.u = arena.take(m.s, {m.n, m.f});
 }
 
 // Scratch for the largest op of one layer. Ops size their scratch by shapes alone, so views without memory
@@ -32,7 +32,8 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
   auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device.kind()); };
   const LlamaLayer& w = llama.layers().front();
   const Tensor x = view(DType::kF32, {m.n, m.c}), rstd = view(DType::kF32, {m.n});
-  const Tensor q = view(m.t, {m.n, m.h, m.d}), kv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f});
+  const Tensor q = view(m.s, {m.n, m.h, m.d}), kv = view(m.s, {m.n, m.k, m.d}), g = view(m.s, {m.n, m.f});
+  const Tensor dq = view(m.t, {m.n, m.h, m.d}), dkv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f});
   const Tensor positions = view(DType::kI32, {m.n});
   const Tensor lse = view(DType::kF32, {m.n, m.h});
   const float scale = llama.attention_scale();
@@ -63,8 +64,8 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                         .gain = w.mlp_gain,
                                         .w = w.gate_up.get(),
                                         .bias = w.gate_up_bias,
-                                        .g = f,
-                                        .u = f,
+                                        .g = g,
+                                        .u = g,
                                         .a = f,
                                         .scratch = {}}));
   grow(project_forward_scratch(device, {.a = f,
@@ -80,24 +81,24 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                            .rstd = rstd,
                                            .gain = w.mlp_gain,
                                            .w = w.gate_up.get(),
-                                           .g = f,
-                                           .u = f,
+                                           .g = g,
+                                           .u = g,
                                            .da = f,
                                            .dx = x,
                                            .scratch = {}}));
     grow(project_backward_scratch(
-        device, {.dout = x, .w = w.o.get(), .da = q.view({m.n, m.h * m.d}), .scratch = {}}));
+        device, {.dout = x, .w = w.o.get(), .da = dq.view({m.n, m.h * m.d}), .scratch = {}}));
     grow(attention_backward_scratch(device, {.q = q,
                                              .k = kv,
                                              .v = kv,
                                              .o = q,
                                              .lse = lse,
-                                             .d_o = q,
+                                             .d_o = dq,
                                              .plan = &plan,
                                              .scale = scale,
-                                             .dq = q,
-                                             .dk = kv,
-                                             .dv = kv,
+                                             .dq = dq,
+                                             .dk = dkv,
+                                             .dv = dkv,
                                              .scratch = {}}));
     grow(qkv_backward_scratch(device, {.x = x,
                                        .rstd = rstd,
@@ -105,9 +106,9 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                        .w = w.qkv.get(),
                                        .positions = positions,
                                        .inv_freq = llama.inv_freq(),
-                                       .dq = q,
-                                       .dk = kv,
-                                       .dv = kv,
+                                       .dq = dq,
+                                       .dk = dkv,
+                                       .dv = dkv,
                                        .dx = x,
                                        .scratch = {}}));
   }
@@ -125,7 +126,8 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
                config.num_kv_heads,
                config.head_dim,
                config.intermediate_size,
-               llama.dtype()};
+               llama.dtype(),
+               device.kept_dtype(llama.dtype())};
   GT_CHECK(layers >= 0 && layers <= config.num_layers, "{} layers of {}", layers, config.num_layers);
   Activations a;
   a.saving = saving;

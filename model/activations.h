@@ -19,15 +19,15 @@ enum class Saving {
 struct LayerActivations {
   Tensor x;      // (N, C) f32      layer input, the residual stream
   Tensor rstd1;  // (N) f32         1 / rms of x
-  Tensor q;      // (N, H, D) T     after RoPE
-  Tensor k;      // (N, K, D) T     after RoPE
-  Tensor v;      // (N, K, D) T
-  Tensor o;      // (N, H, D) T     attention output
+  Tensor q;      // (N, H, D) S     after RoPE; S is Device::kept_dtype
+  Tensor k;      // (N, K, D) S     after RoPE
+  Tensor v;      // (N, K, D) S
+  Tensor o;      // (N, H, D) S     attention output
   Tensor lse;    // (N, H) f32      log-sum-exp of the scores
   Tensor h;      // (N, C) f32      residual stream after attention
   Tensor rstd2;  // (N) f32         1 / rms of h
-  Tensor g;      // (N, F) T        gate, before SwiGLU
-  Tensor u;      // (N, F) T        up
+  Tensor g;      // (N, F) S        gate, before SwiGLU
+  Tensor u;      // (N, F) S        up
 };
 
 struct Activations {

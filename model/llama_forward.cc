@@ -7,8 +7,8 @@ namespace gantrain {
 KvCache::KvCache(Device& device, const Llama& llama, int64_t slots) {
   const LlamaConfig& c = llama.config();
   for (int l = 0; l < c.num_layers; ++l) {
-    k.emplace_back(device, llama.dtype(), Shape{slots, c.num_kv_heads, c.head_dim});
-    v.emplace_back(device, llama.dtype(), Shape{slots, c.num_kv_heads, c.head_dim});
+    k.emplace_back(device, device.kept_dtype(llama.dtype()), Shape{slots, c.num_kv_heads, c.head_dim});
+    v.emplace_back(device, device.kept_dtype(llama.dtype()), Shape{slots, c.num_kv_heads, c.head_dim});
   }
 }
 

@@ -48,8 +48,8 @@ void check_heads(const contract::Checker& check, const ConstTensor& q, const Con
   const int64_t h = q.dim(1), heads_kv = k.dim(1);
   GT_CHECK(heads_kv > 0 && h % heads_kv == 0, "{}: {} query heads are no multiple of {} key heads",
            check.op(), h, heads_kv);
-  GT_CHECK(q.dtype() == DType::kF32 || q.dtype() == DType::kBF16, "{}: q is {}, expected f32 or bf16",
-           check.op(), dtype_name(q.dtype()));
+  GT_CHECK(q.dtype() == DType::kF32 || q.dtype() == DType::kBF16 || q.dtype() == DType::kF16,
+           "{}: q is {}, expected f32, bf16 or f16", check.op(), dtype_name(q.dtype()));
 }
 
 }  // namespace
@@ -91,10 +91,11 @@ void attention_backward(Device& device, const AttentionBackward& a) {
   check.tensor("v", a.v, t, {m, k, d});
   check.tensor("o", a.o, t, {n, h, d});
   check.tensor("lse", a.lse, DType::kF32, {n, h});
-  check.tensor("d_o", a.d_o, t, {n, h, d});
-  check.tensor("dq", a.dq, t, {n, h, d});
-  check.tensor("dk", a.dk, t, {m, k, d});
-  check.tensor("dv", a.dv, t, {m, k, d});
+  const DType grad = t == DType::kF16 ? DType::kBF16 : t;
+  check.tensor("d_o", a.d_o, grad, {n, h, d});
+  check.tensor("dq", a.dq, grad, {n, h, d});
+  check.tensor("dk", a.dk, grad, {m, k, d});
+  check.tensor("dv", a.dv, grad, {m, k, d});
   check_plan(check, a.plan, n, m);
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().attention_backward(a);

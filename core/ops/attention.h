@@ -9,6 +9,7 @@
 //   cross- or full attention: spans only, kv_begin = -1
 // Keys and values are stored once however many segments see them; their gradients are summed over all of
 // them.
+// S and T, the types of what is kept and of gradients: see core/ops/qkv.h.
 //   o = softmax(scale * q k^T) v   (online softmax; Milakov & Gimelshein 1805.02867, Dao 2307.08691)
 #pragma once
 
@@ -37,20 +38,20 @@ struct AttentionPlan {
 int64_t attention_pairs(const AttentionPlan&);
 
 struct AttentionForward {
-  ConstTensor q;              // (N, H, D) T
-  ConstTensor k;              // (M, K, D) T; N = M in training, the cache's rows in decoding
-  ConstTensor v;              // (M, K, D) T
+  ConstTensor q;              // (N, H, D) S
+  ConstTensor k;              // (M, K, D) S; N = M in training, the cache's rows in decoding
+  ConstTensor v;              // (M, K, D) S
   const AttentionPlan* plan;  // every segment sees at least one key
   float scale;
-  Tensor o;        // (N, H, D) T  =
+  Tensor o;        // (N, H, D) S  =
   Tensor lse;      // (N, H) f32  =  log-sum-exp of scale * q k^T, saved for backward; empty: not wanted
   Tensor scratch;  // (bytes) u8
 };
 struct AttentionBackward {
-  ConstTensor q;    // (N, H, D) T
-  ConstTensor k;    // (M, K, D) T
-  ConstTensor v;    // (M, K, D) T
-  ConstTensor o;    // (N, H, D) T
+  ConstTensor q;    // (N, H, D) S
+  ConstTensor k;    // (M, K, D) S
+  ConstTensor v;    // (M, K, D) S
+  ConstTensor o;    // (N, H, D) S
   ConstTensor lse;  // (N, H) f32
   ConstTensor d_o;  // (N, H, D) T
   const AttentionPlan* plan;
@@ -62,11 +63,11 @@ struct AttentionBackward {
 };
 // Copies rows into a cache:  k_cache[slots[n]] = k[n],  v_cache[slots[n]] = v[n].
 struct KvAppend {
-  ConstTensor k;      // (N, K, D) T
-  ConstTensor v;      // (N, K, D) T
+  ConstTensor k;      // (N, K, D) S
+  ConstTensor v;      // (N, K, D) S
   ConstTensor slots;  // (N) i32, distinct; negative: the row is not cached
-  Tensor k_cache;     // (M, K, D) T  = at the slots
-  Tensor v_cache;     // (M, K, D) T  = at the slots
+  Tensor k_cache;     // (M, K, D) S  = at the slots
+  Tensor v_cache;     // (M, K, D) S  = at the slots
 };
 
 void attention_forward(Device&, const AttentionForward&);

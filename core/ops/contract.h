@@ -22,6 +22,11 @@ class Checker {
              to_string(shape));
     GT_CHECK(t.device() == device_.kind(), "{}: {} is on another device than the op", op_, name);
   }
+  // A tensor kept from forward for backward: of the weights' type, or f16 beside bf16 weights.
+  void kept(const char* name, const ConstTensor& t, DType weights, const Shape& shape) const {
+    const bool f16 = weights == DType::kBF16 && !t.empty() && t.dtype() == DType::kF16;
+    tensor(name, t, f16 ? DType::kF16 : weights, shape);
+  }
   void optional(const char* name, const ConstTensor& t, DType dtype, const Shape& shape) const {
     if (!t.empty()) tensor(name, t, dtype, shape);
   }

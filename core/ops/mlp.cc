@@ -16,8 +16,10 @@ void gate_up_forward(Device& device, const GateUpForward& a) {
   check.optional("gain", a.gain, DType::kF32, {c});
   check.optional("bias", a.bias, DType::kF32, {2 * f});
   GT_CHECK(a.g.empty() == a.u.empty(), "gate_up_forward: g and u are wanted both or neither");
-  check.optional("g", a.g, t, {n, f});
-  check.optional("u", a.u, t, {n, f});
+  if (!a.g.empty()) {
+    check.kept("g", a.g, t, {n, f});
+    check.tensor("u", a.u, a.g.dtype(), {n, f});
+  }
   check.tensor("a", a.a, t, {n, f});
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
@@ -34,8 +36,8 @@ void gate_up_backward(Device& device, const GateUpBackward& a) {
   check.tensor("x", a.x, DType::kF32, {n, c});
   check.tensor("rstd", a.rstd, DType::kF32, {n});
   check.optional("gain", a.gain, DType::kF32, {c});
-  check.tensor("g", a.g, t, {n, f});
-  check.tensor("u", a.u, t, {n, f});
+  check.kept("g", a.g, t, {n, f});
+  check.tensor("u", a.u, a.g.dtype(), {n, f});
   check.tensor("da", a.da, t, {n, f});
   check.tensor("dx", a.dx, DType::kF32, {n, c});
   if (n == 0) return;

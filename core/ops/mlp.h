@@ -1,4 +1,5 @@
 // RMSNorm scale, gate and up projection, SwiGLU (Shazeer 2020, arXiv:2002.05202) in one step.
+// S and T, the types of what is kept and of gradients: see core/ops/qkv.h.
 //   [g; u] = (x * rstd * gain) w^T + bias;   a = silu(g) * u,  silu(g) = g * sigmoid(g)
 #pragma once
 
@@ -12,8 +13,8 @@ struct GateUpForward {
   ConstTensor gain;       // (C) f32 or empty: folded into w
   const FrozenMatrix* w;  // (2F, C), rows: gate, then up
   ConstTensor bias;       // (2F) f32 or empty
-  Tensor g;               // (N, F) T  =  saved for backward; g and u both empty: not wanted
-  Tensor u;               // (N, F) T  =
+  Tensor g;               // (N, F) S  =  saved for backward; g and u both empty: not wanted
+  Tensor u;               // (N, F) S  =
   Tensor a;               // (N, F) T  =
   Tensor scratch;         // (bytes) u8
 };
@@ -24,8 +25,8 @@ struct GateUpBackward {
   ConstTensor rstd;       // (N) f32
   ConstTensor gain;       // (C) f32 or empty
   const FrozenMatrix* w;  // (2F, C)
-  ConstTensor g;          // (N, F) T
-  ConstTensor u;          // (N, F) T
+  ConstTensor g;          // (N, F) S
+  ConstTensor u;          // (N, F) S
   ConstTensor da;         // (N, F) T
   Tensor dx;              // (N, C) f32  +=
   Tensor scratch;         // (bytes) u8

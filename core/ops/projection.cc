@@ -10,7 +10,7 @@ void project_forward(Device& device, const ProjectForward& a) {
   check.rank("residual", a.residual, 2);
   const int64_t n = a.a.dim(0), i = a.a.dim(1), c = a.residual.dim(1);
   check.matrix("w", a.w, c, i);
-  check.tensor("a", a.a, a.w->dtype(), {n, i});
+  check.kept("a", a.a, a.w->dtype(), {n, i});
   check.optional("bias", a.bias, DType::kF32, {c});
   check.tensor("residual", a.residual, DType::kF32, {n, c});
   check.tensor("out", a.out, DType::kF32, {n, c});

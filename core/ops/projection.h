@@ -8,7 +8,7 @@
 namespace gantrain {
 
 struct ProjectForward {
-  ConstTensor a;          // (N, I) T, T = w's type
+  ConstTensor a;          // (N, I) w's type T, or S of core/ops/qkv.h: then rounded to T on the way in
   const FrozenMatrix* w;  // (C, I)
   ConstTensor bias;       // (C) f32 or empty
   ConstTensor residual;   // (N, C) f32

@@ -19,9 +19,9 @@ void qkv_forward(Device& device, const QkvForward& a) {
   check.optional("bias", a.bias, DType::kF32, {(h + 2 * k) * d});
   check.tensor("positions", a.positions, DType::kI32, {n});
   check.tensor("inv_freq", a.inv_freq, DType::kF32, {d / 2});
-  check.tensor("q", a.q, t, {n, h, d});
-  check.tensor("k", a.k, t, {n, k, d});
-  check.tensor("v", a.v, t, {n, k, d});
+  check.kept("q", a.q, t, {n, h, d});
+  check.tensor("k", a.k, a.q.dtype(), {n, k, d});
+  check.tensor("v", a.v, a.q.dtype(), {n, k, d});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));

@@ -2,7 +2,9 @@
 //   xhat = x * rstd * gain                       (gain empty: already folded into w)
 //   [q; k; v] = xhat w^T + bias;  q and k are then rotated by position * inv_freq, half-split: pair (i, i +
 //   D/2)
-// T is the activation type: f32 or bf16, the same for q, k, v and equal to w's type.
+// T is w's type, f32 or bf16. S, in which q, k and v are kept until backward, is T, or f16 beside bf16
+// weights: a device says which it likes (Device::kept_dtype). f16 has three more bits in the same two bytes
+// and needs the values below 65504; gradients, which may be tiny, are never f16.
 #pragma once
 
 #include "core/device.h"
@@ -17,9 +19,9 @@ struct QkvForward {
   ConstTensor bias;       // ((H + 2K) D) f32 or empty
   ConstTensor positions;  // (N) i32
   ConstTensor inv_freq;   // (D / 2) f32
-  Tensor q;               // (N, H, D) T  =
-  Tensor k;               // (N, K, D) T  =
-  Tensor v;               // (N, K, D) T  =
+  Tensor q;               // (N, H, D) S  =
+  Tensor k;               // (N, K, D) S  =
+  Tensor v;               // (N, K, D) S  =
   Tensor scratch;         // (bytes) u8
 };
 // Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat.
