@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
+#include "model/formats/json_text.h"
 
 namespace gantrain {
 namespace {
@@ -72,6 +73,8 @@ RopeScaling parse_rope(const Fields& top, const std::string& path, int64_t max_p
   if (!top.raw(key).is_object()) top.wrong(key, "an object", top.raw(key));
   const Fields f(top.raw(key), path, std::string(key) + ".");
   rope.theta = f.number("rope_theta", rope.theta);
+  if (f.number("partial_rotary_factor", 1.0) != 1.0)
+    f.wrong("partial_rotary_factor", "1 (every dimension is rotated)", f.raw("partial_rotary_factor"));
   const std::string type = f.string("rope_type", f.string("type", "default"));
   if (type == "default") return rope;
   if (type == "linear") {
@@ -96,12 +99,8 @@ RopeScaling parse_rope(const Fields& top, const std::string& path, int64_t max_p
 }  // namespace
 
 LlamaConfig parse_llama_config(std::string_view text, const std::string& path) {
-  json root;
-  try {
-    root = json::parse(text);
-  } catch (const json::exception& e) {
-    fail("{}: not valid JSON: {}", path, e.what());
-  }
+  check_json(text, path);
+  const json root = json::parse(text);
   if (!root.is_object()) fail("{}: expected a JSON object, got {}", path, root.type_name());
   const Fields f(root, path);
   const std::string type = f.string("model_type", "llama");

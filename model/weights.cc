@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "model/formats/gguf.h"
+#include "model/formats/json_text.h"
 #include "model/formats/safetensors.h"
 
 namespace gantrain {
@@ -219,12 +220,9 @@ class FolderWeights : public StoredWeights {
     std::vector<std::string> shards;
     const std::string index_path = (dir / "model.safetensors.index.json").string();
     if (fs::exists(index_path)) {
-      nlohmann::json index;
-      try {
-        index = nlohmann::json::parse(read_text(index_path, int64_t{1} << 28));
-      } catch (const nlohmann::json::exception& e) {
-        fail("{}: not valid JSON: {}", index_path, e.what());
-      }
+      const std::string text = read_text(index_path, int64_t{1} << 28);
+      check_json(text, index_path);
+      const nlohmann::json index = nlohmann::json::parse(text);
       if (!index.is_object() || !index.contains("weight_map") || !index.at("weight_map").is_object())
         fail("{}: expected an object with 'weight_map'", index_path);
       for (const auto& [tensor, file] : index.at("weight_map").items()) {
@@ -324,11 +322,16 @@ class GgufWeights : public StoredWeights {
             path, type);
       }
     }
+    auto token_id = [&](const char* key) {
+      const int64_t id = file_.get_int(key);
+      if (id < 0 || id > 0x7fffffff) fail("{}: {}: expected a token id, got {}", path, key, id);
+      return static_cast<int32_t>(id);
+    };
     if (file_.has("tokenizer.ggml.bos_token_id"))
-      config_.bos_token_id = static_cast<int32_t>(file_.get_int("tokenizer.ggml.bos_token_id"));
+      config_.bos_token_id = token_id("tokenizer.ggml.bos_token_id");
     for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"})
       if (file_.has(key)) {
-        const int32_t id = static_cast<int32_t>(file_.get_int(key));
+        const int32_t id = token_id(key);
         if (std::find(config_.eos_token_ids.begin(), config_.eos_token_ids.end(), id) ==
             config_.eos_token_ids.end())
           config_.eos_token_ids.push_back(id);
@@ -481,6 +484,8 @@ std::unique_ptr<Weights> open_weights(const std::string& path) {
     fail("{}: no such file or folder; expected a Hugging Face folder, a .gguf file or a llama2.c .bin file",
          path);
   if (fs::is_directory(path, error)) return std::make_unique<FolderWeights>(path);
+  // Before anything is opened: a named pipe would wait for its writer for ever.
+  if (!fs::is_regular_file(path, error)) fail("{}: neither a folder nor a regular file", path);
   if (GgufFile::has_magic(path)) return std::make_unique<GgufWeights>(path);
   if (fs::path(path).extension() == ".safetensors")
     fail("{}: a single safetensors file has no configuration; give the folder that holds it and config.json",

@@ -22,6 +22,24 @@ const Block* find_block(uint32_t type) {
   return nullptr;
 }
 
+// ggml's types that are not read here, for messages.
+struct OtherType {
+  uint32_t type;
+  const char* name;
+};
+constexpr OtherType kOtherTypes[] = {
+    {6, "Q5_0"},   {7, "Q5_1"},    {9, "Q8_1"},   {10, "Q2_K"},    {11, "Q3_K"},   {12, "Q4_K"},
+    {13, "Q5_K"},  {14, "Q6_K"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
+    {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"},   {23, "IQ4_XS"}, {24, "I8"},
+    {25, "I16"},   {26, "I32"},    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},  {34, "TQ1_0"},
+    {35, "TQ2_0"}, {39, "MXFP4"}};
+
+std::string other_type_name(uint32_t type) {
+  for (const OtherType& t : kOtherTypes)
+    if (t.type == type) return t.name;
+  return fmt::format("with number {}", type);
+}
+
 // Reads little-endian values in order, never past the end.
 class Cursor {
  public:
@@ -180,9 +198,10 @@ GgufFile::GgufFile(const std::string& path) : file_(std::make_unique<MappedFile>
     const Block* block = find_block(type);
     if (!block)
       fail(
-          "{}: tensor '{}': quantisation type {} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, "
-          "Q4_1",
-          path, t.name, type);
+          "{}: tensor '{}': type {} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1; use a "
+          "file "
+          "of one of these",
+          path, t.name, other_type_name(type));
     if (ne[0] % static_cast<uint64_t>(block->values) != 0)
       fail("{}: tensor '{}': row of {} values is not a multiple of {}'s block of {}", path, t.name, ne[0],
            block->name, block->values);

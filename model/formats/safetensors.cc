@@ -8,7 +8,8 @@
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
+
+#include "model/formats/json_text.h"
 
 namespace gantrain {
 namespace {
@@ -30,29 +31,6 @@ const char* type_name(DType t) {
   return "?";
 }
 
-// Parses the header, refusing a key that appears twice (nlohmann keeps the last one silently).
-json parse_header(const std::string& path, std::string_view text) {
-  std::vector<std::set<std::string>> keys;
-  std::string duplicate;
-  const json::parser_callback_t callback = [&](int, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second &&
-        duplicate.empty())
-      duplicate = parsed.get<std::string>();
-    return true;
-  };
-  json header;
-  try {
-    header = json::parse(text, callback);
-  } catch (const json::exception& e) {
-    fail("{}: the header is not valid JSON: {}", path, e.what());
-  }
-  if (!duplicate.empty()) fail("{}: the header names '{}' twice", path, duplicate);
-  if (!header.is_object()) fail("{}: the header is not a JSON object", path);
-  return header;
-}
-
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_(std::make_unique<MappedFile>(path)) {
@@ -67,8 +45,12 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(std::make_uniq
         "or not "
         "safetensors",
         path, n, std::min<uint64_t>(kMaxHeader, bytes.size() - 8), bytes.size());
-  const json header =
-      parse_header(path, std::string_view(reinterpret_cast<const char*>(bytes.data()) + 8, n));
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, n);
+  if (text[0] != '{')
+    fail("{}: byte 8: expected '{{' of the JSON header, got byte {}; not safetensors", path,
+         static_cast<unsigned char>(text[0]));
+  check_json(text, path + ": header");
+  const json header = json::parse(text);
   const uint64_t data_begin = 8 + n, data_size = bytes.size() - data_begin;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") {
@@ -97,7 +79,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(std::make_uniq
     uint64_t count = 1;
     for (const json& d : shape) {
       if (!d.is_number_unsigned())
-        fail("{}: tensor '{}': shape {} holds something that is not a size", path, name, shape.dump());
+        fail("{}: tensor '{}': shape {} holds something that is not a size", path, name,
+             shape.dump().substr(0, 80));
       const uint64_t extent = d.get<uint64_t>();
       if (extent != 0 && count > (uint64_t{1} << 48) / extent)
         fail("{}: tensor '{}': shape {} overflows", path, name, shape.dump());

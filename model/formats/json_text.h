@@ -1,0 +1,13 @@
+// JSON from files that nobody vouches for.
+#pragma once
+
+#include <string_view>
+
+namespace gantrain {
+
+// Call it before the library parses `text`. Throws Error beginning with `where` (a file, or a part of one) if
+// the text is not valid JSON, if a key stands twice in one object (the library keeps the last one silently),
+// or if it nests deeper than 32 levels (the library copies and prints values by recursion: depth is stack).
+void check_json(std::string_view text, std::string_view where);
+
+}  // namespace gantrain
