@@ -11,7 +11,8 @@
 namespace gantrain::test {
 
 inline constexpr double kUnitF32 = 0x1p-24;  // unit roundoff: half the distance from 1 to the next float
-inline constexpr double kUnitBF16 = 0x1p-9;
+inline constexpr double kUnitBF16 = 0x1p-8;
+inline constexpr double kUnitF16 = 0x1p-11;
 
 // The bound of a sum of n terms kept in f32 and stored with unit roundoff u_store:
 //   c * (u_store + n * u_f32) * sum |terms|        (Higham, Accuracy and Stability, section 3.1)

@@ -46,6 +46,8 @@ inline std::vector<int32_t> random_ints(int64_t n, uint64_t seed, int32_t lo, in
 inline std::vector<float> rounded_to(DType dtype, std::vector<float> values) {
   if (dtype == DType::kBF16)
     for (float& x : values) x = static_cast<float>(bf16(x));
+  if (dtype == DType::kF16)
+    for (float& x : values) x = static_cast<float>(f16(x));
   return values;
 }
 

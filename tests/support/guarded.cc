@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -49,9 +50,11 @@ ConstTensor GuardedMemory::input(const std::vector<float>& values, Shape shape, 
   GT_CHECK(static_cast<int64_t>(values.size()) == shape.count(), "{} values for {}", values.size(),
            to_string(shape));
   if (dtype == DType::kF32) return add(values.data(), dtype, shape, true);
-  GT_CHECK(dtype == DType::kBF16, "test inputs are f32 or bf16, not {}", dtype_name(dtype));
+  GT_CHECK(dtype == DType::kBF16 || dtype == DType::kF16, "test inputs are f32, bf16 or f16, not {}",
+           dtype_name(dtype));
   std::vector<uint16_t> bits(values.size());
-  std::transform(values.begin(), values.end(), bits.begin(), [](float x) { return bf16::from_float(x); });
+  std::transform(values.begin(), values.end(), bits.begin(),
+                 [&](float x) { return dtype == DType::kBF16 ? bf16::from_float(x) : f16::from_float(x); });
   return add(bits.data(), dtype, shape, true);
 }
 
@@ -73,8 +76,8 @@ Tensor GuardedMemory::output(Shape shape, DType dtype) {
     const std::vector<float> nan(count, std::numeric_limits<float>::quiet_NaN());
     return add(nan.data(), dtype, shape, false);
   }
-  if (dtype == DType::kBF16) {
-    const std::vector<uint16_t> nan(count, 0x7fc1);
+  if (dtype == DType::kBF16 || dtype == DType::kF16) {
+    const std::vector<uint16_t> nan(count, dtype == DType::kBF16 ? 0x7fc1 : 0x7e01);
     return add(nan.data(), dtype, shape, false);
   }
   if (dtype == DType::kI32) {
@@ -104,10 +107,14 @@ std::vector<float> GuardedMemory::read(ConstTensor tensor) {
     device_.copy_out(out.data(), tensor);
     return out;
   }
-  GT_CHECK(tensor.dtype() == DType::kBF16, "cannot read {} as floats", dtype_name(tensor.dtype()));
-  std::vector<bf16> stored(out.size());
-  device_.copy_out(stored.data(), tensor);
-  std::transform(stored.begin(), stored.end(), out.begin(), [](bf16 x) { return static_cast<float>(x); });
+  const DType t = tensor.dtype();
+  GT_CHECK(t == DType::kBF16 || t == DType::kF16, "cannot read {} as floats", dtype_name(t));
+  std::vector<uint16_t> bits(out.size());
+  device_.copy_out(bits.data(), tensor);
+  std::transform(bits.begin(), bits.end(), out.begin(), [&](uint16_t b) {
+    if (t == DType::kBF16) return static_cast<float>(std::bit_cast<bf16>(b));
+    return static_cast<float>(std::bit_cast<f16>(b));
+  });
   return out;
 }
 

@@ -20,7 +20,7 @@ class GuardedMemory {
   GuardedMemory(const GuardedMemory&) = delete;
   GuardedMemory& operator=(const GuardedMemory&) = delete;
 
-  // An input: must be bit-identical afterwards. f32 values are rounded to bf16 where `dtype` says so.
+  // An input: must be bit-identical afterwards. f32 values are rounded to bf16 or f16 where `dtype` says so.
   ConstTensor input(const std::vector<float>& values, Shape shape, DType dtype = DType::kF32);
   ConstTensor input(const std::vector<int32_t>& values, Shape shape);
   ConstTensor input(const std::vector<int64_t>& values, Shape shape);
@@ -31,7 +31,7 @@ class GuardedMemory {
   // Scratch of exactly this size, uninitialised in meaning, 0xff in fact; empty view for 0 bytes.
   Tensor scratch(int64_t bytes);
 
-  // The tensor's values on the host; bf16 widened.
+  // The tensor's values on the host; bf16 and f16 widened.
   std::vector<float> read(ConstTensor tensor);
   std::vector<int32_t> read_ints(ConstTensor tensor);
 

@@ -1,0 +1,285 @@
+#include "core/ops/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/rng.h"
+#include "tests/reference/frozen.h"
+#include "tests/support/complex_step.h"
+#include "tests/support/devices.h"
+#include "tests/support/frozen.h"
+
+namespace gantrain {
+namespace {
+
+using namespace test;
+using V = std::vector<double>;
+using VC = std::vector<Complex>;
+
+class AttentionOps : public OpsTest {};
+GT_ALL_DEVICES(AttentionOps);
+
+struct Problem {
+  const char* name;
+  int64_t n, m;  // query rows, key rows
+  AttentionPlan plan;
+};
+// One after the other, each sees itself only.
+Problem causal(const char* name, const std::vector<int32_t>& lengths, int32_t gap = 0) {
+  Problem p{name, 0, 0, {}};
+  for (const int32_t length : lengths) {
+    p.plan.segments.push_back({static_cast<int32_t>(p.n), length, 0, 0, static_cast<int32_t>(p.n)});
+    p.n += length + gap;
+  }
+  p.m = p.n;
+  return p;
+}
+// A prompt, two inputs behind it, and two answers to each input: keys of the prompt have five readers.
+Problem forest(const char* name, int32_t prompt, int32_t input, int32_t answer) {
+  Problem p{name, 0, 0, {}};
+  AttentionPlan& plan = p.plan;
+  int32_t at = prompt;
+  plan.segments.push_back({0, prompt, 0, 0, 0});
+  plan.spans.push_back({0, prompt});
+  for (int i = 0; i < 2; ++i) {
+    const int32_t own = at, spans = static_cast<int32_t>(plan.spans.size());
+    plan.segments.push_back({at, input, 0, 1, at});
+    at += input;
+    plan.spans.push_back({0, prompt});
+    plan.spans.push_back({own, input});
+    for (int j = 0; j < 2; ++j) {
+      plan.segments.push_back({at, answer + j, spans, 2, at});
+      at += answer + j;
+    }
+  }
+  p.n = p.m = at;
+  return p;
+}
+// Queries that see spans alone, out of order: cross-attention.
+Problem cross(const char* name) {
+  Problem p{name, 20, 130, {}};
+  p.plan.spans = {{70, 60}, {0, 3}, {10, 1}};
+  p.plan.segments = {{12, 8, 0, 2, -1}, {0, 5, 2, 1, -1}, {5, 7, 0, 1, -1}};
+  return p;
+}
+// One token of each of three sequences against cached rows, as in decoding.
+Problem decoding(const char* name) {
+  Problem p{name, 3, 400, {}};
+  p.plan.spans = {{0, 20}, {20, 150}, {200, 199}};
+  p.plan.segments = {{0, 1, 0, 2, 170}, {1, 1, 0, 1, 171}, {2, 1, 2, 1, 399}};
+  return p;
+}
+std::vector<Problem> problems() {
+  return {causal("one row", {1}),
+          causal("three sequences and rows of none", {1, 7, 33}, 2),
+          causal("several blocks of keys", {150}),
+          forest("prompt, inputs, answers", 20, 9, 14),
+          forest("a prompt longer than a block", 70, 3, 40),
+          cross("spans alone"),
+          decoding("one token a sequence")};
+}
+std::vector<std::vector<int>> seen_rows(const Problem& p) {
+  std::vector<std::vector<int>> sees(z(p.n));
+  for (const AttentionSegment& s : p.plan.segments)
+    for (int32_t j = 0; j < s.q_count; ++j) {
+      std::vector<int>& rows = sees[z(s.q_begin + j)];
+      for (int32_t i = 0; i < s.span_count; ++i) {
+        const KvSpan& span = p.plan.spans[z(s.span_begin + i)];
+        for (int32_t r = 0; r < span.count; ++r) rows.push_back(span.begin + r);
+      }
+      for (int32_t r = 0; s.kv_begin >= 0 && r <= j; ++r) rows.push_back(s.kv_begin + r);
+    }
+  return sees;
+}
+
+struct Heads {
+  int64_t h, k, d;
+};
+constexpr Heads kHeads[] = {{1, 1, 5}, {3, 3, 16}, {9, 3, 64}, {4, 1, 100}, {8, 1, 128}, {4, 2, 18}};
+
+struct Data {
+  std::vector<float> q, k, v;
+};
+Data make(const Problem& p, const Heads& a, DType kept) {
+  return {rounded_to(kept, random_normal(p.n * a.h * a.d, 1)),
+          rounded_to(kept, random_normal(p.m * a.k * a.d, 2)),
+          rounded_to(kept, random_normal(p.m * a.k * a.d, 3))};
+}
+double scale_of(const Heads& a) { return 1.7 / std::sqrt(static_cast<double>(a.d)); }  // not the usual one
+
+std::vector<std::vector<float>> forward(Device& dev, const Problem& p, const Heads& a, const Data& x,
+                                        const Types& t, bool lse = true) {
+  GuardedMemory m(dev);
+  AttentionForward f{.q = m.input(x.q, {p.n, a.h, a.d}, t.kept),
+                     .k = m.input(x.k, {p.m, a.k, a.d}, t.kept),
+                     .v = m.input(x.v, {p.m, a.k, a.d}, t.kept),
+                     .plan = &p.plan,
+                     .scale = static_cast<float>(scale_of(a)),
+                     .o = m.output({p.n, a.h, a.d}, t.kept),
+                     .lse = lse ? m.output({p.n, a.h}) : Tensor{},
+                     .scratch = {}};
+  f.scratch = m.scratch(attention_forward_scratch(dev, f));
+  attention_forward(dev, f);
+  if (!lse) return {m.read(f.o)};
+  return {m.read(f.o), m.read(f.lse)};
+}
+
+TEST_P(AttentionOps, ForwardMatchesTruth) {
+  for (const Types& t : kTypes)
+    for (const Problem& p : problems())
+      for (const Heads& a : kHeads) {
+        if (p.n * a.h * a.d > 60000) continue;
+        const Data x = make(p, a, t.kept);
+        const auto got = run_deterministic([&](Device& d) { return forward(d, p, a, x, t); });
+        const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v),
+                                                       seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a));
+        // Scores of size up to ~10 carry an error of d/2 f32 units each, and so do weights and values. Values
+        // are averages of normals: below 4.
+        const double f32 = 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10);
+        EXPECT_TRUE(within("o", got[0], want.o,
+                           rounding_limits(1.0, unit_of(t.kept), 0.0,
+                                           plus(absolute(want.o), V(want.o.size(), f32 / unit_of(t.kept))))))
+            << t.name << ", " << p.name << ", heads of " << a.d;
+        EXPECT_TRUE(within("lse", got[1], want.lse, f32)) << t.name << ", " << p.name << ", heads of " << a.d;
+        EXPECT_TRUE(bitwise_equal("o without lse", forward(device(), p, a, x, t, false)[0], got[0]));
+      }
+}
+
+TEST_P(AttentionOps, ScoresFarApartStayFinite) {
+  // Scores of 1000 and more: only a running maximum keeps exp in range.
+  const Problem p = causal("150 rows", {150});
+  const Heads a{2, 1, 16};
+  Data x = make(p, a, DType::kF32);
+  for (float& v : x.q) v *= 100.0f;
+  for (float& v : x.k) v *= 10.0f;
+  const auto got = forward(device(), p, a, x, kTypes[0]);
+  const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v), seen_rows(p),
+                                                 2, 1, 16, scale_of(a));
+  // An error of 2^-24 of a score of some thousands in the exponent.
+  EXPECT_TRUE(within("o", got[0], want.o, 4e-3));
+  EXPECT_TRUE(within("lse", got[1], want.lse, 2e-3));
+}
+
+struct Gradients {
+  std::vector<float> dq, dk, dv;
+};
+// Backward from what forward gave, as the model does it.
+std::vector<std::vector<float>> backward(Device& dev, const Problem& p, const Heads& a, const Data& x,
+                                         const std::vector<float>& d_o, const Types& t) {
+  const auto kept = forward(dev, p, a, x, t);
+  GuardedMemory m(dev);
+  AttentionBackward b{.q = m.input(x.q, {p.n, a.h, a.d}, t.kept),
+                      .k = m.input(x.k, {p.m, a.k, a.d}, t.kept),
+                      .v = m.input(x.v, {p.m, a.k, a.d}, t.kept),
+                      .o = m.input(kept[0], {p.n, a.h, a.d}, t.kept),
+                      .lse = m.input(kept[1], {p.n, a.h}),
+                      .d_o = m.input(d_o, {p.n, a.h, a.d}, t.weights),
+                      .plan = &p.plan,
+                      .scale = static_cast<float>(scale_of(a)),
+                      .dq = m.output({p.n, a.h, a.d}, t.weights),
+                      .dk = m.output({p.m, a.k, a.d}, t.weights),
+                      .dv = m.output({p.m, a.k, a.d}, t.weights),
+                      .scratch = {}};
+  b.scratch = m.scratch(attention_backward_scratch(dev, b));
+  attention_backward(dev, b);
+  return {m.read(b.dq), m.read(b.dk), m.read(b.dv)};
+}
+
+// Softmax's backward takes differences of terms of size 1 and more, made of what was kept: where the gradient
+// is smaller, their rounding remains.
+double limit(const Types& t, const V& want) {
+  return gradient_limit(t, want) * std::max(1.0, 1.0 / largest(want));
+}
+
+TEST_P(AttentionOps, BackwardIsTheGradient) {
+  std::vector<Problem> small{causal("rows of none", {1, 5}, 2), forest("forest", 4, 2, 3)};
+  Problem spans{"spans alone", 6, 9, {}};
+  spans.plan.spans = {{4, 5}, {0, 3}};
+  spans.plan.segments = {{2, 4, 0, 2, -1}, {0, 2, 1, 1, -1}};
+  small.push_back(spans);
+  for (const Types& t : kTypes)
+    for (const Problem& p : small)
+      for (const Heads& a : {Heads{1, 1, 3}, Heads{4, 2, 6}}) {
+        const Data x = make(p, a, t.kept);
+        const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
+        const auto got = run_deterministic([&](Device& d) { return backward(d, p, a, x, d_o, t); });
+        const auto loss = [&](const VC& q, const VC& k, const VC& v) {
+          return dot(
+              reference::grouped_attention(q, k, v, seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a)).o,
+              to_double(d_o));
+        };
+        const VC q = to_complex(to_double(x.q)), k = to_complex(to_double(x.k)),
+                 v = to_complex(to_double(x.v));
+        const V dq = complex_step_gradient(to_double(x.q), [&](const VC&at) { return loss(at, k, v); }),
+                dk = complex_step_gradient(to_double(x.k), [&](const VC&at) { return loss(q, at, v); }),
+                dv = complex_step_gradient(to_double(x.v), [&](const VC&at) { return loss(q, k, at); });
+        EXPECT_TRUE(within("dq", got[0], dq, limit(t, dq))) << t.name << ", " << p.name;
+        EXPECT_TRUE(within("dk", got[1], dk, limit(t, dk))) << t.name << ", " << p.name;
+        EXPECT_TRUE(within("dv", got[2], dv, limit(t, dv))) << t.name << ", " << p.name;
+      }
+}
+
+// Shapes with several blocks of queries and keys: the derivative along a random direction.
+TEST_P(AttentionOps, BackwardOfLongSegmentsAgreesAlongDirections) {
+  for (const Types& t : kTypes)
+    for (const Problem& p :
+         {causal("long", {150, 3}), causal("one past a block", {65, 129}), forest("forest", 70, 3, 40)})
+      for (const Heads& a : {Heads{9, 3, 64}, Heads{2, 1, 100}}) {
+        const Data x = make(p, a, t.kept);
+        const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
+        const auto got = run_deterministic([&](Device& d) { return backward(d, p, a, x, d_o, t); });
+        const V values[3] = {to_double(x.q), to_double(x.k), to_double(x.v)};
+        for (size_t part = 0; part < 3; ++part) {
+          const V direction = to_double(random_normal(static_cast<int64_t>(values[part].size()), 20 + part));
+          const double want = complex_step_along(values[part], direction, [&](const VC& at) {
+            const auto of = [&](size_t i) { return i == part ? at : to_complex(values[i]); };
+            return dot(reference::grouped_attention(of(0), of(1), of(2), seen_rows(p), z(a.h), z(a.k), z(a.d),
+                                                    scale_of(a))
+                           .o,
+                       to_double(d_o));
+          });
+          const V gradient = to_double(got[part]);
+          double norm = 0;
+          for (const double g : gradient) norm += g * g;
+          // Independent errors of the entries, each a share of a typical entry, add up like the direction's.
+          const double limit = (t.weights == DType::kF32 ? 3e-6 : 1.2e-2) * std::sqrt(norm);
+          EXPECT_TRUE(within("slope", V{dot(gradient, direction)}, V{want}, limit))
+              << t.name << ", " << p.name << ", part " << part << ", heads of " << a.d;
+        }
+      }
+}
+
+TEST_P(AttentionOps, CachedRowsAreCopiedToTheirSlots) {
+  const int64_t n = 5, m = 9, k = 2, d = 6;
+  for (const DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
+    const auto kv = rounded_to(t, random_normal(n * k * d, 1)),
+               vv = rounded_to(t, random_normal(n * k * d, 2));
+    const std::vector<int32_t> slots{8, -1, 0, 3, -7};
+    GuardedMemory mem(device());
+    const Tensor kc = mem.output({m, k, d}, t), vc = mem.output({m, k, d}, t);
+    kv_append(device(), {.k = mem.input(kv, {n, k, d}, t),
+                         .v = mem.input(vv, {n, k, d}, t),
+                         .slots = mem.input(slots, {n}),
+                         .k_cache = kc,
+                         .v_cache = vc});
+    const auto got_k = mem.read(kc), got_v = mem.read(vc);
+    for (int64_t slot = 0; slot < m; ++slot) {
+      const auto from = std::find(slots.begin(), slots.end(), static_cast<int32_t>(slot)) - slots.begin();
+      for (int64_t j = 0; j < k * d; ++j) {
+        const size_t to = z(slot * k * d + j);
+        if (from == n) {
+          EXPECT_TRUE(std::isnan(got_k[to]) && std::isnan(got_v[to])) << "slot " << slot << " was written to";
+        } else {
+          EXPECT_EQ(got_k[to], kv[z(from * k * d + j)]);
+          EXPECT_EQ(got_v[to], vv[z(from * k * d + j)]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gantrain

@@ -1,0 +1,173 @@
+#include "core/ops/qkv.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/reference/frozen.h"
+#include "tests/support/complex_step.h"
+#include "tests/support/devices.h"
+#include "tests/support/frozen.h"
+
+namespace gantrain {
+namespace {
+
+using namespace test;
+using V = std::vector<double>;
+using VC = std::vector<Complex>;
+
+class QkvOps : public OpsTest {};
+GT_ALL_DEVICES(QkvOps);
+
+constexpr double kEps = 1e-5;
+
+struct Problem {
+  int64_t n, c, h, k, d;
+  bool gain, bias;
+  int32_t far = 60;  // positions below this
+};
+struct Data {
+  Problem p;
+  std::vector<float> x, gain, w, bias, inv_freq, rstd;
+  std::vector<int32_t> positions;
+  int64_t out() const { return (p.h + 2 * p.k) * p.d; }
+};
+Data make(const Problem& p, DType weights, uint64_t seed = 1) {
+  Data a{p, random_normal(p.n * p.c, seed, 2.0f), {}, {}, {}, {}, {}, {}};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(p.c));
+  a.w = rounded_to(weights, random_normal(a.out() * p.c, seed + 1, scale));
+  if (p.gain) a.gain = random_uniform(p.c, seed + 2, 0.5f, 2.0f);
+  if (p.bias) a.bias = random_normal(a.out(), seed + 3);
+  for (int64_t i = 0; i < p.d / 2; ++i)
+    a.inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(p.d)));
+  a.positions = random_ints(p.n, seed + 4, 0, p.far - 1);
+  for (int64_t i = 0; i < p.n; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < p.c; ++j) sum += std::pow(static_cast<double>(a.x[z(i * p.c + j)]), 2);
+    a.rstd.push_back(static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(p.c) + kEps)));
+  }
+  return a;
+}
+template <typename T>
+reference::Qkv<T> truth(const Data& a, const std::vector<T>& x) {
+  const V w = to_double(a.w), gain = to_double(a.gain), bias = to_double(a.bias);
+  return reference::qkv(x, std::vector<T>(gain.begin(), gain.end()), std::vector<T>(w.begin(), w.end()),
+                        std::vector<T>(bias.begin(), bias.end()), a.positions, to_double(a.inv_freq),
+                        z(a.p.h), z(a.p.k), z(a.p.c), kEps);
+}
+std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t) {
+  GuardedMemory m(d);
+  const auto& [n, c, h, k, dim, gain, bias, far] = a.p;
+  const auto w = frozen(d, a.w, a.out(), c, t.weights);
+  QkvForward f{.x = m.input(a.x, {n, c}),
+               .rstd = m.input(a.rstd, {n}),
+               .gain = gain ? m.input(a.gain, {c}) : ConstTensor{},
+               .w = w.get(),
+               .bias = bias ? m.input(a.bias, {a.out()}) : ConstTensor{},
+               .positions = m.input(a.positions, {n}),
+               .inv_freq = m.input(a.inv_freq, {dim / 2}),
+               .q = m.output({n, h, dim}, t.kept),
+               .k = m.output({n, k, dim}, t.kept),
+               .v = m.output({n, k, dim}, t.kept),
+               .scratch = {}};
+  f.scratch = m.scratch(qkv_forward_scratch(d, f));
+  qkv_forward(d, f);
+  EXPECT_EQ(qkv_forward_flops(f), 2 * n * c * a.out());
+  return {m.read(f.q), m.read(f.k), m.read(f.v)};
+}
+
+// The last shape is longer than a block of rows and its positions reach where angles are large.
+constexpr Problem kProblems[] = {{1, 8, 1, 1, 2, false, false},     {3, 33, 3, 1, 16, true, false},
+                                 {17, 64, 4, 2, 10, true, true},    {40, 96, 2, 2, 100, false, true},
+                                 {129, 576, 9, 3, 64, true, false}, {1300, 16, 2, 1, 4, true, true, 100000}};
+
+TEST_P(QkvOps, ForwardMatchesTruth) {
+  for (const Types& t : kTypes)
+    for (const Problem& p : kProblems) {
+      const Data a = make(p, t.weights);
+      const auto got = run_deterministic([&](Device& d) { return forward(d, a, t); });
+      const auto want = truth(a, to_double(a.x));
+      // Sums of |terms| of both halves of a pair: a rotation mixes them.
+      Data size = a;
+      for (float& v : size.w) v = std::abs(v);
+      for (float& v : size.bias) v = std::abs(v);
+      size.positions.assign(size.positions.size(), 0);
+      auto terms = truth(size, absolute(to_double(a.x)));
+      const auto paired = [&](V y) {
+        const size_t half = z(p.d / 2);
+        for (size_t i = 0; i < y.size(); i += 2 * half)
+          for (size_t j = i; j < i + half; ++j) y[j] = y[j + half] = y[j] + y[j + half];
+        return y;
+      };
+      // An angle is position * inv_freq with inv_freq in f32: exact in f64, so only its table is rounded.
+      const auto limits = [&](const V& y) {
+        return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 8), y);
+      };
+      EXPECT_TRUE(within("q", got[0], want.q, limits(paired(terms.q)))) << t.name;
+      EXPECT_TRUE(within("k", got[1], want.k, limits(paired(terms.k)))) << t.name;
+      EXPECT_TRUE(within("v", got[2], want.v, limits(terms.v))) << t.name;
+    }
+}
+
+TEST_P(QkvOps, ARowDoesNotDependOnItsNeighbours) {
+  for (const Types& t : kTypes) {
+    const Problem p{70, 576, 9, 3, 64, true, true};
+    const Data all = make(p, t.weights);
+    const auto whole = forward(device(), all, t);
+    for (const int64_t row : {int64_t{0}, int64_t{33}, p.n - 1}) {
+      Data one = all;
+      one.p.n = 1;
+      one.x.assign(all.x.begin() + row * p.c, all.x.begin() + (row + 1) * p.c);
+      one.rstd = {all.rstd[z(row)]};
+      one.positions = {all.positions[z(row)]};
+      const auto alone = forward(device(), one, t);
+      for (size_t i = 0; i < 3; ++i) {
+        const auto size = static_cast<int64_t>(alone[i].size());
+        EXPECT_TRUE(bitwise_equal(
+            "row", alone[i],
+            std::vector<float>(whole[i].begin() + row * size, whole[i].begin() + (row + 1) * size)))
+            << t.name << ", row " << row;
+      }
+    }
+  }
+}
+
+TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
+  for (const Types& t : kTypes) {
+    if (t.kept == DType::kF16) continue;  // gradients have the weights' type, and nothing kept is read
+    for (const Problem& p : {Problem{1, 8, 1, 1, 2, false, false}, Problem{4, 24, 3, 1, 6, true, true},
+                             Problem{9, 40, 2, 2, 16, true, false}}) {
+      const Data a = make(p, t.weights);
+      const auto dq = rounded_to(t.weights, random_normal(p.n * p.h * p.d, 11)),
+                 dk = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 12)),
+                 dv = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 13)),
+                 dx0 = random_normal(p.n * p.c, 14);
+      const auto got = run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
+        QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
+                      .rstd = m.input(a.rstd, {p.n}),
+                      .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
+                      .w = w.get(),
+                      .positions = m.input(a.positions, {p.n}),
+                      .inv_freq = m.input(a.inv_freq, {p.d / 2}),
+                      .dq = m.input(dq, {p.n, p.h, p.d}, t.weights),
+                      .dk = m.input(dk, {p.n, p.k, p.d}, t.weights),
+                      .dv = m.input(dv, {p.n, p.k, p.d}, t.weights),
+                      .dx = m.accumulator(dx0, {p.n, p.c}),
+                      .scratch = {}};
+        b.scratch = m.scratch(qkv_backward_scratch(d, b));
+        qkv_backward(d, b);
+        return std::vector<std::vector<float>>{m.read(b.dx)};
+      });
+      const V want = complex_step_gradient(to_double(a.x), [&](const VC& x) {
+        const auto y = truth(a, x);
+        return dot(y.q, to_double(dq)) + dot(y.k, to_double(dk)) + dot(y.v, to_double(dv));
+      });
+      EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), gradient_limit(t, want) + 1e-6)) << t.name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gantrain
