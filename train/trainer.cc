@@ -93,8 +93,8 @@ struct Trainer::State {
   int64_t step = 0, warmup_total = 0, total = 0;
   int64_t phase_step = 0;  // steps taken in this phase
   Totals totals;
-  double running_train = -1, running_length = -1;  // for the alarms; -1: nothing yet
-  std::deque<std::string> texts;                   // the last answers, for self-BLEU
+  double running_train = -1, running_length = -1, running_foreign = -1;  // for the alarms; -1: nothing yet
+  std::deque<std::string> texts;                                         // the last answers, for self-BLEU
   std::vector<std::string> raised;
 
   State(Device& d, const Llama& l, const Tokenizer& t, const TrainConfig& c, Data items)
@@ -463,7 +463,8 @@ struct Trainer::State {
     StepRecord r;
     Clock clock;
     const auto batches = next_batches();
-    const bool train_d = turn.discriminator, train_g = turn.generator;
+    const bool train_d = turn.discriminator;
+    bool train_g = turn.generator;
     const float alpha =
         static_cast<float>(scheduled(Schedule::kCosine, config.loss.alpha, config.loss.alpha_end,
                                      step - warmup_total, adversarial_total()));
@@ -623,6 +624,15 @@ struct Trainer::State {
       }
     }
 
+    // Every answer was empty: the discriminator, whose turn it was, has nothing to read and the gate nothing
+    // to go by. The generator learns from the references alone, or neither player would ever move again.
+    if (pairs_seen == 0 && !train_g && !turn.warmup) {
+      for (size_t m = 0; m < batches.size(); ++m)
+        generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(reference_tokens),
+                       {}, 0.0f, sums);
+      train_g = true;
+      r.forward_backward_s += clock.lap();
+    }
     if (train_d && pairs_seen > 0) {
       const AdamSettings adam = adam_d();
       r.grad_norm_d = discriminator->parameters().step(adam);
@@ -675,15 +685,14 @@ struct Trainer::State {
     AlarmInput in;
     if (r.phase != Phase::kWarmup) {
       in.accuracy_held_out = known(r.gate_accuracy);
-      running_train = std::isnan(r.pair_accuracy) ? running_train
-                      : running_train < 0         ? r.pair_accuracy
-                                                  : 0.9 * running_train + 0.1 * r.pair_accuracy;
-      if (running_train >= 0) in.accuracy_train = running_train;
-      running_length = std::isnan(r.mean_length) ? running_length
-                       : running_length < 0      ? r.mean_length
-                                                 : 0.9 * running_length + 0.1 * r.mean_length;
-      if (running_length >= 0) in.mean_length = running_length;
-      in.non_canonical = known(r.non_canonical);
+      // A step sees few samples: the alarms look at running means.
+      const auto follow = [](double& mean, double now) {
+        if (!std::isnan(now)) mean = mean < 0 ? now : 0.9 * mean + 0.1 * now;
+        return mean < 0 ? std::optional<double>() : std::optional<double>(mean);
+      };
+      in.accuracy_train = follow(running_train, r.pair_accuracy);
+      in.mean_length = follow(running_length, r.mean_length);
+      in.non_canonical = follow(running_foreign, r.non_canonical);
       if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0)
         in.self_bleu = metrics::self_bleu(std::vector<std::string>(texts.begin(), texts.end()), 4) / 100.0;
     }
@@ -870,7 +879,7 @@ void Trainer::save(CheckpointWriter& writer) const {
       {"totals",
        {t.rollout, t.features, t.discriminator, t.forward_backward, t.optimizer, t.evaluation, t.all}},
       {"counts", {t.tokens, t.sampled_tokens, t.steps_g, t.steps_d, t.steps_adversarial}},
-      {"running", {s.running_train, s.running_length}},
+      {"running", {s.running_train, s.running_length, s.running_foreign}},
       {"data", s.data_hash()}};
   writer.add_json("state", j.dump());
   writer.add_json("texts", nlohmann::json(std::vector<std::string>(s.texts.begin(), s.texts.end())).dump());
@@ -916,6 +925,7 @@ void Trainer::load(const CheckpointReader& reader) {
               seconds[6], counts[0],  counts[1],  counts[2],  counts[3],  counts[4]};
   s.running_train = j.at("running")[0];
   s.running_length = j.at("running")[1];
+  s.running_foreign = j.at("running")[2];
   s.gate.load(reader.longs("gate"));
   s.replay.load(reader.longs("replay"));
   s.alarms.load(reader.longs("alarms"));

@@ -1,0 +1,327 @@
+// The trainer as a whole, on a random Llama of three layers: it learns, what must not matter does not, and a
+// run that was saved and loaded goes on with the same bits.
+#include "train/trainer.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/support/devices.h"
+#include "tests/support/fake_tokenizer.h"
+#include "tests/support/fill.h"
+#include "tests/support/tiny_llama.h"
+#include "train/checkpoint/checkpoint.h"
+
+namespace gantrain {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::FakeTokenizer;
+
+// Inputs of three to six random letters; answers are words over a few letters, of other lengths than what a
+// random model says.
+std::vector<TokenizedExample> examples(int64_t count, uint64_t seed) {
+  std::vector<TokenizedExample> out;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t own = 100 * seed + static_cast<uint64_t>(i);
+    TokenizedExample e;
+    e.prompt = test::random_ints(3 + i % 4, own, 10, 90);
+    e.prompt.insert(e.prompt.begin(), 0);
+    e.completion = test::random_ints(4 + i % 5, own + 50, 40, 44);
+    e.completion.push_back(1);
+    out.push_back(std::move(e));
+  }
+  return out;
+}
+
+// A run of 12 steps that reaches every phase: 4 of cross-entropy, at most 3 of the discriminator, then both.
+const char* kConfig = R"(
+model = "memory"
+dtype = "f32"
+[data]
+train = "memory"
+bucket = false
+[generator]
+kind = "static"
+prompt_length = 3
+width = 16
+noise_dim = 4
+hidden = 24
+[discriminator]
+width = 16
+replay = 0.5
+[loss]
+kind = "ce"
+samples = 3
+beta = 0.01
+top_k = 16
+[optimizer]
+warmup_steps = 0
+[train]
+batch = 4
+steps = 12
+warmup_ce_steps = 4
+discriminator_steps = 3
+max_new_tokens = 10
+)";
+
+struct TestRun {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<const Llama> llama;
+  FakeTokenizer tokenizer;
+  std::unique_ptr<Trainer> trainer;
+  std::vector<StepRecord> records;
+
+  explicit TestRun(const std::vector<std::string>& overrides, int threads = 1,
+                   std::vector<int32_t> end_ids = {1})
+      : device(test::make_cpu(threads)),
+        llama(Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()),
+                          DType::kF32)),
+        tokenizer(std::move(end_ids)),
+        trainer(std::make_unique<Trainer>(*device, *llama, tokenizer,
+                                          parse_train_config(kConfig, "kConfig", overrides),
+                                          Trainer::Data{examples(24, 1), examples(6, 2)})) {}
+  // Until `step` steps are taken, -1: all.
+  TestRun& to(int64_t step = -1) {
+    while (!trainer->done() && (step < 0 || trainer->step_number() < step))
+      records.push_back(trainer->step());
+    return *this;
+  }
+};
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / fmt::format("gantrain_trainer_{}", ::getpid());
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string save(const TestRun& run, const std::string& name = "a") const {
+    CheckpointWriter writer;
+    run.trainer->save(writer);
+    const std::string path = (folder_ / (name + ".ckpt")).string();
+    writer.commit(path);
+    return path;
+  }
+  // Everything a checkpoint of the run holds, but for seconds and the configuration: name -> bytes.
+  std::map<std::string, std::string> state_of(const TestRun& run) const {
+    const CheckpointReader reader(save(run, "state"));
+    std::map<std::string, std::string> out;
+    for (const std::string& name : reader.tensor_names()) {
+      const ConstTensor t = reader.tensor(name);
+      out[name] = std::string(static_cast<const char*>(t.raw()), static_cast<size_t>(t.bytes()));
+    }
+    for (const std::string& name : reader.json_names()) {
+      nlohmann::json j = nlohmann::json::parse(reader.json(name));
+      if (name == "state") {
+        j.erase("totals");
+        j.erase("config");
+      }
+      out["json " + name] = j.dump();
+    }
+    return out;
+  }
+  // The names of what differs.
+  static std::string difference(const std::map<std::string, std::string>& a,
+                                const std::map<std::string, std::string>& b) {
+    std::string out;
+    for (const auto& [name, bytes] : a)
+      if (!b.contains(name) || b.at(name) != bytes) out += name + " ";
+    for (const auto& [name, bytes] : b)
+      if (!a.contains(name)) out += name + " ";
+    return out;
+  }
+  // The gradient of the run's only step so far, by tensor: Adam's first moment is 1 - beta1 of it.
+  std::map<std::string, std::vector<float>> first_moments(const TestRun& run) const {
+    const CheckpointReader reader(save(run, "moments"));
+    std::map<std::string, std::vector<float>> out;
+    for (const std::string& name : reader.tensor_names())
+      if (name.starts_with("generator.") && name.ends_with(".m")) {
+        const ConstTensor t = reader.tensor(name);
+        const float* v = t.data<float>();
+        out[name] = std::vector<float>(v, v + t.count());
+      }
+    return out;
+  }
+
+  fs::path folder_;
+};
+
+// What a step says, as bits; seconds are left out.
+std::vector<uint64_t> bits_of(const StepRecord& r) {
+  std::vector<uint64_t> out{static_cast<uint64_t>(r.step), static_cast<uint64_t>(r.phase), r.trained_g,
+                            r.trained_d, static_cast<uint64_t>(r.tokens)};
+  for (const double v : {r.ce, r.loss_adv, r.loss_d, r.kl, r.reward, r.pair_accuracy, r.heldout_accuracy,
+                         r.gate_accuracy, r.grad_norm_g, r.grad_norm_d, r.lr_g, r.lr_d, r.rms_ratio,
+                         r.mean_length, r.non_canonical, r.identical})
+    out.push_back(std::isnan(v) ? ~uint64_t{0} : std::bit_cast<uint64_t>(v));
+  return out;
+}
+void expect_same_records(const std::vector<StepRecord>& a, const std::vector<StepRecord>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_EQ(bits_of(a[i]), bits_of(b[i])) << "step " << a[i].step;
+}
+
+struct Case {
+  const char *generator, *loss;
+};
+constexpr Case kCases[] = {{"static", "ce"},      {"static", "rloo"},      {"static", "gumbel"},
+                           {"conditional", "ce"}, {"conditional", "rloo"}, {"conditional", "gumbel"}};
+std::vector<std::string> overrides_of(const Case& c, std::vector<std::string> more = {}) {
+  more.push_back(std::string("generator.kind=") + c.generator);
+  more.push_back(std::string("loss.kind=") + c.loss);
+  return more;
+}
+std::string name_of(const Case& c) { return std::string(c.generator) + " " + c.loss; }
+
+TEST_F(TrainerTest, CrossEntropyAloneLowersTheLoss) {
+  for (const char* kind : {"static", "mlp", "conditional"}) {
+    TestRun run({std::string("generator.kind=") + kind, "train.steps=80"});
+    const double before = run.trainer->validate().ce;
+    run.to();
+    const double after = run.trainer->validate().ce;
+    // Completions are made of 5 letters of 97 in no order: a prompt can do no better than guess among those
+    // and has several nats to win on a random model. One of them shows that it learns.
+    EXPECT_LT(after, before - 1.0) << kind;
+    EXPECT_EQ(run.trainer->phase(), Phase::kDone);
+  }
+}
+
+TEST_F(TrainerTest, AccumulatedBatchesEqualOneBatch) {
+  // Without noise, whose draws are numbered by batch. Nothing clipped, so that moments are gradients.
+  for (const char* kind : {"static", "mlp", "conditional"}) {
+    const std::vector<std::string> common{std::string("generator.kind=") + kind, "generator.noise_dim=0",
+                                          "optimizer.clip=0"};
+    auto with = [&](const std::string& batch, const std::string& accumulate) {
+      std::vector<std::string> o = common;
+      o.insert(o.end(), {"train.batch=" + batch, "train.accumulate=" + accumulate});
+      return o;
+    };
+    TestRun whole(with("8", "1")), parts(with("4", "2"));
+    whole.to(1);
+    parts.to(1);
+    // f32 sums of some hundred terms in another grouping: 100 * 2^-24 = 6e-6 of the sum of their sizes, which
+    // is a few times the sum itself.
+    EXPECT_NEAR(whole.records[0].ce, parts.records[0].ce, 1e-5 * whole.records[0].ce) << kind;
+    EXPECT_NEAR(whole.records[0].grad_norm_g, parts.records[0].grad_norm_g,
+                3e-5 * whole.records[0].grad_norm_g)
+        << kind;
+    const auto a = first_moments(whole), b = first_moments(parts);
+    ASSERT_EQ(a.size(), b.size());
+    double error = 0, norm = 0;
+    for (const auto& [name, values] : a) {
+      ASSERT_EQ(values.size(), b.at(name).size());
+      for (size_t i = 0; i < values.size(); ++i) {
+        const double d = static_cast<double>(values[i]) - b.at(name)[i];
+        error += d * d;
+        norm += static_cast<double>(values[i]) * values[i];
+      }
+    }
+    EXPECT_GT(norm, 0.0);
+    EXPECT_LE(std::sqrt(error), 3e-5 * std::sqrt(norm)) << kind;
+  }
+}
+
+TEST_F(TrainerTest, RecomputationGivesTheSameBits) {
+  for (const Case& c : kCases) {
+    TestRun all(overrides_of(c)), layer(overrides_of(c, {"train.recompute=layer"}));
+    all.to();
+    layer.to();
+    expect_same_records(all.records, layer.records);
+    EXPECT_EQ(difference(state_of(all), state_of(layer)), "") << name_of(c);
+  }
+}
+
+TEST_F(TrainerTest, OneAndTwoThreadsGiveTheSameBitsAndTheBaseStays) {
+  for (const Case& c : kCases) {
+    TestRun one(overrides_of(c), 1), two(overrides_of(c), 2);
+    const uint64_t base = one.llama->memory_hash();
+    one.to();
+    two.to();
+    expect_same_records(one.records, two.records);
+    EXPECT_EQ(difference(state_of(one), state_of(two)), "") << name_of(c);
+    EXPECT_EQ(one.llama->memory_hash(), base) << name_of(c);
+    EXPECT_EQ(two.llama->memory_hash(), base) << name_of(c);
+  }
+}
+
+TEST_F(TrainerTest, ALoadedRunGoesOnWithTheSameBits) {
+  for (const Case& c : kCases) {
+    TestRun straight(overrides_of(c));
+    std::map<int64_t, std::string> saved;
+    std::vector<Phase> phases;
+    // In every phase, at the steps where one ends, and between.
+    for (const int64_t at : {1, 4, 5, 7, 9, 11}) {
+      straight.to(at);
+      saved[at] = save(straight, std::to_string(at));
+      phases.push_back(straight.trainer->phase());
+    }
+    straight.to();
+    if (std::string(c.loss) != "ce") {
+      EXPECT_EQ(std::set<Phase>(phases.begin(), phases.end()).size(), 3u)
+          << name_of(c) << ": a phase is missing";
+    }
+    const auto want = state_of(straight);
+    for (const auto& [at, path] : saved) {
+      TestRun loaded(overrides_of(c));
+      loaded.trainer->load(CheckpointReader(path));
+      EXPECT_EQ(loaded.trainer->step_number(), at);
+      loaded.to();
+      expect_same_records(std::vector<StepRecord>(straight.records.begin() + at, straight.records.end()),
+                          loaded.records);
+      EXPECT_EQ(difference(want, state_of(loaded)), "") << name_of(c) << " saved at step " << at;
+    }
+  }
+}
+
+TEST_F(TrainerTest, ACheckpointOfOtherDataOrBaseIsRefused) {
+  TestRun run({});
+  const std::string path = save(run.to(2));
+  TestRun other({});
+  Trainer changed(*other.device, *other.llama, other.tokenizer, parse_train_config(kConfig, "kConfig"),
+                  {examples(24, 3), examples(6, 2)});
+  EXPECT_THROW(changed.load(CheckpointReader(path)), Error);
+  const auto base = Llama::load(
+      *other.device, std::make_shared<testing::MemoryWeights>(testing::tiny_config(), 2), DType::kF32);
+  Trainer elsewhere(*other.device, *base, other.tokenizer, parse_train_config(kConfig, "kConfig"),
+                    {examples(24, 1), examples(6, 2)});
+  EXPECT_THROW(elsewhere.load(CheckpointReader(path)), Error);
+}
+
+// Whatever the gate reads, a step of the adversarial phase trains somebody.
+void expect_somebody_trains(const std::vector<std::string>& overrides, std::vector<int32_t> end_ids) {
+  TestRun run(overrides, 1, std::move(end_ids));
+  run.to();
+  int64_t adversarial = 0;
+  for (const StepRecord& r : run.records)
+    if (r.phase == Phase::kAdversarial) {
+      ++adversarial;
+      EXPECT_TRUE(r.trained_g || r.trained_d) << "step " << r.step << ", gate at " << r.gate_accuracy;
+    }
+  EXPECT_GT(adversarial, 3);
+}
+
+TEST_F(TrainerTest, NeverAreBothPlayersOff) {
+  for (const char* loss : {"loss.kind=rloo", "loss.kind=gumbel"})
+    for (const char* generator : {"generator.kind=static", "generator.kind=conditional"})
+      for (const char* gate : {"train.gate_g=0.55", "train.gate_g=0", "train.gate_g=0.79"})
+        expect_somebody_trains({loss, generator, gate, "train.steps=20"}, {1});
+}
+
+// Every answer ends at once: nothing to judge. The generator must learn to speak from the references.
+TEST_F(TrainerTest, EmptyAnswersDoNotStopTheRun) {
+  std::vector<int32_t> everything;
+  for (int32_t id = 0; id < FakeTokenizer::kVocab; ++id) everything.push_back(id);
+  for (const char* loss : {"loss.kind=rloo", "loss.kind=gumbel"})
+    expect_somebody_trains({loss, "train.discriminator_steps=2"}, everything);
+}
+
+}  // namespace
+}  // namespace gantrain
