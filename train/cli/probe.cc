@@ -15,7 +15,8 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
   CLI::App& verb = *program.add_subcommand(
       "probe", "logits, loss and soft-prompt gradient of given tokens, for other programs");
   verb.footer(
-      "Tensors in: tokens, lengths, labels, soft_prompt; out: logits, loss, soft_prompt_grad. See docs/.");
+      "Tensors in: tokens, lengths, labels, soft_prompt; out: logits, loss, soft_prompt_grad. See "
+      "docs/cli.md.");
   verb.add_option("-m,--model", o.model, "the frozen model");
   verb.add_option("-i,--input", o.input,
                   "safetensors file with tokens, and perhaps lengths, labels, soft_prompt");
