@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <deque>
@@ -19,7 +20,10 @@ namespace gantrain {
 namespace {
 
 constexpr int64_t kReplayCapacity = 1024;
-constexpr int64_t kTextsKept = 64;  // for self-BLEU of the rollouts
+constexpr int64_t kTextsKept = 64;    // for self-BLEU of the rollouts
+constexpr size_t kSignalInputs = 64;  // held-out inputs of gate G1
+constexpr double kSeenFades = 0.9;    // a step's pairs count this much in the next one
+constexpr int64_t kNoiseEvery = 50;   // steps between looks at what the noise changes
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 // What a key is for; fixed numbers, because a run must mean the same in every version that reads its
@@ -34,6 +38,7 @@ enum Purpose : uint64_t {
   kPurposeLoader = 7,
   kPurposeDiscriminator = 8,
   kPurposeEvaluation = 9,
+  kPurposeSignal = 10,
 };
 
 class Clock {
@@ -93,8 +98,12 @@ struct Trainer::State {
   int64_t step = 0, warmup_total = 0, total = 0;
   int64_t phase_step = 0;  // steps taken in this phase
   Totals totals;
-  double running_train = -1, running_length = -1, running_foreign = -1;  // for the alarms; -1: nothing yet
-  std::deque<std::string> texts;                                         // the last answers, for self-BLEU
+  // For the alarms. -1: nothing yet.
+  double running_length = -1, running_foreign = -1, validation_ce = -1;
+  std::array<double, 4>
+      seen{};  // pairs and right ones, of training and of held-out inputs, fading by the step
+  SignalCheck signal;
+  std::deque<std::string> texts;  // the last answers, for self-BLEU
   std::vector<std::string> raised;
 
   State(Device& d, const Llama& l, const Tokenizer& t, const TrainConfig& c, Data items)
@@ -670,13 +679,59 @@ struct Trainer::State {
     // The gate reads the held-out accuracy: a discriminator that remembers its references must not look
     // strong.
     if (heldout_counted > 0) gate.observe(r.heldout_accuracy);
+    for (double& n : seen) n *= kSeenFades;
+    seen[0] += counted;
+    seen[1] += right;
+    seen[2] += heldout_counted;
+    seen[3] += right_heldout;
     r.gate_accuracy = gate.accuracy();
     gate.took(turn);
     if (phase == Phase::kDiscriminator && gate.warmed_up()) {
+      measure_signal();
+      r.features_s += clock.lap();
       phase = Phase::kAdversarial;
       phase_step = -1;
     }
     return r;
+  }
+
+  // The present discriminator on one answer to each of some held-out inputs, spread over them all.
+  void measure_signal() {
+    const auto& items = data.valid.empty() ? data.train : data.valid;
+    const size_t count = std::min(items.size(), kSignalInputs),
+                 batch = static_cast<size_t>(config.train.batch);
+    double right = 0, counted = 0;
+    for (size_t begin = 0; begin < count; begin += batch) {
+      std::vector<const TokenizedExample*> inputs;
+      for (size_t i = begin; i < std::min(count, begin + batch); ++i)
+        inputs.push_back(&items[i * items.size() / count]);
+      const Prompts made = prompts->make(inputs, key(kPurposeSignal, 2 * begin));
+      const std::vector<Rollout> rollouts =
+          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), inputs.size()),
+                   config.generator.placement, 1, config.train.max_new_tokens,
+                   key(kPurposeSignal, 2 * begin + 1), config.loss.kind == LossKind::kGumbel);
+      std::vector<AnswerPair> pairs;
+      for (size_t i = 0; i < rollouts.size(); ++i) {
+        const Rollout& o = rollouts[i];
+        totals.sampled_tokens += static_cast<int64_t>(o.tokens.size());
+        if (auto p =
+                make_pair(o.input, i, strip_end(inputs[o.input]->completion, tokenizer.end_ids()), o.text))
+          pairs.push_back(std::move(*p));
+      }
+      if (pairs.empty()) continue;
+      const PairBatch packed = pack_pairs(inputs, pairs, true);
+      runner.forward(packed.batch, {}, Saving::kNothing, layers_d);
+      const PairRows rows = rows_of_pairs(packed, 0, pairs.size());
+      const OwnedTensor f = Discriminator::normalise(device, runner.output_rows(rows.rows));
+      const OwnedTensor d = discriminator->forward(f, rows.offsets);
+      const PairScores scores = split(d.view());
+      right += scores.right();
+      counted += scores.counted();
+    }
+    signal.pairs = static_cast<int64_t>(counted);
+    signal.discriminator_steps = gate.warmup_steps();
+    signal.accuracy = counted > 0 ? right / counted : 0.5;
+    signal.standard_error = accuracy_error(signal.accuracy, counted);
   }
 
   // Holds what was measured against the alarms' limits.
@@ -690,14 +745,36 @@ struct Trainer::State {
         if (!std::isnan(now)) mean = mean < 0 ? now : 0.9 * mean + 0.1 * now;
         return mean < 0 ? std::optional<double>() : std::optional<double>(mean);
       };
-      in.accuracy_train = follow(running_train, r.pair_accuracy);
+      if (seen[0] > 0) in.accuracy_train = seen[1] / seen[0];
+      in.pairs_train = seen[0];
+      in.pairs_held_out = seen[2];
       in.mean_length = follow(running_length, r.mean_length);
       in.non_canonical = follow(running_foreign, r.non_canonical);
+      if (validation_ce >= 0) in.cross_entropy = validation_ce;
+      if (config.generator.kind != GeneratorKind::kStatic && config.generator.noise_dim > 0 &&
+          r.step % kNoiseEvery == 0)
+        in.noise_change = noise_change();
       if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0)
         in.self_bleu = metrics::self_bleu(std::vector<std::string>(texts.begin(), texts.end()), 4) / 100.0;
     }
     in.rms_ratio = known(r.rms_ratio);
     for (const AlarmMonitor::Raised& a : alarms.observe(r.step, in)) raised.push_back(a.text);
+  }
+
+  // rms(P(z') - P(z)) / rms(P) for two draws of the noise in front of one input.
+  double noise_change() {
+    const std::vector<const TokenizedExample*> one{&data.train.front()};
+    const auto prompt = [&](uint64_t draw) {
+      const Prompts p = prompts->make(one, key(kPurposeSignal, (uint64_t{1} << 32) + draw));
+      return download(device, p.view().view({p.view().count()}));
+    };
+    const std::vector<float> a = prompt(0), b = prompt(1);
+    double change = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      change += std::pow(static_cast<double>(b[i]) - static_cast<double>(a[i]), 2);
+      size += std::pow(static_cast<double>(a[i]), 2);
+    }
+    return std::sqrt(change / size);
   }
 
   // C1: advantages of each input's answers, as weights of the cross-entropy seed on the tokens the
@@ -788,6 +865,7 @@ int64_t Trainer::total_steps() const { return s_->total; }
 Phase Trainer::phase() const { return done() ? Phase::kDone : s_->phase; }
 const std::vector<std::string>& Trainer::new_alarms() const { return s_->raised; }
 const Totals& Trainer::totals() const { return s_->totals; }
+const SignalCheck& Trainer::signal() const { return s_->signal; }
 int64_t Trainer::generator_parameters() const { return s_->generator->parameters().count(); }
 int64_t Trainer::deployed_parameters() const { return s_->generator->deployed_parameters(); }
 int64_t Trainer::discriminator_parameters() const {
@@ -842,6 +920,7 @@ LossResult Trainer::validate() {
   const LossResult r =
       evaluate_loss(s.runner, deployed(), items, s.config.generator.placement, s.config.train.batch);
   s.totals.evaluation += clock.lap();
+  if (r.tokens > 0) s.validation_ce = r.ce;
   return r;
 }
 
@@ -879,7 +958,9 @@ void Trainer::save(CheckpointWriter& writer) const {
       {"totals",
        {t.rollout, t.features, t.discriminator, t.forward_backward, t.optimizer, t.evaluation, t.all}},
       {"counts", {t.tokens, t.sampled_tokens, t.steps_g, t.steps_d, t.steps_adversarial}},
-      {"running", {s.running_train, s.running_length, s.running_foreign}},
+      {"running", {s.running_length, s.running_foreign, s.validation_ce}},
+      {"seen", s.seen},
+      {"signal", {s.signal.pairs, s.signal.discriminator_steps, s.signal.accuracy, s.signal.standard_error}},
       {"data", s.data_hash()}};
   writer.add_json("state", j.dump());
   writer.add_json("texts", nlohmann::json(std::vector<std::string>(s.texts.begin(), s.texts.end())).dump());
@@ -923,9 +1004,12 @@ void Trainer::load(const CheckpointReader& reader) {
   const auto& counts = j.at("counts");
   s.totals = {seconds[0], seconds[1], seconds[2], seconds[3], seconds[4], seconds[5],
               seconds[6], counts[0],  counts[1],  counts[2],  counts[3],  counts[4]};
-  s.running_train = j.at("running")[0];
-  s.running_length = j.at("running")[1];
-  s.running_foreign = j.at("running")[2];
+  s.running_length = j.at("running")[0];
+  s.running_foreign = j.at("running")[1];
+  s.validation_ce = j.at("running")[2];
+  s.seen = j.at("seen");
+  const auto& signal = j.at("signal");
+  s.signal = {signal[0], signal[1], signal[2], signal[3]};
   s.gate.load(reader.longs("gate"));
   s.replay.load(reader.longs("replay"));
   s.alarms.load(reader.longs("alarms"));

@@ -47,6 +47,14 @@ struct StepRecord {
   double rollout_s = 0, features_s = 0, discriminator_s = 0, forward_backward_s = 0, optimizer_s = 0;
 };
 
+// Gate G1 (docs/method.md): how often the discriminator, trained alone on C0's answers, tells answers to
+// held-out inputs from their references. About 0.5: there is no adversarial signal.
+struct SignalCheck {
+  int64_t pairs = 0;                // 0: not measured
+  int64_t discriminator_steps = 0;  // of its own phase
+  double accuracy = 0, standard_error = 0;
+};
+
 // Where the time went over a run, seconds; and counts.
 struct Totals {
   double rollout = 0, features = 0, discriminator = 0, forward_backward = 0, optimizer = 0, evaluation = 0,
@@ -70,7 +78,7 @@ class Trainer {
   Phase phase() const;
   StepRecord step();  // takes one step; throws Error naming layer and op of a value that is not finite
 
-  // Cross-entropy on the validation items with the weights that would be deployed.
+  // Cross-entropy on the validation items with the weights that would be deployed; watched by an alarm.
   LossResult validate();
   // The deployed prompt maker: the averaged generator in the adversarial phase. `warm`: as it was after
   // warm-up.
@@ -79,6 +87,7 @@ class Trainer {
 
   const std::vector<std::string>& new_alarms() const;  // raised by the last step
   const Totals& totals() const;
+  const SignalCheck& signal() const;  // measured when the discriminator's own phase ends
   int64_t generator_parameters() const, deployed_parameters() const, discriminator_parameters() const;
   int64_t optimizer_bytes() const;
   // The generator's learned table or its output, for a look at nearest tokens: (P, C).

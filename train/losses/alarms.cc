@@ -1,5 +1,6 @@
 #include "train/losses/alarms.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -29,6 +30,12 @@ const char* alarm_name(AlarmKind kind) {
       return "noise_unused";
   }
   return "?";
+}
+
+double accuracy_error(double accuracy, double pairs) {
+  // Laplace's rule keeps the error of 5 right out of 5 above zero.
+  const double p = (accuracy * pairs + 1.0) / (pairs + 2.0);
+  return std::sqrt(p * (1.0 - p) / (pairs + 2.0));
 }
 
 std::vector<AlarmMonitor::Raised> AlarmMonitor::observe(int64_t step, const AlarmInput& in) {
@@ -66,12 +73,17 @@ std::vector<AlarmMonitor::Raised> AlarmMonitor::observe(int64_t step, const Alar
                 accuracy, a.accuracy_low, a.accuracy_steps));
   }
   if (in.accuracy_held_out && in.accuracy_train) {
-    const double gap = *in.accuracy_train - *in.accuracy_held_out;
-    judge(AlarmKind::kMemorising, gap <= a.memorising_gap,
+    const double train = *in.accuracy_train, held_out = *in.accuracy_held_out;
+    // A discriminator that is no better than chance on what it trains on remembers nothing.
+    const double error_train = accuracy_error(train, in.pairs_train),
+                 error = std::hypot(error_train, accuracy_error(held_out, in.pairs_held_out));
+    judge(AlarmKind::kMemorising,
+          train - held_out <= std::max(a.memorising_gap, a.memorising_errors * error) ||
+              train <= 0.5 + a.memorising_errors * error_train,
           fmt::format(
               "the discriminator's accuracy is {:.3f} on training pairs and {:.3f} on held-out ones: it "
               "memorises references; use more data or a smaller discriminator.width",
-              *in.accuracy_train, *in.accuracy_held_out));
+              train, held_out));
   }
   if (in.mean_length) {
     if (!first_length_) first_length_ = *in.mean_length;

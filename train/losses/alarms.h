@@ -13,7 +13,8 @@ namespace gantrain {
 enum class AlarmKind : uint8_t {
   kAccuracyHigh,  // D's held-out pair accuracy above 0.97 for 200 steps: G gets no signal
   kAccuracyLow,   // below 0.52 for 200 steps: D gives no signal
-  kMemorising,    // accuracy on training pairs more than 0.1 above the held-out one
+  kMemorising,    // accuracy on training pairs more than 0.1, and more than chance allows, above the held-out
+                  // one
   kLength,        // mean length of samples more than 25 % from where it started
   kSelfBleu,      // self-BLEU-4 up by more than 0.1: collapse
   kCrossEntropy,  // cross-entropy on held-out references up by more than 20 %
@@ -24,21 +25,26 @@ enum class AlarmKind : uint8_t {
 inline constexpr size_t kAlarmKinds = 9;
 const char* alarm_name(AlarmKind kind);  // "accuracy_high", ...
 
+// The standard error of an accuracy, 0 to 1, measured on so many pairs.
+double accuracy_error(double accuracy, double pairs);
+
 // What was measured at a step; leave out what was not.
 struct AlarmInput {
   std::optional<double> accuracy_held_out, accuracy_train;  // pair accuracies, running
-  std::optional<double> mean_length;                        // tokens a sample
-  std::optional<double> self_bleu;                          // self-BLEU-4, 0 to 1
-  std::optional<double> cross_entropy;                      // nats a token, held-out references
-  std::optional<double> rms_ratio;                          // rms(P) / rms(E)
-  std::optional<double> non_canonical;                      // share of samples, 0 to 1
-  std::optional<double> noise_change;  // rms(P(z') - P(z)) / rms(P) for redrawn z; of runs with noise
+  double pairs_held_out = 0, pairs_train = 0;  // how many pairs they stand for: their standard errors
+  std::optional<double> mean_length;           // tokens a sample
+  std::optional<double> self_bleu;             // self-BLEU-4, 0 to 1
+  std::optional<double> cross_entropy;         // nats a token, held-out references
+  std::optional<double> rms_ratio;             // rms(P) / rms(E)
+  std::optional<double> non_canonical;         // share of samples, 0 to 1
+  std::optional<double> noise_change;          // rms(P(z') - P(z)) / rms(P) for redrawn z; of runs with noise
 };
 
 struct AlarmSettings {
   double accuracy_high = 0.97, accuracy_low = 0.52;
   int64_t accuracy_steps = 200;
-  double memorising_gap = 0.1, length_drift = 0.25, self_bleu_rise = 0.1, cross_entropy_rise = 0.2;
+  double memorising_gap = 0.1, memorising_errors = 3.0;  // accuracy, and standard errors of the difference
+  double length_drift = 0.25, self_bleu_rise = 0.1, cross_entropy_rise = 0.2;
   double rms_low = 0.5, rms_high = 2.0, non_canonical = 0.05, noise_change = 1e-3;
 };
 

@@ -1,3 +1,4 @@
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "model/runner.h"
@@ -65,9 +66,12 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
     settings.drift_text = read_text_file(options.drift_file, int64_t{64} << 20);
 
   std::vector<ArmResult> results;
+  nlohmann::json seconds;
   for (const Arm& arm : arms) {
     fmt::print(stderr, "evaluating: {} ({} items)\n", arm.name, items.size());
+    const auto start = std::chrono::steady_clock::now();
     results.push_back(evaluate_arm(runner, *session.tokenizer, arm, items, merged_items, labels, settings));
+    seconds[arm.name] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   // With the prompt off nothing may have changed: the base's bytes are the proof.
   if (llama.memory_hash() != base)
@@ -79,8 +83,13 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
                    {"base_unchanged", true},
                    {"split", options.split},
                    {"items", items.size()},
-                   {"parameters_trained", trained->parameters().count()},
-                   {"parameters_deployed", trained->deployed_parameters()},
+                   {"cost",
+                    {{"parameters_base", llama.parameters()},
+                     {"parameters_trained", trained->parameters().count()},
+                     {"parameters_deployed", trained->deployed_parameters()},
+                     {"load_seconds", session.load_seconds},
+                     {"seconds", seconds},
+                     {"peak_memory_bytes", peak_memory_bytes()}}},
                    {"arms", nlohmann::json::array()}};
   for (const ArmResult& r : results) j["arms"].push_back(nlohmann::json::parse(to_json(r)));
   if (options.json_file == "-") {
@@ -92,6 +101,11 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
     write_file_atomically(options.json_file, {{text.data(), text.size()}});
   }
   fmt::print("{}", arms_table(results));
+  fmt::print("\ncost: {} parameters trained, {} deployed in front of {}; {:.1f} s to load, ",
+             trained->parameters().count(), trained->deployed_parameters(), llama.parameters(),
+             session.load_seconds);
+  for (const Arm& arm : arms) fmt::print("{:.1f} s for {}, ", seconds[arm.name].get<double>(), arm.name);
+  fmt::print("{:.0f} MB at most\n", static_cast<double>(peak_memory_bytes()) * 1e-6);
   return 0;
 }
 

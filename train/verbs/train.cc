@@ -1,5 +1,3 @@
-#include <sys/resource.h>
-
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -43,12 +41,6 @@ class StopSignals {
   static constexpr int kSignals[2] = {SIGINT, SIGTERM};
   struct sigaction before_[2];
 };
-
-int64_t peak_memory() {
-  struct rusage usage {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
-}
 
 std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
 
@@ -402,7 +394,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"parameters_deployed", trainer.deployed_parameters()},
       {"parameters_discriminator", trainer.discriminator_parameters()},
       {"optimizer_bytes", trainer.optimizer_bytes()},
-      {"peak_memory_bytes", peak_memory()},
+      {"peak_memory_bytes", peak_memory_bytes()},
       {"planned_memory_bytes", plan.total()},
       {"train_seconds", t.all},
       {"seconds",
@@ -425,6 +417,36 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"share_discriminator_trained",
        t.steps_adversarial ? static_cast<double>(t.steps_d) / static_cast<double>(t.steps_adversarial)
                            : 0.0}};
+  // The gates of docs/method.md that one run can answer.
+  constexpr double kSignal = 0.6;
+  std::string gates_text;
+  summary["gates"] = json::array();
+  const auto gate = [&](const char* name, const char* asks, double value, const json& error, double limit,
+                        int64_t count, bool passed, const std::string& text) {
+    summary["gates"].push_back({{"gate", name},
+                                {"asks", asks},
+                                {"value", value},
+                                {"standard_error", error},
+                                {"limit", limit},
+                                {"count", count},
+                                {"passed", passed}});
+    gates_text += fmt::format("gate {} {}: {}\n", name, passed ? "passed" : "not passed", text);
+  };
+  if (results.size() > 1) {
+    const ArmResult &none_arm = results.front(), &c0 = results[1];
+    gate("G0", "cross-entropy alone (C0) lowers the loss below no prompt's", c0.loss.ce, nullptr,
+         none_arm.loss.ce, static_cast<int64_t>(items.size()), c0.loss.ce < none_arm.loss.ce,
+         fmt::format("cross-entropy alone (C0) has a loss of {:.3f}, no prompt {:.3f}", c0.loss.ce,
+                     none_arm.loss.ce));
+  }
+  if (const SignalCheck& signal = trainer.signal(); signal.pairs > 0)
+    gate(
+        "G1", "a fresh discriminator tells C0's answers to held-out inputs from references", signal.accuracy,
+        signal.standard_error, kSignal, signal.pairs, signal.accuracy > kSignal,
+        fmt::format("after {} steps of its own the discriminator is right on {:.2f} +- {:.2f} of {} held-out "
+                    "pairs{}",
+                    signal.discriminator_steps, signal.accuracy, signal.standard_error, signal.pairs,
+                    signal.accuracy > kSignal ? "" : ": there is no adversarial signal"));
   summary["alarms"] = alarms;
   summary["nearest_tokens"] = nearest_tokens(llama, tokenizer, trainer.prompt_table());
   folder.write(folder.summary_file(), summary.dump(2) + "\n");
@@ -432,6 +454,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   if (!results.empty()) {
     fmt::print("{} items of the {} split\n\n{}", items.size(), has_test ? "test" : "valid",
                arms_table(results));
+    if (!gates_text.empty()) fmt::print("\n{}", gates_text);
     for (size_t i = 0; i < results.front().samples.size() && i < 3; ++i)
       fmt::print("\ninput    {}\nbefore   {}\nafter    {}\nreference {}\n", merged_items[i]->prompt_text,
                  results.front().samples[i], results.back().samples[i],

@@ -13,6 +13,8 @@ namespace {
 AlarmInput healthy() {
   return {.accuracy_held_out = 0.7,
           .accuracy_train = 0.75,
+          .pairs_held_out = 1e6,
+          .pairs_train = 1e6,
           .mean_length = 40.0,
           .self_bleu = 0.3,
           .cross_entropy = 2.0,
@@ -88,6 +90,25 @@ TEST(AlarmMonitor, AccuracyMustStayBeyondItsLimitFor200Steps) {
     ASSERT_EQ(raised.size(), 1u);
     EXPECT_EQ(raised[0].kind, kind);
   }
+}
+
+// Few pairs differ by chance, and a discriminator no better than chance on its own pairs remembers nothing.
+TEST(AlarmMonitor, MemorisingNeedsMoreThanChance) {
+  const auto raised = [](double train, double held_out, double pairs) {
+    AlarmInput in;
+    in.accuracy_held_out = held_out;
+    in.accuracy_train = train;
+    in.pairs_held_out = pairs;
+    in.pairs_train = 4 * pairs;
+    return AlarmMonitor().observe(0, in).size();
+  };
+  EXPECT_EQ(raised(0.80, 0.60, 40), 0u);   // 0.08 standard error
+  EXPECT_EQ(raised(0.80, 0.60, 400), 1u);  // 0.026
+  EXPECT_EQ(raised(0.95, 0.60, 40), 1u);
+  EXPECT_EQ(raised(0.406, 0.293, 1e4), 0u);
+  EXPECT_EQ(raised(1.0, 0.4, 2), 0u);
+  EXPECT_NEAR(accuracy_error(0.5, 98), 0.05, 1e-12);
+  EXPECT_GT(accuracy_error(1.0, 5), 0.1);
 }
 
 TEST(AlarmMonitor, ValuesThatAreNotFiniteRaise) {
