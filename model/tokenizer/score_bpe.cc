@@ -11,6 +11,11 @@
 #include "model/tokenizer/utf8.h"
 
 namespace gantrain {
+namespace {
+
+constexpr std::string_view kSpaceMark = "\u2581", kUnknownSurface = " \u2047 ";
+
+}  // namespace
 
 ScoreTokenizer::ScoreTokenizer(std::vector<Token> tokens, std::string space, bool add_space_prefix,
                                std::optional<int32_t> unknown, const std::string& where)
@@ -69,11 +74,14 @@ std::vector<int32_t> ScoreTokenizer::encode_text(std::string_view text, Trusted 
 void ScoreTokenizer::encode_section(std::string_view section, std::vector<int32_t>& ids) const {
   std::string text;
   if (add_space_prefix_) text = space_;
-  for (char c : section) {
-    if (c == ' ')
+  // SentencePiece writes a space as U+2581, so to it the two are one character.
+  for (size_t at = 0; at < section.size();) {
+    const bool mark = section.substr(at).starts_with(kSpaceMark);
+    if (mark || section[at] == ' ')
       text += space_;
     else
-      text += c;
+      text += section[at];
+    at += mark ? kSpaceMark.size() : 1;
   }
   // Symbols are pieces of `text`, in a linked list; a merge makes the left one longer.
   struct Symbol {
@@ -168,8 +176,12 @@ std::string ScoreTokenizer::decode_with(std::span<const int32_t> ids, bool skip_
       continue;
     }
     flush();
-    if (token.type == Type::kControl || token.type == Type::kUnknown) {
-      if (!skip_special) out += token.text;
+    // As SentencePiece: nothing for control tokens, its mark for what the vocabulary does not know.
+    if (token.type == Type::kControl) continue;
+    if (token.type == Type::kUnknown) {
+      if (skip_special) continue;
+      out += kUnknownSurface;
+      at_start = false;
       continue;
     }
     std::string_view rest = token.text;

@@ -79,8 +79,6 @@ class SentencePieceTokenizer : public Tokenizer {
       const int32_t id = ids[i];
       if (!valid_utf8 && processor_.IsByte(id))
         out += static_cast<char>(std::stoi(processor_.IdToPiece(id).substr(3, 2), nullptr, 16));
-      else if (processor_.IsControl(id))
-        out += skip_special ? "" : processor_.IdToPiece(id);
       else if (!processor_.IsUnknown(id) || !skip_special)
         out += pieces.pieces(static_cast<int>(i)).surface();
     }

@@ -5,11 +5,14 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "core/ops.h"
 #include "core/rng.h"
 #include "model/formats/gguf.h"
 #include "model/formats/safetensors.h"
+#include "model/runner.h"
 #include "model/weights.h"
 #include "tests/model/formats_support.h"
+#include "tests/support/devices.h"
 #include "tests/support/paths.h"
 
 namespace gantrain {
@@ -495,6 +498,30 @@ TEST_F(FormatsWeights, GgufHeadWithoutOutputIsTied) {
 
 // --- against the outside packages: make_gguf_fixture.py writes the files and what they must read as
 
+// Logits of every position of a short text.
+std::vector<float> outputs(const std::string& path) {
+  const auto device = test::make_cpu(1);
+  const auto llama = Llama::load(*device, open_weights(path), DType::kF32);
+  PackedBatch batch;
+  batch.add(-1, std::vector<int32_t>{1, 4, 9, 2, 5, 3, 7});
+  Runner runner(*device, *llama);
+  runner.forward(batch, {}, Saving::kNothing);
+  const std::vector<int32_t> all{0, 1, 2, 3, 4, 5, 6};
+  const OwnedTensor rows = upload(*device, std::span<const int32_t>(all));
+  OwnedTensor logits(*device, DType::kF32, {7, llama->config().vocab_size});
+  HeadLogits op{.x = runner.output(),
+                .rows = rows,
+                .gain = llama->final_gain(),
+                .w = &llama->head(),
+                .eps = llama->config().rms_norm_eps,
+                .logits = logits,
+                .scratch = {}};
+  OwnedTensor scratch(*device, DType::kU8, {std::max<int64_t>(1, head_logits_scratch(*device, op))});
+  op.scratch = scratch;
+  head_logits(*device, op);
+  return download(*device, logits);
+}
+
 TEST_F(FormatsWeights, SlowAgainstTheGgufAndSafetensorsPackages) {
   const fs::path source = GANTRAIN_SOURCE_DIR;
   const fs::path stories = test::data_folder() / "ci" / "stories260K" / "stories260K.bin";
@@ -542,6 +569,10 @@ TEST_F(FormatsWeights, SlowAgainstTheGgufAndSafetensorsPackages) {
     ASSERT_EQ(f.size(), g.size());
     for (size_t i = 0; i < f.size(); ++i)
       EXPECT_TRUE(std::abs(f[i] - g[i]) <= 2e-7f * f[i]) << i << ": " << f[i] << ' ' << g[i];
+    // The same bits in, the same bits out.
+    if (f == g) {
+      EXPECT_EQ(outputs(one), outputs(other));
+    }
     EXPECT_EQ(a->config().head_dim, b->config().head_dim);
     EXPECT_EQ(a->config().num_kv_heads, b->config().num_kv_heads);
     EXPECT_EQ(a->config().rms_norm_eps, b->config().rms_norm_eps);
