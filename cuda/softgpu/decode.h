@@ -117,6 +117,8 @@ bool decode_memory(Decoder& d);
 bool decode_atomic(Decoder& d);
 bool decode_warp(Decoder& d);
 bool decode_barrier(Decoder& d);
+bool decode_async(Decoder& d);
+bool decode_matrix(Decoder& d);
 bool decode_call(Decoder& d);
 
 }  // namespace softgpu

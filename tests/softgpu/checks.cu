@@ -184,6 +184,83 @@ __global__ void failing_assert(int* x) {
   x[threadIdx.x] = 0;
 }
 
+// --- asynchronous copies and fragments
+// -----------------------------------------------------------------------------------------
+
+__device__ void copy_in(int* to, const int* from) {
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "l"(from)
+      : "memory");
+}
+template <bool kBroken>
+__global__ void async_no_wait(int* x) {  // the bytes are there once the thread has waited for its group
+  __shared__ int s[kN];
+  copy_in(&s[threadIdx.x], x + threadIdx.x);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  if (!kBroken) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  x[threadIdx.x] = s[threadIdx.x];
+}
+template <bool kBroken>
+__global__ void async_wait_short(int* x) {  // two groups are open: waiting until one is left frees the first
+  __shared__ int s[2 * kN];
+  for (int k = 0; k < 2; ++k) {
+    copy_in(&s[k * kN + threadIdx.x], x + threadIdx.x);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+  const int v = s[(kBroken ? kN : 0) + threadIdx.x];
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  x[threadIdx.x] = v;
+}
+template <bool kBroken>
+__global__ void async_no_barrier(int* x) {  // a wait is for the thread's own copies; others need a barrier
+  __shared__ int s[kN];
+  copy_in(&s[threadIdx.x], x + threadIdx.x);
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  if (!kBroken) __syncthreads();
+  x[threadIdx.x] = s[threadIdx.x ^ 32];
+}
+template <bool kBroken>
+__global__ void async_overwrite(int* x) {  // a store into bytes that a copy is about to fill
+  __shared__ int s[kN];
+  copy_in(&s[threadIdx.x], x + threadIdx.x);
+  if (!kBroken) asm volatile("cp.async.wait_all;" ::: "memory");
+  s[threadIdx.x] = 1;
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  x[threadIdx.x] = s[threadIdx.x];
+}
+// d = a b of m16n8k8 with tf32 whole numbers; the broken one gives registers 1 and 2 of a in the wrong order.
+template <bool kBroken>
+__global__ void swapped_fragment(int* x) {
+  const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+  const auto a = [](int row, int k) { return __float_as_uint(static_cast<float>(row * 3 + k)); };
+  const auto b = [](int k, int col) { return __float_as_uint(static_cast<float>(k * 5 - col)); };
+  const unsigned a0 = a(g, t), a1 = a(g + 8, t), a2 = a(g, t + 4), a3 = a(g + 8, t + 4);
+  float d[4];
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%10,%10,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(kBroken ? a2 : a1), "r"(kBroken ? a1 : a2), "r"(a3), "r"(b(t, g)), "r"(b(t + 4, g)),
+        "f"(0.0f));
+  for (int i = 0; i < 4; ++i) x[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = static_cast<int>(d[i]);
+}
+int compare_fragment(const int* x) {
+  std::vector<int> got(128);
+  CHECK_CUDA(cudaMemcpy(got.data(), x, 512, cudaMemcpyDeviceToHost));
+  for (int row = 0; row < 16; ++row) {
+    for (int col = 0; col < 8; ++col) {
+      int want = 0;
+      for (int k = 0; k < 8; ++k) want += (row * 3 + k) * (k * 5 - col);
+      if (got[row * 8 + col] == want) continue;
+      std::fprintf(stderr, "row %d, column %d: got %d, want %d\n", row, col, got[row * 8 + col], want);
+      return 86;
+    }
+  }
+  return 0;
+}
+
 bool g_broken;
 template <class... P, class... A>
 void launch(void (*broken)(P...), void (*sound)(P...), int grid, int block, size_t shared, A... args) {
@@ -266,6 +343,17 @@ int main(int argc, char** argv) {
     const int v = 77;
     CHECK_CUDA(cudaMemcpy(x + 5, &v, sizeof v, cudaMemcpyHostToDevice));
     launch(BOTH(failing_assert), 1, 32, 0, x);
+  } else if (is("async_no_wait")) {
+    launch(BOTH(async_no_wait), 1, kN, 0, x);
+  } else if (is("async_wait_short")) {
+    launch(BOTH(async_wait_short), 1, kN, 0, x);
+  } else if (is("async_no_barrier")) {
+    launch(BOTH(async_no_barrier), 1, kN, 0, x);
+  } else if (is("async_overwrite")) {
+    launch(BOTH(async_overwrite), 1, kN, 0, x);
+  } else if (is("swapped_fragment")) {
+    launch(BOTH(swapped_fragment), 1, 32, 0, x);
+    return compare_fragment(x);
   } else if (is("launch_threads")) {
     touch<<<1, g_broken ? 1025 : 256>>>(x);
     return cudaGetLastError() == cudaSuccess ? 0 : 86;

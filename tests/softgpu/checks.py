@@ -34,6 +34,11 @@ CASES = {
         "not_named": r"member mask 0xffff does not name the executing lane",
         "undefined_lane": r"write of 4 bytes at",
         "trap": r"thread \(5,0,0\): trap",
+        "async_no_wait": r"belongs to an asynchronous copy that has not been waited for",
+        "async_wait_short": r"belongs to an asynchronous copy that has not been waited for",
+        "async_no_barrier": r"race in shared memory|never written|not been waited for",
+        "async_overwrite": r"write of 4 bytes.* not been waited for",
+        "swapped_fragment": r"row \d+, column \d+: got -?\d+, want -?\d+",  # found by the program's own comparison
         "launch_threads": r"at most 1024 threads",
         "launch_shared": r"49153 bytes of dynamic shared memory",
         "copy_past_end": r"leaves its allocation of 1024 bytes by 4",

@@ -20,6 +20,9 @@ MUTATIONS = (
     ("floating", r"fma\.rn\.bf16 ", "fma.rn.relu.bf16 ", "fma_bf16"),
     ("floating", r"cvt\.rn\.bf16x2\.f32", "cvt.rz.bf16x2.f32", "f32_to_bf16x2"),
     ("floating", r"cvt\.rpi\.s64\.f32", "cvt.rmi.s64.f32", "f32_to_s64_rp"),
+    ("matrix", r"(mma\S+m16n8k16\S+\.bf16\.bf16\.f32\s+\{[^}]*\},\s*\{)([^,]+, *)([^,]+, *)([^,]+, *)([^}]+\})", r"\1\2\4\3\5", "bf16_k16"),
+    ("matrix", r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.u8\.s8", "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8", "u8_s8_k32"),
+    ("matrix", r"(ldmatrix\S+\.x4)(\.shared)", r"\1.trans\2", "ldmatrix_4_false"),
     ("floating", r"setp\.ltu\.f32", "setp.lt.f32", "setp_ltu"),
 )
 

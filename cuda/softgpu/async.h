@@ -1,0 +1,38 @@
+// mbarrier objects, for all that arrives at them.
+#pragma once
+
+#include "cuda/softgpu/machine.h"
+
+namespace softgpu {
+
+// The 64 bits in shared memory: phase (1), bytes outstanding (22, biased), expected arrivals (20), pending
+// ones (20).
+uint64_t mbarrier_word(uint32_t phase, int64_t bytes, uint32_t expected, uint32_t pending);
+
+struct MbarrierRef {
+  Cta* cta = nullptr;
+  uint32_t offset = 0;
+  Mbarrier* state = nullptr;
+  uint64_t load() const {
+    uint64_t v;
+    std::memcpy(&v, cta->shared + offset, 8);
+    return v;
+  }
+  void store(uint64_t v) const { std::memcpy(cta->shared + offset, &v, 8); }
+};
+
+inline uint64_t mbarrier_key(const Cta& cta, uint32_t offset) { return uint64_t{cta.rank} << 32 | offset; }
+inline uint64_t to_shared(uint64_t address) {
+  return address >= kSharedWindow ? address - kSharedWindow : address;
+}
+MbarrierRef find_mbarrier(Warp& w, const Inst& in, int lane, uint64_t address);
+// The race detector's agent that stands for copies completing on this mbarrier.
+uint32_t mbarrier_agent(const MbarrierRef& b);
+// One more arrival is awaited in this phase.
+void mbarrier_raise(MbarrierRef& b);
+// `bytes` more (fewer where negative) are outstanding, `count` arrivals came; completes the phase when
+// nothing is left.
+void mbarrier_update(Warp& w, const Inst& in, int lane, MbarrierRef& b, int64_t bytes, uint32_t count,
+                     bool drop);
+
+}  // namespace softgpu
