@@ -178,7 +178,8 @@ std::string kind_of(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) fail("{}: no such file or folder", path.string());
   if (fs::is_directory(path, error)) return fs::is_directory(path / "checkpoints", error) ? "run" : "model";
-  const std::string ending = path.extension().string();
+  // A link (a run's latest and best) is what it points to.
+  const std::string ending = fs::weakly_canonical(path, error).extension().string();
   if (ending == ".ckpt") return "checkpoint";
   if (ending == ".gguf" || ending == ".bin") return "model";
   if (ending == ".safetensors")
@@ -188,8 +189,15 @@ std::string kind_of(const fs::path& path) {
 }
 
 void print_text(const json& facts) {
+  // Long values are counted, not shown.
   const auto line = [](const std::string& name, const json& value) {
-    fmt::print("{:<28} {}\n", name, value.is_string() ? value.get<std::string>() : value.dump());
+    constexpr size_t kShown = 160;
+    std::string text = value.is_string() ? value.get<std::string>()
+                                         : value.dump(-1, ' ', false, json::error_handler_t::replace);
+    if (text.size() > kShown)
+      text = value.is_string() ? fmt::format("{} bytes (--json shows them)", text.size())
+                               : fmt::format("{} values (--json shows them)", value.size());
+    fmt::print("{:<28} {}\n", name, text);
   };
   for (const auto& [name, value] : facts.items()) {
     if (name == "tensors") {
@@ -198,7 +206,15 @@ void print_text(const json& facts) {
         fmt::print("  {:<48} {:<6} {}\n", tensor["name"].get<std::string>(),
                    tensor["type"].get<std::string>(),
                    tensor["shape"].is_string() ? tensor["shape"].get<std::string>() : tensor["shape"].dump());
-    } else if (name == "config" || name == "tokenizer" || name == "dropped" || name == "texts") {
+    } else if (name == "texts") {
+      for (const auto& [key, inner] : value.items()) {
+        if (inner.is_object()) {
+          for (const auto& [field, held] : inner.items()) line(fmt::format("{}: {}", key, field), held);
+        } else {
+          line(key, inner);
+        }
+      }
+    } else if (name == "config" || name == "tokenizer" || name == "dropped") {
       for (const auto& [key, inner] : value.items())
         line(name == "dropped" || name == "tokenizer" ? fmt::format("{}: {}", name, key) : key, inner);
     } else if (name == "samples") {
