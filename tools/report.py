@@ -778,7 +778,9 @@ def gate_section(run):
     gates = [gate for gate in gates if isinstance(gate, dict)] if isinstance(gates, list) else []
     if not gates:
         return ""
-    keys = list(dict.fromkeys(key for gate in gates for key in gate))
+    known = ("gate", "asks", "value", "standard_error", "limit", "count", "passed")
+    seen = list(dict.fromkeys(key for gate in gates for key in gate))
+    keys = [key for key in known if key in seen] + [key for key in seen if key not in known]
     rows = [[gate.get(key) for key in keys] for gate in gates]
     return "<h3>Gates</h3>" + table([key.replace("_", " ") for key in keys], rows)
 
