@@ -1,8 +1,10 @@
-"""The rules every source file keeps: who may include whom (docs/design.md), and what no file may hold.
+"""The rules every source file keeps: who may include whom (docs/design.md), what no file may hold, and that a
+page names no file that is not there.
 
 usage: rules.py ROOT    prints one line a broken rule, FILE:LINE: what is wrong; exit code 1 when there is one
 """
 
+import glob
 import os
 import re
 import sys
@@ -69,6 +71,12 @@ INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 BACKEND_CONDITION = re.compile(r"\s*#\s*(if|ifdef|ifndef|elif)\b.*(CUDA|GT_GPU|NVCC)")
 # Spelled in pieces, so that this file does not break its own rule.
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
+# In a page: [text](target), and a file or folder of ours between backticks or in a fenced block. A word in capitals
+# (FAMILY) or a star stands for anything.
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`]+)`")
+NAMED = re.compile(r"(?<![\w./<>$~*-])((?:" + "|".join(FOLDERS + ("tools", "docs")) + r")/[\w.*/-]*\w)")
+ANYTHING = re.compile(r"\b[A-Z]{2,}(?=[_./]|$)|\*")
 MACHINE_PATH = re.compile(r"(?:^|[^A-Za-z0-9_.~}])/(?:work|farm|root|home|Users)/")
 
 
@@ -137,6 +145,23 @@ def check_text(lines):
             yield number, "an absolute path of somebody's machine"
 
 
+def check_names(root, path, lines):
+    """(line number, message) for every link and every name of a file in a page that leads nowhere."""
+    fenced = False
+    for number, line in enumerate(lines, 1):
+        if line.startswith("```"):
+            fenced = not fenced
+            continue
+        for target in LINK.findall(line):
+            file = target.split("#")[0]
+            if file and "://" not in file and not os.path.exists(os.path.join(root, os.path.dirname(path), file)):
+                yield number, f"the link to {target} leads nowhere"
+        for code in [line] if fenced else CODE.findall(line):
+            for name in NAMED.findall(code):
+                if not glob.glob(os.path.join(glob.escape(root), ANYTHING.sub("*", name))):
+                    yield number, f"{name} is not there"
+
+
 def check(root):
     """Every broken rule under `root` as 'FILE:LINE: message'."""
     broken = []
@@ -146,6 +171,8 @@ def check(root):
         found = list(check_text(lines))
         if path.endswith(SOURCE_ENDINGS) and path.split("/")[0] in FOLDERS:
             found += check_includes(root, path, lines)
+        if path.endswith(".md"):
+            found += check_names(root, path, lines)
         broken += [f"{path}:{number}: {message}" for number, message in sorted(found)]
     return broken
 

@@ -22,6 +22,7 @@ GOOD = {
     "train/communicator_nccl.cc": "#include <nccl.h>\n",
     "tests/reference/norm.h": "#include <cmath>\n",
     "tests/support/devices.cc": '#include "cpu/device.h"\n#include "tests/reference/norm.h"\n',
+    "docs/good.md": "[a](../core/check.h) [b](https://x.org/y) `core/ops/FAMILY.h` `tools/go.py --x` train/ce\n",
     "tools/go.py": "print('a todo list in a string is fine in lower case')\n",
 }
 # (file, its text, a piece of the message expected); each is laid over GOOD on its own.
@@ -49,6 +50,10 @@ BAD = [
     ("core/ops/a.h", '\n#include "norm.h"\n', "paths from the root"),
     ("docs/a.md", "\nthis is a TO" + "DO\n", "unfinished"),
     ("core/a.h", "\nint x;  // FIX" + "ME: later\n", "unfinished"),
+    ("docs/a.md", "\n[a](nowhere.md#part)\n", "link to nowhere.md#part"),
+    ("docs/a.md", "\nsee `core/nowhere.h` and `core/check.h`\n", "core/nowhere.h is not there"),
+    ("docs/a.md", "```\ntools/nowhere --flag\n```\n", "tools/nowhere is not there"),
+    ("docs/a.md", "\n`cpu/FAMILY.cuh`\n", "cpu/FAMILY.cuh is not there"),
     ("tools/a", "\ncd /wo" + "rk/main\n", "somebody's machine"),
     ("docs/a.md", "\nsee `/ro" + "ot/x`\n", "somebody's machine"),
 ]
