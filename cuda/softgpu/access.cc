@@ -88,7 +88,12 @@ void check_state(Warp& w, const Inst& in, int lane, uint8_t* shadow, uint32_t by
             fmt::format(
                 "{} of {} bytes, {}: byte {} belongs to an asynchronous copy that has not been waited for",
                 verb(use), bytes, where, k));
-    if (use != Use::kWrite && shadow[k] == kUnwritten)
+    if (use != Use::kRead && (shadow[k] & kReading))
+      fault(w, in, lane, kFaultLaunch,
+            fmt::format("{} of {} bytes, {}: byte {} is still to be read by an asynchronous copy that has "
+                        "not been waited for",
+                        verb(use), bytes, where, k));
+    if (use != Use::kWrite && (shadow[k] & ~kReading) == kUnwritten)
       fault(w, in, lane, kFaultLaunch,
             fmt::format("{} of {} bytes, {}: byte {} was never written", verb(use), bytes, where, k));
   }
@@ -170,7 +175,7 @@ void shared(Warp& w, const Inst& in, Mask mask, const uint64_t* a, uint32_t byte
         uint8_t* s = own.shadow + a[0];
         if (use == Use::kWrite) {
           bool pending = false;
-          for (uint32_t k = 0; k < 32 * bytes; ++k) pending |= s[k] & kPending;
+          for (uint32_t k = 0; k < 32 * bytes; ++k) pending |= s[k] & (kPending | kReading);
           if (pending)
             for (int i = 0; i < kLanes; ++i)
               check_state(w, in, i, own.shadow + a[i], bytes, use,
@@ -186,7 +191,7 @@ void shared(Warp& w, const Inst& in, Mask mask, const uint64_t* a, uint32_t byte
           uint8_t* s = own.shadow + a[i];
           if (use == Use::kWrite) {
             bool pending = false;
-            for (uint32_t k = 0; k < bytes; ++k) pending |= s[k] & kPending;
+            for (uint32_t k = 0; k < bytes; ++k) pending |= s[k] & (kPending | kReading);
             if (pending) check_state(w, in, i, s, bytes, use, fmt::format("byte {} of shared memory", a[i]));
             std::memset(s, kWritten, bytes);
           } else if (!all_written(s, bytes)) {
@@ -272,6 +277,13 @@ Cta& shared_target(Warp& w, const Inst& in, int lane, uint64_t address, uint32_t
     fault(w, in, lane, kFaultAddress,
           fmt::format("access to shared memory of block rank {}, whose threads have all exited", cta->rank));
   return *cta;
+}
+
+void check_async_read(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes) {
+  if (w.group->init_checks && !all_written(cta.shadow + offset, bytes))
+    check_state(w, in, lane, cta.shadow + offset, bytes, Use::kRead,
+                fmt::format("byte {} of shared memory", offset));
+  if (w.group->race_checks) w.group->races.inspect(w, in, lane, cta, offset, bytes);
 }
 
 void gather_addresses(Warp& w, const Inst&, const Ref& base, int64_t offset, uint64_t* out) {

@@ -27,6 +27,10 @@ Cta& shared_target(Warp& w, const Inst& in, int lane, uint64_t address, uint32_t
 // Host address of one lane's generic or global address for `bytes`; checks bounds only.
 char* host_address(Warp& w, const Inst& in, int lane, uint64_t address, uint64_t bytes, const char* what);
 
+// A read of shared memory by the hardware behind an instruction: what it reads must be there and ordered
+// before the lane; the read itself leaves no mark.
+void check_async_read(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes);
+
 Window window_of(const std::string& modifier, bool* known);
 
 }  // namespace softgpu

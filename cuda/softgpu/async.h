@@ -35,4 +35,7 @@ void mbarrier_raise(MbarrierRef& b);
 void mbarrier_update(Warp& w, const Inst& in, int lane, MbarrierRef& b, int64_t bytes, uint32_t count,
                      bool drop);
 
+// Carries out the bulk copies out of shared memory that these lanes still have under way.
+void finish_bulk(Warp& w, Mask mask);
+
 }  // namespace softgpu

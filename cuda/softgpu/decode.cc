@@ -444,9 +444,9 @@ void Decoder::decode_one() {
     if (parse_type(in_->op[i], &t)) types_.push_back(t);
   }
   static constexpr bool (*families[])(Decoder&) = {
-      decode_integer, decode_float,   decode_half,   decode_compare, decode_convert,
-      decode_move,    decode_control, decode_memory, decode_atomic,  decode_warp,
-      decode_barrier, decode_async,   decode_matrix, decode_call};
+      decode_integer, decode_float,  decode_half,   decode_compare, decode_convert, decode_move,
+      decode_control, decode_memory, decode_atomic, decode_warp,    decode_barrier, decode_async,
+      decode_bulk,    decode_matrix, decode_wgmma,  decode_call};
   const size_t before = kernel_->code.size();
   std::string why = "no such instruction is known";
   try {

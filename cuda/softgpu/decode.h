@@ -118,7 +118,9 @@ bool decode_atomic(Decoder& d);
 bool decode_warp(Decoder& d);
 bool decode_barrier(Decoder& d);
 bool decode_async(Decoder& d);
+bool decode_bulk(Decoder& d);
 bool decode_matrix(Decoder& d);
+bool decode_wgmma(Decoder& d);
 bool decode_call(Decoder& d);
 
 }  // namespace softgpu

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "cuda/softgpu/access.h"
-#include "cuda/softgpu/exec.h"
+#include "cuda/softgpu/matrix.h"
 
 namespace softgpu {
 namespace {
@@ -75,43 +75,12 @@ void movmatrix(Warp& w, const Inst& in, Mask m) {
 // --- mma
 // -------------------------------------------------------------------------------------------------------------
 
-enum class Element : u8 { kF16, kBf16, kTf32, kE4m3, kE5m2, kS8, kU8 };
-constexpr int per_register(Element e) { return e <= Element::kBf16 ? 2 : e == Element::kTf32 ? 1 : 4; }
-constexpr bool is_integer(Element e) { return e >= Element::kS8; }
-
-// The values of one fragment register, 8 rows of 4 * per_register columns.
-template <Element E, class T>
-inline void widen(const u32* reg, T* out) {
-  if constexpr (E == Element::kF16) {
-    const u16* h = reinterpret_cast<const u16*>(reg);
-    for (int i = 0; i < 64; i += 8)
-      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h + i))));
-  } else if constexpr (E == Element::kBf16) {
-    const u16* h = reinterpret_cast<const u16*>(reg);
-    for (int i = 0; i < 64; ++i) out[i] = bf16_to_float(h[i]);
-  } else if constexpr (E == Element::kTf32) {
-    for (int i = 0; i < 32; ++i) out[i] = truncate_tf32(bit<float>(reg[i]));
-  } else {
-    const u8* b = reinterpret_cast<const u8*>(reg);
-    for (int i = 0; i < 128; ++i) {
-      if constexpr (E == Element::kE4m3) out[i] = e4m3_to_float(b[i]);
-      if constexpr (E == Element::kE5m2) out[i] = e5m2_to_float(b[i]);
-      if constexpr (E == Element::kS8) out[i] = static_cast<i8>(b[i]);
-      if constexpr (E == Element::kU8) out[i] = b[i];
-    }
-  }
-}
-inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
-inline i32 multiply_add(i32 a, i32 b, i32 c) {
-  return static_cast<i32>(static_cast<u32>(c) + static_cast<u32>(a) * static_cast<u32>(b));
-}
-
 // m16n8kK: ops are the registers of d, a, b, c. Sums run over k in order, in f32 (s32 for integers).
 template <Element EA, Element EB, int kK, bool kHalfC>
 void mma(Warp& w, const Inst& in, Mask m) {
   if (!whole_warp(w, in, &m)) return;
   using T = std::conditional_t<is_integer(EA), i32, float>;
-  constexpr int per = per_register(EA), width = 4 * per, blocks = kK / width;
+  constexpr int per = 4 / element_bytes(EA), width = 4 * per, blocks = kK / width;
   constexpr int c_regs = kHalfC ? 2 : 4;
   const Ref* d = in.ops;
   const Ref* a = d + c_regs;
@@ -121,9 +90,9 @@ void mma(Warp& w, const Inst& in, Mask m) {
   alignas(64) T bt[8 * width];
   alignas(64) T bv[kK][8];
   alignas(64) T acc[16][8];
-  for (int r = 0; r < 2 * blocks; ++r) widen<EA>(lanes<u32>(w, a[r]), av[r]);
+  for (int r = 0; r < 2 * blocks; ++r) widen<EA, 128>(lanes<u32>(w, a[r]), av[r]);
   for (int r = 0; r < blocks; ++r) {
-    widen<EB>(lanes<u32>(w, b[r]), bt);
+    widen<EB, 128>(lanes<u32>(w, b[r]), bt);
     for (int k = 0; k < width; ++k)
       for (int n = 0; n < 8; ++n) bv[r * width + k][n] = bt[n * width + k];
   }

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <thread>
 
+#include "cuda/softgpu/async.h"
 #include "cuda/softgpu/options.h"
 
 namespace softgpu {
@@ -626,6 +627,7 @@ void exit_lanes(Warp& w, Mask mask) {
       fault(w, w.kernel->code[l.pc], __builtin_ctz(l.mask), kFaultTimeout,
             fmt::format("divergent barrier: lanes {:#x} of the warp went past it", l.waiting_for & mask));
   }
+  if (w.bulk_groups) finish_bulk(w, mask);
   w.live &= ~mask;
   w.active &= ~mask;
   const uint32_t n = static_cast<uint32_t>(__builtin_popcount(mask));

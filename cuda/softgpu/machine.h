@@ -201,13 +201,9 @@ struct AsyncGroups {  // of one lane
   std::vector<AsyncCopy> open;
 };
 
-struct BulkGroup {
-  uint32_t left = 0, left_read = 0;  // copies that have not completed, or not yet read their source
-  Snapshot done;
-};
-struct BulkGroups {  // of one lane: bulk copies out of shared memory, waited for by group
-  std::deque<std::shared_ptr<BulkGroup>> committed;
-  std::shared_ptr<BulkGroup> current;
+struct BulkGroups {  // of one lane: bulk copies out of shared memory, carried out when they are waited for
+  std::deque<std::vector<std::function<void()>>> committed;
+  std::vector<std::function<void()>> open;
 };
 
 struct Warp {

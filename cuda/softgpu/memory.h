@@ -26,8 +26,9 @@ struct Allocation {
 constexpr uint64_t kSharedWindow = 1ull << 44, kLocalWindow = kSharedWindow + (1ull << 40),
                    kParamWindow = kLocalWindow + (1ull << 40), kWindowSize = 1ull << 40;
 
-// Shadow states of a byte.
-constexpr uint8_t kUnwritten = 0, kWritten = 1, kPending = 2;
+// Shadow states of a byte: kPending while an asynchronous copy will write it, kReading while one will read
+// it.
+constexpr uint8_t kUnwritten = 0, kWritten = 1, kPending = 2, kReading = 4;
 
 class Memory {
  public:

@@ -97,18 +97,25 @@ void RaceDetector::access(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t 
         strong);
 }
 
+void RaceDetector::inspect(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes) {
+  const uint32_t tid = w.first_tid + static_cast<uint32_t>(lane);
+  check({&w, &in, lane, tid, clock_[tid / 32], w.clocks[lane].known.get(), false}, cta, offset, bytes, false,
+        false, false);
+}
+
 void RaceDetector::agent_access(Warp& w, const Inst& in, int lane, uint32_t agent, const Snapshot& issuer,
                                 Cta& cta, uint32_t offset, uint32_t bytes, bool write) {
   check({&w, &in, lane, total_ + agent, clock_[warps_ + agent], issuer.get(), true}, cta, offset, bytes,
         write, false);
 }
 
-void RaceDetector::check(const Who& who, Cta& cta, uint32_t offset, uint32_t bytes, bool write, bool strong) {
+void RaceDetector::check(const Who& who, Cta& cta, uint32_t offset, uint32_t bytes, bool write, bool strong,
+                         bool record) {
   const size_t first_word = size_t{cta.rank} * words_;
   if (bytes >= 4 && offset % 4 == 0) {
     for (uint32_t at = offset; at < offset + bytes; at += 4) {
       const size_t cell = first_word + at / 4;
-      check_cell(who, cta, at, word_writes_[cell], &word_reads_[cell * readers_], write, strong, true);
+      check_cell(who, cta, at, word_writes_[cell], &word_reads_[cell * readers_], write, strong, record);
     }
     if (!subword_) return;
     for (uint32_t at = offset; at < offset + bytes; ++at) {
@@ -122,7 +129,7 @@ void RaceDetector::check(const Who& who, Cta& cta, uint32_t offset, uint32_t byt
     check_cell(who, cta, at, word_writes_[cell], &word_reads_[cell * readers_], write, strong, false);
     const size_t byte_cell = first_word * 4 + at;
     check_cell(who, cta, at, byte_writes_[byte_cell], &byte_reads_[byte_cell * readers_], write, strong,
-               true);
+               record);
   }
 }
 

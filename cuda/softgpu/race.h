@@ -47,6 +47,8 @@ class RaceDetector {
   // An access by one lane. `strong` accesses (atomic, volatile) do not race with one another.
   void access(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes, bool write,
               bool strong);
+  // Judges a read by one lane and does not record it.
+  void inspect(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes);
   // An access by an agent for the instruction that started the copy; `issuer` is what its thread knew then.
   void agent_access(Warp& w, const Inst& in, int lane, uint32_t agent, const Snapshot& issuer, Cta& cta,
                     uint32_t offset, uint32_t bytes, bool write);
@@ -69,7 +71,8 @@ class RaceDetector {
     const Clock* known;
     bool agent;
   };
-  void check(const Who& who, Cta& cta, uint32_t offset, uint32_t bytes, bool write, bool strong);
+  void check(const Who& who, Cta& cta, uint32_t offset, uint32_t bytes, bool write, bool strong,
+             bool record = true);
   void check_cell(const Who& who, Cta& cta, uint32_t offset, Write& last, Read* reads, bool write,
                   bool strong, bool record);
   [[noreturn]] void report(const Who& who, Cta& cta, uint32_t offset, bool write, uint32_t other_tid,

@@ -45,6 +45,20 @@ CASES = {
         "double_free": r"a freed allocation",
         "capture": r"cudaMalloc while a stream is captured",
     },
+    "hopper_checks": {
+        "bulk_no_wait": r"has not been waited for|race in shared memory|never written",
+        "wrong_parity": r"has not been waited for|race in shared memory|never written",
+        "wrong_bytes": r"deadlock: waits for something that nobody will do",
+        "no_init": r"holds no mbarrier|never written",
+        "reuse_stage": r"has not been waited for|race in shared memory",
+        "store_overwritten": r"still to be read by an asynchronous copy",
+        "store_no_barrier": r"race in shared memory|never written",
+        "bulk_size": r"a bulk copy of 24 bytes: no multiple of 16",
+        "too_many_arrivals": r"mbarrier: 3 arrivals, 2 are left",
+        "cluster_no_barrier": r"race in shared memory|never written",
+        "cluster_exited": r"whose threads have all exited",
+        "tensor_rank": r"the tensor map is of rank 2, the instruction of 1",
+    },
 }
 
 
