@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -140,11 +141,16 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     const TrainConfig own = load_train_config(saved);
     TrainConfig asked = config;
     asked.threads = own.threads;
-    const bool only_output = options.config_file.empty() && options.overrides.size() <= 1;
+    // Where the run lies and how many threads it gets are not part of what it computes.
+    const bool only_output =
+        options.config_file.empty() &&
+        std::all_of(options.overrides.begin(), options.overrides.end(), [](const std::string& o) {
+          return o.starts_with("output=") || o.starts_with("threads=");
+        });
     if (!only_output && to_toml(asked) != to_toml(own))
       fail_usage(
           "{}: the run was started with another configuration; continue it with the same one (or with "
-          "output=... alone)",
+          "output=... and threads=... alone)",
           saved.string());
     const int64_t threads = config.threads;
     const std::string output = config.output;
