@@ -123,4 +123,35 @@ int64_t attention_backward_scratch(Device& device, const AttentionBackward& a) {
   return device.ops().scratch(a);
 }
 
+namespace {
+// Keys and values of every segment, read once a segment: shared rows are stored once but read by each.
+int64_t key_bytes(const AttentionPlan& plan, const ConstTensor& k) {
+  int64_t keys = 0;
+  for (const AttentionSegment& s : plan.segments) {
+    if (s.q_count == 0) continue;
+    for (int32_t i = 0; i < s.span_count; ++i)
+      keys += plan.spans[static_cast<size_t>(s.span_begin + i)].count;
+    if (s.kv_begin >= 0) keys += s.q_count;
+  }
+  return 2 * keys * k.dim(1) * k.dim(2) * dtype_size(k.dtype());
+}
+}  // namespace
+
+int64_t attention_forward_bytes(const AttentionForward& a) {
+  return a.q.bytes() + key_bytes(*a.plan, a.k) + a.o.bytes() + contract::bytes_of(a.lse);
+}
+int64_t attention_forward_flops(const AttentionForward& a) {
+  return 4 * a.q.dim(1) * a.q.dim(2) * attention_pairs(*a.plan);
+}
+int64_t attention_backward_bytes(const AttentionBackward& a) {
+  return a.q.bytes() + key_bytes(*a.plan, a.k) + a.o.bytes() + a.lse.bytes() + a.d_o.bytes() + a.dq.bytes() +
+         a.dk.bytes() + a.dv.bytes();
+}
+int64_t attention_backward_flops(const AttentionBackward& a) {
+  return 10 * a.q.dim(1) * a.q.dim(2) * attention_pairs(*a.plan);
+}
+int64_t kv_append_bytes(const KvAppend& a) {  // as if every row were cached
+  return 2 * a.k.bytes() + 2 * a.v.bytes() + a.slots.bytes();
+}
+
 }  // namespace gantrain
