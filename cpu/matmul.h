@@ -1,6 +1,6 @@
-// Matrix products on oneDNN, cut into fixed tiles that the thread pool runs. Every output element is computed
-// by one call on a tile whose shape follows from the product's shape alone, so the bits do not depend on the
-// number of threads; and a row's bits do not depend on how many other rows there are (tests/ops/matmul_test).
+// Matrix products, cut into tiles that the thread pool runs: by cpu/row_product.h against weights as they lie
+// where it can, else by oneDNN. Tiles do not depend on the number of threads, so neither do the bits; and a
+// row's bits do not depend on how many other rows there are (tests/ops: ARowDoesNotDependOnItsNeighbours).
 #pragma once
 
 #include "core/tensor.h"

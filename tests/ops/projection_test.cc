@@ -102,6 +102,38 @@ TEST_P(ProjectionOps, ARowDoesNotDependOnItsNeighbours) {
   }
 }
 
+// Blocks of rows and columns, their rests and k's tail: every cut of the same rows gives the same bits.
+TEST_P(ProjectionOps, AnyNumberOfRowsGivesTheSameBits) {
+  for (const Types& t : kTypes)
+    for (const auto& [in, c] : {std::pair<int64_t, int64_t>{576, 192}, {100, 433}, {1, 5}, {1531, 62}}) {
+      const Problem all{300, in, c, true};
+      const auto a = rounded_to(t.kept, random_normal(all.n * in, 1)), w = random_normal(c * in, 2),
+                 bias = random_normal(c, 3), residual = random_normal(all.n * c, 4);
+      const auto rows = [](const std::vector<float>& x, int64_t begin, int64_t n, int64_t width) {
+        return std::vector<float>(x.begin() + begin * width, x.begin() + (begin + n) * width);
+      };
+      const auto whole = forward(device(), all, t, t.kept, false, a, w, bias, residual)[0];
+      for (const auto& [begin, n] : {std::pair<int64_t, int64_t>{299, 1},
+                                     {5, 2},
+                                     {290, 3},
+                                     {17, 4},
+                                     {1, 5},
+                                     {9, 6},
+                                     {17, 7},
+                                     {40, 8},
+                                     {3, 64},
+                                     {100, 65},
+                                     {1, 129},
+                                     {0, 200}}) {
+        const Problem part{n, in, c, true};
+        const auto got = forward(device(), part, t, t.kept, false, rows(a, begin, n, in), w, bias,
+                                 rows(residual, begin, n, c))[0];
+        EXPECT_TRUE(bitwise_equal("rows", got, rows(whole, begin, n, c)))
+            << t.name << ", " << in << " to " << c << ", rows " << begin << " +" << n;
+      }
+    }
+}
+
 TEST_P(ProjectionOps, BackwardIsTheTransposedProduct) {
   for (const Types& t : kTypes) {
     if (t.kept == DType::kF16) continue;  // gradients have the weights' type
