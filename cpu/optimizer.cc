@@ -62,14 +62,15 @@ void CpuOps::ema(const Ema& p) {
 bool CpuOps::all_finite(ConstTensor t) {
   std::atomic<bool> finite{true};
   pool_.parallel_ranges(t.count(), kGrain, [&](int64_t begin, int64_t end) {
-    // An exponent of all ones is an infinity or a NaN, in both formats.
+    // An exponent of all ones is an infinity or a NaN, in every format.
     bool good = true;
     if (t.dtype() == DType::kF32) {
       const auto* bits = static_cast<const uint32_t*>(t.raw());
       for (int64_t i = begin; i < end; ++i) good &= (bits[i] & 0x7f800000u) != 0x7f800000u;
     } else {
       const auto* bits = static_cast<const uint16_t*>(t.raw());
-      for (int64_t i = begin; i < end; ++i) good &= (bits[i] & 0x7f80u) != 0x7f80u;
+      const uint32_t exponent = t.dtype() == DType::kBF16 ? 0x7f80u : 0x7c00u;
+      for (int64_t i = begin; i < end; ++i) good &= (bits[i] & exponent) != exponent;
     }
     if (!good) finite.store(false, std::memory_order_relaxed);
   });

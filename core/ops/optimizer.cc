@@ -40,7 +40,7 @@ void ema(Device& d, const Ema& a) {
 
 bool all_finite(Device& d, ConstTensor t) {
   const contract::Checker check("all_finite", d);
-  GT_CHECK(t.dtype() == DType::kF32 || t.dtype() == DType::kBF16,
+  GT_CHECK(t.dtype() == DType::kF32 || t.dtype() == DType::kBF16 || t.dtype() == DType::kF16,
            "all_finite: {} is not a floating type here", dtype_name(t.dtype()));
   check.tensor("tensor", t, t.dtype(), t.shape());
   return d.ops().all_finite(t);

@@ -97,10 +97,10 @@ TEST_P(OptimizerOps, EmaMatchesTruth) {
 
 TEST_P(OptimizerOps, AllFiniteFindsOneBadValueAnywhere) {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     auto x = random_normal(20001, 1);
     x[3] = std::numeric_limits<float>::denorm_min();
-    x[4] = 3e38f;
+    x[4] = dtype == DType::kF16 ? 65504.0f : 3e38f;
     GuardedMemory m(device());
     EXPECT_TRUE(all_finite(device(), m.input(x, {20001}, dtype)));
     for (const float bad : {inf, -inf, nan, -nan})

@@ -34,6 +34,8 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
       ->capture_default_str();
   verb.add_option("-s,--seed", o.seed, "the same seed gives the same text")->capture_default_str();
   verb.add_flag("--json", o.json, "one JSON object a line: prompt, ids, text, finish reason");
+  verb.add_flag("--raw", o.raw,
+                "with --checkpoint: the text is the whole prompt; else it fills the run's prompt_template");
   verb.add_option("--chat-template", o.chat_template,
                   "none, auto, chatml, llama2 or llama3: each prompt is a user's turn")
       ->capture_default_str();

@@ -3,9 +3,12 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
 
 #include "core/rng.h"
 #include "train/checkpoint/run_folder.h"
+#include "train/data/template.h"
 #include "train/verbs/dataset.h"
 #include "train/verbs/session.h"
 
@@ -68,9 +71,21 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
   params.top_p = static_cast<float>(options.top_p);
   params.max_new = static_cast<int32_t>(options.max_new);
   params.stop = tokenizer.end_ids();
+  // A template of one column is filled with the text. One of several cannot be: there the text is the whole
+  // prompt.
+  std::optional<TextTemplate> filled;
+  if (checkpoint && !options.raw && !data.prompt_template.empty()) {
+    TextTemplate t(data.prompt_template, "data.prompt_template");
+    std::set<std::string> columns;
+    for (const TextTemplate::Piece& piece : t.pieces())
+      if (piece.column) columns.insert(piece.text);
+    if (columns.size() == 1) filled = std::move(t);
+  }
   for (size_t i = 0; i < prompts.size(); ++i) {
     TokenizedExample example;
-    example.prompt = tokenize_prompt(prompts[i], tokenizer, data);
+    const std::string text =
+        filled ? filled->fill([&](const std::string&) { return prompts[i]; }) : prompts[i];
+    example.prompt = tokenize_prompt(text, tokenizer, data);
     example.prompt_text = prompts[i];
     example.line = static_cast<int64_t>(i) + 1;
     const std::vector<const TokenizedExample*> one{&example};

@@ -41,6 +41,7 @@ struct GenerateOptions {
   std::string checkpoint;  // a run folder or checkpoint file, may be empty: the base model
   std::vector<std::string> prompts;
   std::string input_file;  // one prompt a line; "-": standard input
+  bool raw = false;        // with a run: the texts are whole prompts, its prompt_template is left out
   int64_t max_new = 64, samples = 1;
   double temperature = 1.0, top_p = 1.0;
   int64_t top_k = 0;
