@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "core/ops.h"
+#include "model/formats/json_text.h"
+#include "model/formats/mapped_file.h"
 #include "model/formats/safetensors.h"
 #include "model/runner.h"
 
@@ -28,14 +30,15 @@ std::vector<int64_t> read_ids(const SafetensorsFile& file, const SafetensorsFile
 std::vector<float> read_peft_prompt(const std::string& folder, int64_t width) {
   const std::filesystem::path dir(folder);
   const std::string config_path = (dir / "adapter_config.json").string();
-  std::ifstream in(config_path);
-  if (!in) fail("{}: cannot open; expected a PEFT adapter folder", config_path);
-  nlohmann::json config;
-  try {
-    config = nlohmann::json::parse(in);
-  } catch (const nlohmann::json::exception& e) {
-    fail("{}: not valid JSON: {}", config_path, e.what());
-  }
+  if (!std::filesystem::is_regular_file(config_path))
+    fail("{}: cannot open; expected a PEFT adapter folder", config_path);
+  const MappedFile config_file(config_path);
+  constexpr int64_t kLargestConfig = 1 << 20;
+  if (config_file.size() > kLargestConfig)
+    fail("{}: {} bytes; expected at most {}", config_path, config_file.size(), kLargestConfig);
+  const std::string text(config_file.bytes().begin(), config_file.bytes().end());
+  check_json(text, config_path);
+  const nlohmann::json config = nlohmann::json::parse(text);
   const std::string type =
       config.is_object() && config.contains("peft_type") && config["peft_type"].is_string()
           ? config["peft_type"].get<std::string>()

@@ -159,7 +159,13 @@ void write_file_atomically(const std::string& path,
     }
   }
   if (::fsync(fd) != 0) give_up("sync");
-  ::close(fd);
+  // A file system over a network may report what it could not write only now; the descriptor is gone either
+  // way.
+  if (::close(fd) != 0) {
+    const int error = errno;
+    ::unlink(temporary.c_str());
+    fail("{}: cannot close: {}; nothing was left behind", path, std::strerror(error));
+  }
   if (::rename(temporary.c_str(), path.c_str()) != 0) {
     const int error = errno;
     ::unlink(temporary.c_str());
@@ -168,10 +174,14 @@ void write_file_atomically(const std::string& path,
   const size_t slash = path.rfind('/');
   const int folder = ::open(slash == std::string::npos ? "." : path.substr(0, slash + 1).c_str(),
                             O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder >= 0) {
-    ::fsync(folder);
-    ::close(folder);
-  }
+  if (folder < 0)
+    fail("{}: written, but its folder cannot be opened to sync it: {}", path, std::strerror(errno));
+  const int synced = ::fsync(folder), error = errno;
+  ::close(folder);
+  // EINVAL: the file system has no such thing as syncing a folder.
+  if (synced != 0 && error != EINVAL)
+    fail("{}: written, but its folder cannot be synced: {}; after a power cut it may be missing", path,
+         std::strerror(error));
 }
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
+#include "model/formats/json_text.h"
 #include "model/formats/mapped_file.h"
 #include "model/tokenizer/formats.h"
 
@@ -24,12 +25,9 @@ std::string read_text(const fs::path& path) {
 // The object in the file; an empty one where there is no file.
 json read_object(const fs::path& path) {
   if (!fs::is_regular_file(path)) return json::object();
-  json root;
-  try {
-    root = json::parse(read_text(path));
-  } catch (const json::exception& error) {
-    fail("{}: no valid JSON: {}", path.string(), error.what());
-  }
+  const std::string text = read_text(path);
+  check_json(text, path.string());
+  const json root = json::parse(text);
   if (!root.is_object()) fail("{}: expected an object, got {}", path.string(), root.type_name());
   return root;
 }

@@ -6,6 +6,7 @@
 #include <ostream>
 
 #include "core/check.h"
+#include "model/formats/json_text.h"
 #include "model/tokenizer/tokenizer.h"
 
 namespace gantrain {
@@ -46,12 +47,11 @@ int tokenize_command(const TokenizeOptions& options, std::istream& in, std::ostr
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {
     try {
+      check_json(line, "the text");
       const json value = json::parse(line);
       out << (options.decode ? decode_line(*tokenizer, value)
                              : encode_line(*tokenizer, value, options.special))
           << '\n';
-    } catch (const json::exception& error) {
-      fail("line {}: no valid JSON: {}", number, error.what());
     } catch (const Error& error) {
       fail("line {}: {}", number, error.what());
     }

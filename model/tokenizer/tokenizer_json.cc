@@ -3,6 +3,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "model/formats/json_text.h"
 #include "model/formats/mapped_file.h"
 #include "model/tokenizer/formats.h"
 #include "model/tokenizer/pipeline.h"
@@ -317,12 +318,9 @@ std::unique_ptr<Tokenizer> read_tokenizer_json(const std::string& path) {
   const MappedFile file(path);
   if (file.size() > kLargestFile)
     fail("{}: {} bytes; a tokenizer has at most {}", path, file.size(), kLargestFile);
-  json root;
-  try {
-    root = json::parse(file.bytes().begin(), file.bytes().end());
-  } catch (const json::exception& error) {
-    fail("{}: no valid JSON: {}", path, error.what());
-  }
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  check_json(text, path);
+  const json root = json::parse(text);
   const Node top{&root, path + ": "};
   top.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
             "post_processor", "decoder", "model"});

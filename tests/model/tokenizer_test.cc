@@ -369,7 +369,10 @@ TEST_F(TokenizerFiles, RefusesByNameWhatItDoesNotDo) {
     EXPECT_NE(said.find(text), std::string::npos) << "wanted: " << text << "\ngot: " << said;
     EXPECT_NE(said.find("tokenizer.json"), std::string::npos) << said;
   }
-  EXPECT_NE(refusal(write("tokenizer.json", "{")).find("no valid JSON"), std::string::npos);
+  EXPECT_NE(refusal(write("tokenizer.json", "{")).find("not valid JSON"), std::string::npos);
+  EXPECT_NE(refusal(write("tokenizer.json", R"({"model": {}, "model": {}})")).find("'model' stands twice"),
+            std::string::npos);
+  EXPECT_NE(refusal(write("tokenizer.json", std::string(100, '['))).find("nested deeper"), std::string::npos);
   EXPECT_NE(refusal(write("tokenizer.json", "[]")), "");
   EXPECT_NE(refusal(write("tokenizer.json", "{}")).find("no 'model'"), std::string::npos);
   EXPECT_NE(refusal((folder_ / "nothing.json").string()).find("no such file"), std::string::npos);
@@ -497,7 +500,8 @@ TEST_F(TokenizerFiles, TheVerbAnswersLineByLine) {
       tokenize_command({model, decode, false}, bad, ignored);
     });
   };
-  EXPECT_NE(said(false, "\"a\"\nabc\n").find("line 2: no valid JSON"), std::string::npos);
+  EXPECT_NE(said(false, "\"a\"\nabc\n").find("line 2: the text: not valid JSON"), std::string::npos);
+  EXPECT_NE(said(true, std::string(100, '[') + std::string(100, ']')).find("nested deeper"), std::string::npos);
   EXPECT_NE(said(false, "\"a\"\n\n\"b\"\n").find("line 2"), std::string::npos);
   EXPECT_NE(said(false, "[1]\n").find("line 1: expected a JSON string"), std::string::npos);
   EXPECT_NE(said(false, "\"\\ud800\"\n").find("line 1"), std::string::npos);

@@ -103,7 +103,7 @@ def main():
     arguments.add_argument("--gguf", default=os.path.join(cache, "models", "SmolLM2-135M-Instruct.Q4_1.gguf"))
     arguments = arguments.parse_args()
     torch.set_num_threads(2)
-    good = True
+    good, left_out = True, None
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         for spec in make_random_llamas.MODELS:
@@ -119,8 +119,11 @@ def main():
                 for per_sequence in (False, True):
                     good &= check("SmolLM2 GGUF", arguments.gantrain, gguf, model, work, dtype, per_sequence, 24, natural=True)
         elif gguf:
-            print(f"SmolLM2 was left out: {gguf} is missing")
+            left_out = f"SmolLM2's GGUF was not compared, {gguf} is missing (tools/quickstart puts it there)"
     print("all agree" if good else "DISAGREEMENT")
+    if good and left_out:
+        print(f"SKIP: {left_out}; the random Llamas agree")
+        return 77  # a counted skip: the comparison is not complete
     return 0 if good else 1
 
 
