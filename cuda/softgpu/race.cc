@@ -27,6 +27,7 @@ void RaceDetector::start(uint32_t blocks, uint32_t warps, uint32_t bytes, bool s
 }
 
 void RaceDetector::settle_all() {
+  ++epoch_;
   for (uint32_t i = 0; i < warps_; ++i) settled_[i] = clock_[i]++;
   for (ThreadClock& t : threads_) t.known.reset();
 }
@@ -145,9 +146,10 @@ void RaceDetector::check_cell(const Who& who, Cta& cta, uint32_t offset, Write& 
     const uint32_t bit = who.agent ? 1u << (who.tid - total_) % 32 : 1u << (who.tid % 32);
     if (r.clock != who.clock || r.strong != strong) r = {who.clock, 0, strong, who.in->index};
     r.lanes |= bit;
+    last.read_epoch = epoch_;
     return;
   }
-  for (uint32_t u = 0; u < warps_; ++u) {
+  for (uint32_t u = 0; u < warps_ && last.read_epoch == epoch_; ++u) {
     const Read& r = reads[u];
     if (r.clock <= settled_[u] || (strong && r.strong)) continue;
     for (uint32_t m = r.lanes; m; m &= m - 1) {
@@ -156,7 +158,7 @@ void RaceDetector::check_cell(const Who& who, Cta& cta, uint32_t offset, Write& 
         report(who, cta, offset, write, t, false, r.pc);
     }
   }
-  if (record) last = {who.clock, who.tid, strong, who.in->index};
+  if (record) last = {who.clock, who.tid, strong, who.in->index & 0x7fffffff, last.read_epoch};
 }
 
 void RaceDetector::report(const Who& who, Cta& cta, uint32_t offset, bool write, uint32_t other_tid,

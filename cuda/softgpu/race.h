@@ -58,7 +58,9 @@ class RaceDetector {
 
  private:
   struct Write {
-    uint32_t clock = 0, tid = 0, strong = 0, pc = 0;
+    uint32_t clock = 0, tid = 0;
+    uint32_t strong : 1 = 0, pc : 31 = 0;
+    uint32_t read_epoch = 0;  // epoch_ at the cell's last read
   };
   struct Read {
     uint32_t clock = 0, lanes = 0, strong = 0, pc = 0;
@@ -84,6 +86,7 @@ class RaceDetector {
 
   std::vector<ThreadClock> threads_;
   std::vector<uint32_t> clock_, settled_;  // per warp of the group, then per agent; never go back
+  uint32_t epoch_ = 0;  // raised whenever everything is settled; reads of an earlier one need no look
   uint32_t blocks_ = 0, total_ = 0, warps_ = 0, words_ = 0, readers_ = 0;
   bool subword_ = false;
   std::vector<Write> word_writes_, byte_writes_;

@@ -104,8 +104,8 @@ struct AtExit {
 }  // namespace
 
 const Options& options() {
-  static const Options o = read_options();
-  return o;
+  static const Options* o = new Options(read_options());  // outlives what runs at exit
+  return *o;
 }
 
 Runtime& runtime() {
