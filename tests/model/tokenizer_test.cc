@@ -501,7 +501,8 @@ TEST_F(TokenizerFiles, TheVerbAnswersLineByLine) {
     });
   };
   EXPECT_NE(said(false, "\"a\"\nabc\n").find("line 2: the text: not valid JSON"), std::string::npos);
-  EXPECT_NE(said(true, std::string(100, '[') + std::string(100, ']')).find("nested deeper"), std::string::npos);
+  EXPECT_NE(said(true, std::string(100, '[') + std::string(100, ']')).find("nested deeper"),
+            std::string::npos);
   EXPECT_NE(said(false, "\"a\"\n\n\"b\"\n").find("line 2"), std::string::npos);
   EXPECT_NE(said(false, "[1]\n").find("line 1: expected a JSON string"), std::string::npos);
   EXPECT_NE(said(false, "\"\\ud800\"\n").find("line 1"), std::string::npos);
