@@ -470,7 +470,7 @@ std::vector<Key> make_keys() {
       integer_key("train.steps", GT_AT(train.steps), 0, kMany,
                   "optimiser steps; 0: counted from train.epochs"),
       integer_key("train.batch", GT_AT(train.batch), 1, 65536, "sequences a batch"),
-      integer_key("train.accumulate", GT_AT(train.accumulate), 1, 65536, "batches an optimiser step"),
+      integer_key("train.accumulate", GT_AT(train.accumulate), 1, 2048, "batches an optimiser step"),
       integer_key("train.warmup_ce_steps", GT_AT(train.warmup_ce_steps), 0, kMany,
                   "steps of cross-entropy alone before the discriminator appears"),
       integer_key("train.discriminator_steps", GT_AT(train.discriminator_steps), 0, kMany,

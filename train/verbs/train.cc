@@ -295,7 +295,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                            r.trained_d ? "D" : "-");
     progress.update(r.step, facts);
     bool better = false;
-    if (config.train.eval_every > 0 && (r.step % config.train.eval_every == 0 || trainer.done()))
+    if (trainer.done() || (config.train.eval_every > 0 && r.step % config.train.eval_every == 0))
       better = validate();
     if (better || trainer.done() || (config.train.save_every > 0 && r.step % config.train.save_every == 0))
       save(better);
