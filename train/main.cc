@@ -1,14 +1,13 @@
 // The program's composition root: the only place that names concrete backends.
 #include "core/check.h"
 #include "cpu/cpu_device.h"
+#include "cuda/cuda_device.h"
 #include "train/cli/cli.h"
 
 int main(int argc, char** argv) {
   using namespace gantrain;
   const DeviceFactory devices = [](DeviceKind kind, int threads) {
-    if (kind != DeviceKind::kCpu)
-      fail_usage("device cuda: this build has the cpu backend only; use device=cpu");
-    return make_cpu_device(threads);
+    return kind == DeviceKind::kCuda ? make_cuda_device() : make_cpu_device(threads);
   };
   return run_cli(argc, argv,
                  {.train = [&](const TrainOptions& options) { return run_train(options, devices); },

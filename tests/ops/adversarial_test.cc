@@ -52,6 +52,7 @@ TEST_P(AdversarialOps, SegmentMeanAndItsBackward) {
 }
 
 TEST_P(AdversarialOps, SegmentsThatAreEmptyOrOutOfRangeThrow) {
+  if (!host_sees_values()) return;
   GuardedMemory m(device());
   const ConstTensor x = m.input(random_normal(10, 1), {5, 2});
   for (const std::vector<int32_t>& bad :
@@ -204,13 +205,19 @@ TEST_P(AdversarialOps, RmsPenaltyIsTheGradientAndVanishesAtTheReference) {
                          .dprompt = dx});
   EXPECT_EQ(m.read(loss)[0], 0.0f);
   EXPECT_EQ(m.read(dx)[0], 0.0f);
-  EXPECT_THROW(rms_penalty(device(), {.prompt = m.input(std::vector<float>{0.0f, 0.0f}, {1, 2}),
-                                      .reference_rms = 3.0f,
-                                      .weight = 1.0f,
-                                      .loss = loss,
-                                      .rms = rms,
-                                      .dprompt = dx}),
-               Error);
+  // A prompt of zeros has no logarithm: an error where the host sees it, an infinite loss elsewhere.
+  const RmsPenalty zeros{.prompt = m.input(std::vector<float>{0.0f, 0.0f}, {1, 2}),
+                         .reference_rms = 3.0f,
+                         .weight = 1.0f,
+                         .loss = loss,
+                         .rms = rms,
+                         .dprompt = dx};
+  if (host_sees_values()) {
+    EXPECT_THROW(rms_penalty(device(), zeros), Error);
+  } else {
+    rms_penalty(device(), zeros);
+    EXPECT_TRUE(std::isinf(m.read(loss)[0]));
+  }
 }
 
 TEST_P(AdversarialOps, BrokenContractsThrow) {

@@ -272,6 +272,7 @@ TEST_P(TrainableOps, GatherAndScatterAreTransposes) {
 }
 
 TEST_P(TrainableOps, RowsOutOfRangeThrow) {
+  if (!host_sees_values()) return;
   GuardedMemory m(device());
   const ConstTensor x = m.input(random_normal(12, 1), {4, 3});
   for (const int32_t bad : {-1, 4}) {

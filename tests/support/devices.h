@@ -35,6 +35,8 @@ class OpsTest : public testing::TestWithParam<DeviceCase> {
     if (!device_) GTEST_SKIP() << "no " << GetParam().name << " device on this machine";
   }
   Device& device() { return *device_; }
+  // Indices and other values in memory are looked at by the host on the CPU only (core/ops/contract.h).
+  bool host_sees_values() const { return device_->kind() == DeviceKind::kCpu; }
 
   // Runs `outputs(Device&) -> vector of results` three times: twice here and once on a device with one
   // thread; all bits must agree. Returns the first run's results. `outputs` makes its own GuardedMemory.

@@ -1,0 +1,13 @@
+// In the place of the CUDA backend where the project is built without nvcc.
+#include "cuda/cuda_device.h"
+
+namespace gantrain {
+
+std::string cuda_unavailable() {
+  return "this build has no CUDA backend (no nvcc was found when it was configured)";
+}
+std::unique_ptr<Device> make_cuda_device(int) {
+  fail("device cuda: {}; use --device cpu", cuda_unavailable());
+}
+
+}  // namespace gantrain

@@ -1,0 +1,49 @@
+// Storage types on the device: f32, bf16, f16; arithmetic is done in f32. 16-byte vectors of them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace gantrain::cuda {
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+
+// Rounds once, to nearest even.
+template <typename T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <>
+__device__ inline __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+
+// kCount values that lie side by side, aligned to their size: one load or store instruction.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Vector {
+  T value[kCount];
+};
+// 16 bytes of T.
+template <typename T>
+constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+
+template <int kCount, typename T>
+__device__ inline Vector<T, kCount> load_vector(const T* p) {
+  return *reinterpret_cast<const Vector<T, kCount>*>(p);
+}
+template <int kCount, typename T>
+__device__ inline void store_vector(T* p, const Vector<T, kCount>& v) {
+  *reinterpret_cast<Vector<T, kCount>*>(p) = v;
+}
+
+}  // namespace gantrain::cuda

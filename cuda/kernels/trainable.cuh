@@ -1,0 +1,145 @@
+// The small trainable networks' elementwise ops, in f32: core/ops/trainable.h. One thread an element (or a
+// column, where a sum must run in order); grid (count / kThreads). Linear layers are matrix products:
+// cuda/ops/matmul.h.
+#pragma once
+
+#include "cuda/device/philox.cuh"
+#include "cuda/device/reduce.cuh"
+#include "cuda/device/types.cuh"
+
+namespace gantrain::cuda {
+
+template <int kThreads>
+__device__ inline int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+}
+
+enum class ActivationCode : int { kSilu, kGelu, kTanh };
+
+constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+
+// exp of a number that is never positive: no overflow for any x.
+__device__ inline float stable_sigmoid(float x) {
+  const float e = expf(-fabsf(x));
+  return x >= 0.0f ? 1.0f / (1.0f + e) : e / (1.0f + e);
+}
+template <ActivationCode kCode>
+__device__ inline float activate(float x) {
+  if constexpr (kCode == ActivationCode::kSilu) return x * stable_sigmoid(x);
+  if constexpr (kCode == ActivationCode::kGelu)
+    return 0.5f * x * (1.0f + tanhf(kGeluScale * (x + kGeluCubic * x * x * x)));
+  return tanhf(x);
+}
+template <ActivationCode kCode>
+__device__ inline float activation_slope(float x) {
+  if constexpr (kCode == ActivationCode::kSilu) {
+    const float s = stable_sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+  }
+  if constexpr (kCode == ActivationCode::kGelu) {
+    const float t = tanhf(kGeluScale * (x + kGeluCubic * x * x * x));
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
+  }
+  const float t = tanhf(x);
+  return 1.0f - t * t;
+}
+template <ActivationCode kCode, int kThreads>
+__global__ __launch_bounds__(kThreads) void activation_forward_kernel(const float* __restrict__ x,
+                                                                      float* __restrict__ y, int64_t count) {
+  const int64_t i = thread_index<kThreads>();
+  if (i < count) y[i] = activate<kCode>(x[i]);
+}
+template <ActivationCode kCode, int kThreads>
+__global__ __launch_bounds__(kThreads) void activation_backward_kernel(const float* __restrict__ x,
+                                                                       const float* __restrict__ dy,
+                                                                       float* __restrict__ dx,
+                                                                       int64_t count) {
+  const int64_t i = thread_index<kThreads>();
+  if (i < count) dx[i] += dy[i] * activation_slope<kCode>(x[i]);
+}
+
+// y[b, p] = a[p] + c[b]
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void broadcast_add_forward_kernel(
+    const float* __restrict__ a,  // (P, C)
+    const float* __restrict__ c,  // (B, C)
+    float* __restrict__ y,        // (B, P, C)
+    int64_t count, int rows, int width) {
+  const int64_t i = thread_index<kThreads>();
+  if (i >= count) return;
+  const int64_t size = static_cast<int64_t>(rows) * width;
+  y[i] = a[i % size] + c[i / size * width + i % width];
+}
+// x (outer, inner, width) summed over one extent, in order:  to[o, j] += sum_i x[o * outer_step + i * step +
+// j]. A thread owns one (o, j). With outer_step = width and step = inner extent * width the roles are
+// exchanged.
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void strided_sum_kernel(const float* __restrict__ x,
+                                                               float* __restrict__ to, int64_t outer,
+                                                               int width, int64_t inner, int64_t outer_step,
+                                                               int64_t step) {
+  const int64_t i = thread_index<kThreads>();
+  if (i >= outer * width) return;
+  const float* from = x + i / width * outer_step + i % width;
+  float sum = to[i];
+  for (int64_t j = 0; j < inner; ++j) sum += from[j * step];
+  to[i] = sum;
+}
+
+// y[b, p] = base[p] + s * x[b, p]; size = P * C
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void scaled_add_forward_kernel(const float* __restrict__ base,
+                                                                      const float* __restrict__ x,
+                                                                      const float* __restrict__ s,
+                                                                      float* __restrict__ y, int64_t count,
+                                                                      int64_t size) {
+  const int64_t i = thread_index<kThreads>();
+  if (i < count) y[i] = base[i % size] + s[0] * x[i];
+}
+// y += a * x, with a from memory where `a_at` is given.
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void axpy_kernel(const float* __restrict__ x,
+                                                        const float* __restrict__ a_at, float a,
+                                                        float* __restrict__ y, int64_t count) {
+  const int64_t i = thread_index<kThreads>();
+  if (i < count) y[i] += (a_at ? a_at[0] : a) * x[i];
+}
+
+// y[r] = x[rows[r]]: grid (R, C / kThreads)
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void gather_rows_kernel(const float* __restrict__ x,
+                                                               const int32_t* __restrict__ rows,
+                                                               float* __restrict__ y, int width) {
+  const int64_t r = blockIdx.x;
+  const int j = blockIdx.y * kThreads + threadIdx.x;
+  if (j < width) y[r * width + j] = x[static_cast<int64_t>(rows[r]) * width + j];
+}
+// dx[rows[r]] += dy[r] in order of r: a thread owns a column, because rows may repeat.
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void scatter_add_rows_kernel(const float* __restrict__ dy,
+                                                                    const int32_t* __restrict__ rows,
+                                                                    float* __restrict__ dx, int64_t count,
+                                                                    int width) {
+  const int64_t j = thread_index<kThreads>();
+  if (j >= width) return;
+  for (int64_t r = 0; r < count; ++r) dx[static_cast<int64_t>(rows[r]) * width + j] += dy[r * width + j];
+}
+
+// y[4i .. 4i + 3] = x + sigma * the normals of Philox(key)(counter, i): a thread owns four elements.
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void add_noise_kernel(const float* __restrict__ x, float sigma,
+                                                             uint64_t key, uint64_t counter,
+                                                             float* __restrict__ y, int64_t count) {
+  const int64_t i = thread_index<kThreads>();
+  if (4 * i >= count) return;
+  const PhiloxWords words = philox(key, counter, static_cast<uint64_t>(i));
+  const float2 first = normal_pair(words.word[0], words.word[1]),
+               second = normal_pair(words.word[2], words.word[3]);
+  const float normal[4] = {first.x, first.y, second.x, second.y};
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    if (4 * i + j < count) y[4 * i + j] = x[4 * i + j] + sigma * normal[j];
+}
+
+}  // namespace gantrain::cuda

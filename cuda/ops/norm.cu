@@ -1,0 +1,75 @@
+#include "cuda/ops/norm.h"
+
+#include "cuda/kernels/norm.cuh"
+#include "cuda/ops/dispatch.cuh"
+
+namespace gantrain {
+namespace cuda {
+namespace {
+
+constexpr int kRows = 4;  // rows a block
+const dim3 kBlock(kWarp, kRows);
+
+}  // namespace
+
+void normalise_rows(const Context& context, const NormaliseRows& a) {
+  with_weights(a.type, [&]<typename T>(Tag<T>) {
+    auto* y = static_cast<T*>(a.y);
+    const bool wide = a.c % 4 == 0 && aligned_to(16, a.x) && aligned_to(4 * sizeof(T), y);
+    const auto run = [&](auto kernel) {
+      launch(kernel, blocks_for(a.n, kRows), kBlock, 0, context.stream, a.x, a.rows, a.gain, a.rstd, y, a.n,
+             a.c, a.eps);
+    };
+    if (a.statistic)
+      run(wide ? normalise_kernel<T, 4, kRows, true> : normalise_kernel<T, 1, kRows, true>);
+    else
+      run(wide ? normalise_kernel<T, 4, kRows, false> : normalise_kernel<T, 1, kRows, false>);
+  });
+}
+
+void row_statistic(const Context& context, const float* x, float* rstd, int64_t n, int64_t c, float eps) {
+  const bool wide = c % 4 == 0 && aligned_to(16, x);
+  launch(wide ? row_rstd_kernel<4, kRows> : row_rstd_kernel<1, kRows>, blocks_for(n, kRows), kBlock, 0,
+         context.stream, x, rstd, n, c, eps);
+}
+
+void norm_backward_rows(const Context& context, const float* x, const float* rstd, const float* gain,
+                        const float* dy, float* dx, int64_t n, int64_t c) {
+  const bool wide = c % 4 == 0 && aligned_to(16, x, dy, dx);
+  launch(wide ? norm_backward_kernel<4, kRows> : norm_backward_kernel<1, kRows>, blocks_for(n, kRows), kBlock,
+         0, context.stream, x, rstd, gain, dy, dx, n, c);
+}
+
+}  // namespace cuda
+
+using namespace cuda;
+
+void CudaOps::row_rstd(const RowRstd& a) {
+  row_statistic(context_, raw<float>(a.x), raw<float>(a.rstd), a.x.dim(0), a.x.dim(1), a.eps);
+}
+
+void CudaOps::rmsnorm_forward(const RmsNormForward& a) {
+  normalise_rows(context_, {.x = raw<float>(a.x),
+                            .rows = nullptr,
+                            .gain = raw<float>(a.w),
+                            .rstd = raw<float>(a.rstd),
+                            .statistic = true,
+                            .eps = a.eps,
+                            .type = DType::kF32,
+                            .y = a.y.raw(),
+                            .n = a.x.dim(0),
+                            .c = a.x.dim(1)});
+}
+
+void CudaOps::rmsnorm_backward(const RmsNormBackward& a) {
+  constexpr int kThreads = 64;
+  const int64_t n = a.x.dim(0), c = a.x.dim(1);
+  if (!a.dx.empty())
+    norm_backward_rows(context_, raw<float>(a.x), raw<float>(a.rstd), raw<float>(a.w), raw<float>(a.dy),
+                       raw<float>(a.dx), n, c);
+  if (!a.dw.empty())
+    launch(gain_gradient_kernel<kThreads>, blocks_for(c, kThreads), kThreads, 0, context_.stream,
+           raw<float>(a.x), raw<float>(a.rstd), raw<float>(a.dy), raw<float>(a.dw), n, c);
+}
+
+}  // namespace gantrain

@@ -1,0 +1,22 @@
+// What every op of the backend works with: one device, one stream.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace gantrain::cuda {
+
+struct Context {
+  cudaStream_t stream = nullptr;
+  int device = 0;
+  int processors = 1;            // streaming multiprocessors
+  int capability = 80;           // compute capability, times ten
+  int64_t shared_per_block = 0;  // the most dynamic shared memory a block may ask for
+  // Memory of the device's own for sums over whole tensors (cuda/ops/sums.h) and for all_finite.
+  double* partials = nullptr;  // (256)
+  double* total = nullptr;     // (1)
+  int* flag = nullptr;         // (1)
+};
+
+}  // namespace gantrain::cuda
