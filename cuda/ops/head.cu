@@ -1,7 +1,175 @@
+#include "cuda/kernels/head.cuh"
+
+#include <algorithm>
+
 #include "cuda/ops/dispatch.cuh"
+#include "cuda/ops/elementwise.h"
+#include "cuda/ops/matmul.h"
+#include "cuda/ops/norm.h"
+
 namespace gantrain {
-int64_t CudaOps::scratch(const HeadLogits&) const { return 0; }
-int64_t CudaOps::scratch(const HeadLoss&) const { return 0; }
-void CudaOps::head_logits(const HeadLogits&) { fail("head_logits: not on this device yet"); }
-void CudaOps::head_loss(const HeadLoss&) { fail("head_loss: not on this device yet"); }
+
+using namespace cuda;
+
+namespace {
+
+constexpr int64_t kHeadRows = 128;  // rows of a chunk: its logits stay in the cache
+constexpr int kThreads = 512;
+
+bool present(const ConstTensor& t) { return !t.empty() || t.rank() > 0; }
+
+struct LossPieces {
+  void *normed, *seeds;  // seeds: in place of the logits if they are f32
+  float *logits, *reference, *noisy, *target, *rstd, *dnormed;
+};
+LossPieces loss_pieces(Pieces& p, const HeadLoss& a) {
+  const int64_t rows = std::min(kHeadRows, a.rows.dim(0)), v = a.w->rows(), c = a.w->cols();
+  const bool gumbel = present(a.embedding_grad);
+  LossPieces s{};
+  s.normed = p.take<float>(rows * c);
+  s.logits = p.take<float>(rows * v);
+  s.seeds = s.logits;
+  s.reference = present(a.reference) ? p.take<float>(rows * v) : nullptr;
+  s.noisy = gumbel ? p.take<float>(rows * v) : nullptr;
+  s.target = gumbel ? p.take<float>(rows * v) : nullptr;
+  s.rstd = p.take<float>(rows);
+  if (present(a.dx)) {
+    if (a.w->dtype() == DType::kBF16) s.seeds = p.take<__nv_bfloat16>(rows * v);
+    s.dnormed = p.take<float>(rows * c);
+  }
+  return s;
+}
+
+// logits (n, V) = the normalised rows of x times w^T
+void logits_of(const Context& context, const FrozenMatrix& w, const float* x, const int32_t* rows,
+               const ConstTensor& gain, float eps, int64_t n, void* normed, float* rstd, float* logits) {
+  const int64_t c = w.cols(), v = w.rows();
+  normalise_rows(context, {.x = x,
+                           .rows = rows,
+                           .gain = raw<float>(gain),
+                           .rstd = rstd,
+                           .statistic = true,
+                           .eps = eps,
+                           .type = w.dtype(),
+                           .y = normed,
+                           .n = n,
+                           .c = c});
+  matmul(context, {.m = n,
+                   .n = v,
+                   .k = c,
+                   .a = normed,
+                   .lda = c,
+                   .b = as_cuda(w).data(),
+                   .ldb = c,
+                   .transpose_b = true,
+                   .dtype = w.dtype(),
+                   .c = logits,
+                   .ldc = v});
+}
+
+struct LogitsPieces {
+  void* normed;
+  float* rstd;
+};
+LogitsPieces logits_pieces(Pieces& p, const HeadLogits& a) {
+  const int64_t rows = a.rows.dim(0);
+  return {p.take<std::byte>(rows * a.w->cols() * dtype_size(a.w->dtype())), p.take<float>(rows)};
+}
+
+template <typename T>
+T* from_row(const BasicTensor<false>& t, int64_t row) {
+  return t.empty() ? nullptr : raw<T>(t) + row;
+}
+template <typename T>
+const T* from_row(const ConstTensor& t, int64_t row, int64_t width = 1) {
+  return t.empty() ? nullptr : raw<T>(t) + row * width;
+}
+
+}  // namespace
+
+int64_t CudaOps::scratch(const HeadLogits& a) const {
+  Pieces p;
+  logits_pieces(p, a);
+  return p.bytes();
+}
+int64_t CudaOps::scratch(const HeadLoss& a) const {
+  Pieces p;
+  loss_pieces(p, a);
+  return p.bytes();
+}
+
+void CudaOps::head_logits(const HeadLogits& a) {
+  Pieces pieces(a.scratch);
+  const LogitsPieces s = logits_pieces(pieces, a);
+  logits_of(context_, *a.w, raw<float>(a.x), raw<int32_t>(a.rows), a.gain, a.eps, a.rows.dim(0), s.normed,
+            s.rstd, raw<float>(a.logits));
+}
+
+void CudaOps::head_loss(const HeadLoss& a) {
+  const int64_t c = a.w->cols(), v = a.w->rows(), total = a.rows.dim(0);
+  const DType type = a.w->dtype();
+  Pieces pieces(a.scratch);
+  const LossPieces s = loss_pieces(pieces, a);
+  const bool wants_seed = !a.dx.empty(), gumbel = !a.embedding_grad.empty() && wants_seed;
+  for (int64_t r0 = 0; r0 < total; r0 += kHeadRows) {
+    const int64_t n = std::min(kHeadRows, total - r0);
+    const int32_t* rows = from_row<int32_t>(a.rows, r0);
+    if (!a.reference.empty())
+      logits_of(context_, *a.w, from_row<float>(a.reference, r0, c), nullptr, a.gain, a.eps, n, s.normed,
+                s.rstd, s.reference);
+    if (gumbel) {
+      const void* grad = from_row<float>(a.embedding_grad, r0, c);
+      if (a.embedding->dtype() == DType::kBF16) {
+        round_to_bf16(context_, grad, DType::kF32, s.normed, n * c);
+        grad = s.normed;
+      }
+      matmul(context_, {.m = n,
+                        .n = v,
+                        .k = c,
+                        .a = grad,
+                        .lda = c,
+                        .b = as_cuda(*a.embedding).data(),
+                        .ldb = c,
+                        .transpose_b = true,
+                        .dtype = a.embedding->dtype(),
+                        .c = s.target,
+                        .ldc = v});
+    }
+    logits_of(context_, *a.w, raw<float>(a.x), rows, a.gain, a.eps, n, s.normed, s.rstd, s.logits);
+    const HeadRowArgs args{.logits = s.logits,
+                           .reference = a.reference.empty() ? nullptr : s.reference,
+                           .noisy = gumbel ? s.noisy : nullptr,
+                           .target = s.target,
+                           .labels = from_row<int32_t>(a.labels, r0),
+                           .ce_weight = from_row<float>(a.ce_weight, r0),
+                           .kl_weight = from_row<float>(a.kl_weight, r0),
+                           .key = from_row<int64_t>(a.key, r0),
+                           .counter = from_row<int64_t>(a.counter, r0),
+                           .inverse_tau = 1.0f / a.tau,
+                           .top_k = a.top_k,
+                           .nll = from_row<float>(a.nll, r0),
+                           .kl = from_row<float>(a.kl, r0),
+                           .argmax = from_row<int32_t>(a.argmax, r0),
+                           .wants_seed = wants_seed,
+                           .v = static_cast<int>(v)};
+    with_weights(type, [&]<typename T>(Tag<T>) {
+      launch(head_row_kernel<T, kThreads>, blocks_for(n, 1), kThreads, 0, context_.stream, args,
+             static_cast<T*>(s.seeds));
+    });
+    if (!wants_seed) continue;
+    matmul(context_, {.m = n,
+                      .n = c,
+                      .k = v,
+                      .a = s.seeds,
+                      .lda = v,
+                      .b = as_cuda(*a.w).data(),
+                      .ldb = c,
+                      .dtype = type,
+                      .c = s.dnormed,
+                      .ldc = c});
+    launch(head_scatter_kernel, blocks_for(n, 1), kWarp, 0, context_.stream, raw<float>(a.x), rows, s.rstd,
+           raw<float>(a.gain), s.dnormed, raw<float>(a.dx), n, c);
+  }
+}
+
 }  // namespace gantrain

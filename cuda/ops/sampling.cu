@@ -1,5 +1,25 @@
+#include "cuda/kernels/sampling.cuh"
+
 #include "cuda/ops/dispatch.cuh"
+
 namespace gantrain {
+
+using namespace cuda;
+
 int64_t CudaOps::scratch(const Sample&) const { return 0; }
-void CudaOps::sample(const Sample&) { fail("sample: not on this device yet"); }
+
+void CudaOps::sample(const Sample& a) {
+  const int64_t rows = a.logits.dim(0), n = a.logits.dim(1);
+  const auto run = [&](auto kernel, int threads) {
+    launch(kernel, blocks_for(rows, 1), static_cast<unsigned>(threads), 0, context_.stream,
+           raw<float>(a.logits), raw<float>(a.temperature), raw<int32_t>(a.top_k), raw<float>(a.top_p),
+           raw<int64_t>(a.key), raw<int64_t>(a.counter), a.gumbel, raw<int32_t>(a.token), raw<float>(a.logp),
+           n);
+  };
+  if (n <= 1024)
+    run(sample_kernel<64>, 64);
+  else
+    run(sample_kernel<512>, 512);
+}
+
 }  // namespace gantrain
