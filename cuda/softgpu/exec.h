@@ -8,18 +8,10 @@
 #include <cstring>
 
 #include "cuda/softgpu/decode.h"
+#include "cuda/softgpu/floats.h"
 #include "cuda/softgpu/machine.h"
 
 namespace softgpu {
-
-using u8 = uint8_t;
-using u16 = uint16_t;
-using u32 = uint32_t;
-using u64 = uint64_t;
-using i8 = int8_t;
-using i16 = int16_t;
-using i32 = int32_t;
-using i64 = int64_t;
 
 // Handlers from a function of one lane's operands: op 0 is the destination.
 template <class D, class A, auto F>
@@ -42,14 +34,6 @@ void ternary(Warp& w, const Inst& in, Mask m) {
   const B* b = lanes<B>(w, in.ops[2]);
   const C* c = lanes<C>(w, in.ops[3]);
   each(m, d, [=](int i) { return static_cast<D>(F(a[i], b[i], c[i])); });
-}
-
-template <class To, class From>
-inline To bit(From f) {
-  static_assert(sizeof(To) == sizeof(From));
-  To t;
-  std::memcpy(&t, &f, sizeof t);
-  return t;
 }
 
 // Inst::aux of floating-point instructions.
@@ -90,7 +74,6 @@ class RoundingScope {
   u32 saved_ = 0;
 };
 
-inline float canonical(float f) { return f != f ? bit<float>(u32{0x7fffffff}) : f; }
 inline double canonical(double f) { return f; }
 inline float saturate(float f) { return f > 0 ? (f < 1 ? f : 1.0f) : 0.0f; }  // NaN becomes +0
 inline double saturate(double f) { return f > 0 ? (f < 1 ? f : 1.0) : 0.0; }
@@ -98,18 +81,6 @@ inline double saturate(double f) { return f > 0 ? (f < 1 ? f : 1.0) : 0.0; }
 // --- 16-bit floats
 // ---------------------------------------------------------------------------------------------
 
-inline float half_to_float(u16 h) { return _cvtsh_ss(h); }
-// By the rounding mode of MXCSR.
-inline u16 float_to_half(float f) {
-  if (f != f) return 0x7fff;
-  return static_cast<u16>(_cvtss_sh(f, _MM_FROUND_CUR_DIRECTION));
-}
-inline float bf16_to_float(u16 b) { return bit<float>(static_cast<u32>(b) << 16); }
-inline u16 float_to_bf16(float f) {  // to nearest even
-  const u32 u = bit<u32>(f);
-  const u16 r = static_cast<u16>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-  return (u & 0x7fffffff) > 0x7f800000 ? u16{0x7fff} : r;
-}
 inline u16 float_to_bf16_mode(float f, u32 mode) {
   const u32 u = bit<u32>(f);
   if ((u & 0x7fffffff) > 0x7f800000) return 0x7fff;
@@ -146,11 +117,6 @@ inline float fma_odd(double a, double b, double c) {
     u = grows ? u | 1 : u - 1;
   }
   return to_float_odd(bit<double>(u));
-}
-inline float round_tf32(float f) {  // to 10 bits, ties away from zero (cvt.rna)
-  const u32 u = bit<u32>(f);
-  if ((u & 0x7f800000) == 0x7f800000) return canonical(f);
-  return bit<float>((u + 0x1000) & ~u32{0x1fff});
 }
 inline float truncate_tf32(float f) { return bit<float>(bit<u32>(f) & ~u32{0x1fff}); }
 

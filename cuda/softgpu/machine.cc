@@ -645,6 +645,15 @@ void exit_lanes(Warp& w, Mask mask) {
   if (g.cluster_arrived && g.cluster_arrived == g.cluster_live) complete_cluster(g);
 }
 
+void run_on_threads(uint64_t most, const std::function<void(int)>& job) {
+  static const int processors = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int wanted = options().threads > 0 ? options().threads : processors;
+  const int n = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(wanted), most));
+  if (n <= 1) return job(0);
+  static Pool* pool = new Pool;
+  pool->run(n, job);
+}
+
 void run_launch(const Launch& launch, Counters* counters) {
   const uint64_t clusters = launch.cooperative ? 1 : launch.grid.count() / launch.cluster.count();
   const uint64_t seed = options().seed;
@@ -655,9 +664,6 @@ void run_launch(const Launch& launch, Counters* counters) {
     while (std::gcd(stride, clusters) != 1) stride = (stride + 1) % clusters;
     offset = (seed * 0xd1342543de82ef95ull >> 20) % clusters;
   }
-  static const int processors = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  const int wanted = options().threads > 0 ? options().threads : processors;
-  const int n = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(wanted), clusters));
   std::atomic<uint64_t> next{0};
   std::atomic<bool> stop{false};
   std::mutex mutex;
@@ -692,12 +698,7 @@ void run_launch(const Launch& launch, Counters* counters) {
     std::lock_guard lock(mutex);
     sum.add(g.counters);
   };
-  if (n <= 1) {
-    job(0);
-  } else {
-    static Pool* pool = new Pool;
-    pool->run(n, job);
-  }
+  run_on_threads(clusters, job);
   if (counters) counters->add(sum);
   if (first) throw *first;
 }

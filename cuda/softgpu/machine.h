@@ -333,6 +333,10 @@ std::string place(const Kernel& k, uint32_t pc);
 // Run a whole launch; throws Fault. Counters are added to *counters where not null.
 void run_launch(const Launch& launch, Counters* counters);
 
+// job(0), ..., job(n - 1), each on a host thread of its own; n is how many threads there are to use, `most`
+// at the most.
+void run_on_threads(uint64_t most, const std::function<void(int)>& job);
+
 // --- used by handlers
 // --------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@
 
 #include "cuda/softgpu/decode.h"
 #include "cuda/softgpu/fatbin.h"
+#include "cuda/softgpu/library.h"
 #include "cuda/softgpu/machine.h"
 #include "cuda/softgpu/options.h"
 
@@ -41,6 +42,15 @@ struct Module {
   std::map<std::string, std::unique_ptr<KernelEntry>> kernels;
 };
 
+// Work of another library's stand-in (library.h); copies of a graph share it.
+struct LibraryCall {
+  explicit LibraryCall(const SoftgpuCall& c);
+  ~LibraryCall();
+  LibraryCall(const LibraryCall&) = delete;
+  SoftgpuCall call;
+  std::string name;
+};
+
 // One operation of a stream, or one node of a graph.
 struct Operation {
   enum Kind {
@@ -53,7 +63,8 @@ struct Operation {
     kEventWait,
     kChild,
     kAlloc,
-    kFree
+    kFree,
+    kLibrary
   } kind = kEmpty;
   // kKernel
   KernelEntry* entry = nullptr;
@@ -70,6 +81,7 @@ struct Operation {
   void* user = nullptr;
   cudaEvent_t event = nullptr;
   std::shared_ptr<struct Graph> child;
+  std::shared_ptr<LibraryCall> library;  // kLibrary
 };
 
 struct Node {
@@ -126,6 +138,7 @@ struct Runtime {
     void** managed = nullptr;
   };
   std::unordered_map<const void*, HostVariable> variables;
+  std::map<std::string, KernelEntry> libraries;  // what other libraries did, by name
   cudaError_t sticky = cudaSuccess;
   bool faulted = false;
   std::set<Stream*> streams;
@@ -154,6 +167,11 @@ Stream* find_stream(cudaStream_t s);
 // Runs the operation, or adds it to the graph the stream is captured into.
 cudaError_t submit(cudaStream_t s, Operation op);
 cudaError_t execute(Operation& op);
+cudaError_t run_library(Operation& op);
+uint64_t next_launch();
+void trace(const std::string& line);  // with its newline
+// A fault while work ran: said on standard error, and every later call reports it.
+void record_fault(cudaError_t code, const std::string& message);
 cudaError_t run_graph(GraphExec& exec);
 // For calls that a capture forbids: an error (and the capture is void) where one is under way.
 cudaError_t not_in_capture(const char* name);

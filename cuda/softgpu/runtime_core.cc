@@ -58,34 +58,35 @@ void write_counters() {
   if (options().counters.empty()) return;
   nlohmann::ordered_json kernels = nlohmann::ordered_json::array();
   uint64_t launches = 0;
-  for (const auto& m : runtime().modules) {
-    for (const auto& [name, e] : m->kernels) {
-      if (!e->launches) continue;
-      launches += e->launches;
-      const Counters& c = e->counters;
-      static constexpr const char* classes[] = {"integer", "float",   "convert", "move",  "control", "memory",
-                                                "atomic",  "shuffle", "barrier", "async", "mma"};
-      nlohmann::ordered_json by = nlohmann::ordered_json::object();
-      for (int i = 0; i < kClasses; ++i) by[classes[i]] = c.by_class[i];
-      kernels.push_back({{"name", name},
-                         {"launches", e->launches},
-                         {"seconds", e->seconds},
-                         {"warp_instructions", c.warp_instructions},
-                         {"thread_instructions", c.thread_instructions},
-                         {"warp_instructions_by_class", by},
-                         {"global_load_requests", c.global_loads},
-                         {"global_load_sectors", c.load_sectors},
-                         {"global_load_bytes", c.load_bytes},
-                         {"global_store_requests", c.global_stores},
-                         {"global_store_sectors", c.store_sectors},
-                         {"global_store_bytes", c.store_bytes},
-                         {"shared_requests", c.shared_requests},
-                         {"shared_wavefronts", c.shared_wavefronts},
-                         {"shared_wavefronts_ideal", c.shared_ideal},
-                         {"multiply_adds", c.multiply_adds},
-                         {"async_copy_bytes", c.async_bytes}});
-    }
-  }
+  const auto add = [&](const std::string& name, const KernelEntry& e) {
+    if (!e.launches) return;
+    launches += e.launches;
+    const Counters& c = e.counters;
+    static constexpr const char* classes[] = {"integer", "float",   "convert", "move",  "control", "memory",
+                                              "atomic",  "shuffle", "barrier", "async", "mma"};
+    nlohmann::ordered_json by = nlohmann::ordered_json::object();
+    for (int i = 0; i < kClasses; ++i) by[classes[i]] = c.by_class[i];
+    kernels.push_back({{"name", name},
+                       {"launches", e.launches},
+                       {"seconds", e.seconds},
+                       {"warp_instructions", c.warp_instructions},
+                       {"thread_instructions", c.thread_instructions},
+                       {"warp_instructions_by_class", by},
+                       {"global_load_requests", c.global_loads},
+                       {"global_load_sectors", c.load_sectors},
+                       {"global_load_bytes", c.load_bytes},
+                       {"global_store_requests", c.global_stores},
+                       {"global_store_sectors", c.store_sectors},
+                       {"global_store_bytes", c.store_bytes},
+                       {"shared_requests", c.shared_requests},
+                       {"shared_wavefronts", c.shared_wavefronts},
+                       {"shared_wavefronts_ideal", c.shared_ideal},
+                       {"multiply_adds", c.multiply_adds},
+                       {"async_copy_bytes", c.async_bytes}});
+  };
+  for (const auto& m : runtime().modules)
+    for (const auto& [name, e] : m->kernels) add(name, *e);
+  for (const auto& [name, e] : runtime().libraries) add(name, e);
   std::ofstream(options().counters)
       << nlohmann::ordered_json{{"launches", launches}, {"kernels", kernels}}.dump(1) << "\n";
 }
@@ -314,11 +315,29 @@ cudaError_t make_launch(KernelEntry* e, dim3 grid, dim3 block, void** args, size
   return cudaSuccess;
 }
 
+uint64_t next_launch() {
+  static uint64_t last = 0;
+  return ++last;
+}
+void trace(const std::string& line) {
+  if (options().trace.empty()) return;
+  static std::FILE* out = options().trace == "-" ? stderr : std::fopen(options().trace.c_str(), "w");
+  if (!out) return;
+  std::fputs(line.c_str(), out);
+  std::fflush(out);
+}
+void record_fault(cudaError_t code, const std::string& message) {
+  std::fflush(stdout);
+  fmt::print(stderr, "softgpu: fault: {}\n", message);
+  runtime().sticky = code;
+  runtime().faulted = true;
+  last_error = code;
+}
+
 namespace {
 cudaError_t run_kernel(Operation& op) {
   KernelEntry& e = *op.entry;
-  static uint64_t next_launch = 0;
-  op.launch.id = ++next_launch;
+  op.launch.id = next_launch();
   op.launch.kernel = e.kernel.get();
   op.launch.count = !options().counters.empty();
   const double start = now_seconds();
@@ -333,24 +352,12 @@ cudaError_t run_kernel(Operation& op) {
   const double seconds = now_seconds() - start;
   ++e.launches;
   e.seconds += seconds;
-  if (!options().trace.empty()) {
-    static std::FILE* out = options().trace == "-" ? stderr : std::fopen(options().trace.c_str(), "w");
-    const Launch& l = op.launch;
-    if (out) {
-      fmt::print(out, "launch {} {} grid {}x{}x{} block {}x{}x{} cluster {} shared {}+{} ms {:.3f}{}\n", l.id,
-                 e.name, l.grid.x, l.grid.y, l.grid.z, l.block.x, l.block.y, l.block.z, l.cluster.count(),
-                 e.kernel->static_shared, l.dynamic_shared, seconds * 1e3,
-                 result == cudaSuccess ? "" : " FAULT");
-      std::fflush(out);
-    }
-  }
-  if (result != cudaSuccess) {
-    std::fflush(stdout);
-    fmt::print(stderr, "softgpu: fault: {}\n", message);
-    runtime().sticky = result;
-    runtime().faulted = true;
-    last_error = result;
-  }
+  const Launch& l = op.launch;
+  trace(fmt::format("launch {} {} grid {}x{}x{} block {}x{}x{} cluster {} shared {}+{} ms {:.3f}{}\n", l.id,
+                    e.name, l.grid.x, l.grid.y, l.grid.z, l.block.x, l.block.y, l.block.z, l.cluster.count(),
+                    e.kernel->static_shared, l.dynamic_shared, seconds * 1e3,
+                    result == cudaSuccess ? "" : " FAULT"));
+  if (result != cudaSuccess) record_fault(result, message);
   return cudaSuccess;  // as on hardware, the launch succeeded; the next call learns of the fault
 }
 }  // namespace
@@ -387,6 +394,8 @@ cudaError_t execute(Operation& op) {
     case Operation::kHost:
       op.host(op.user);
       return cudaSuccess;
+    case Operation::kLibrary:
+      return run_library(op);
     case Operation::kEventRecord: {
       Event* e = reinterpret_cast<Event*>(op.event);
       e->recorded = true;

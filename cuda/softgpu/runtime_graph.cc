@@ -262,11 +262,11 @@ SOFTGPU_EXPORT cudaError_t cudaGraphGetEdges(cudaGraph_t graph, cudaGraphNode_t*
 }
 SOFTGPU_EXPORT cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
   SOFTGPU_ENTER;
-  static constexpr cudaGraphNodeType types[] = {cudaGraphNodeTypeKernel,    cudaGraphNodeTypeMemcpy,
-                                                cudaGraphNodeTypeMemset,    cudaGraphNodeTypeHost,
-                                                cudaGraphNodeTypeEmpty,     cudaGraphNodeTypeEventRecord,
-                                                cudaGraphNodeTypeWaitEvent, cudaGraphNodeTypeGraph,
-                                                cudaGraphNodeTypeMemAlloc,  cudaGraphNodeTypeMemFree};
+  static constexpr cudaGraphNodeType types[] = {
+      cudaGraphNodeTypeKernel,    cudaGraphNodeTypeMemcpy, cudaGraphNodeTypeMemset,
+      cudaGraphNodeTypeHost,      cudaGraphNodeTypeEmpty,  cudaGraphNodeTypeEventRecord,
+      cudaGraphNodeTypeWaitEvent, cudaGraphNodeTypeGraph,  cudaGraphNodeTypeMemAlloc,
+      cudaGraphNodeTypeMemFree,   cudaGraphNodeTypeKernel};
   *type = types[reinterpret_cast<Node*>(node)->op.kind];
   return cudaSuccess;
 }
@@ -383,7 +383,8 @@ SOFTGPU_EXPORT cudaError_t cudaGraphExecUpdate(cudaGraphExec_t exec, cudaGraph_t
     const Node& a = *e->graph->nodes[i];
     const Node& b = *g->nodes[i];
     same = a.op.kind == b.op.kind && a.before.size() == b.before.size() &&
-           (a.op.kind != Operation::kKernel || a.op.entry == b.op.entry);
+           (a.op.kind != Operation::kKernel || a.op.entry == b.op.entry) &&
+           (a.op.kind != Operation::kLibrary || a.op.library->name == b.op.library->name);
   }
   if (info) info->result = same ? cudaGraphExecUpdateSuccess : cudaGraphExecUpdateErrorTopologyChanged;
   if (!same) return finish(cudaErrorGraphExecUpdateFailure);

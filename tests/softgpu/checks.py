@@ -59,6 +59,27 @@ CASES = {
         "cluster_exited": r"whose threads have all exited",
         "tensor_rank": r"the tensor map is of rank 2, the instruction of 1",
     },
+    "cublaslt": {
+        "input_bounds": r"cublasLtMatmul 64 64 64: read of A: .* leave the allocation: it starts at byte 0 of a live",
+        "output_bounds": r"write of D: .* leave the allocation",
+        "input_unwritten": r"read of B: .* byte 16380 was never written",
+        "addend_unwritten": r"read of C: .* byte 0 was never written",
+        "input_freed": r"read of A: .* byte 0 of a freed allocation",
+        "host_memory": r"read of B: .* in no allocation",
+        "overlap": r"D and A share memory|A and D share memory",
+        "shape": r"INVALID_VALUE: cublasLtMatmul: op\(A\) is 64 x 64, op\(B\) 63 x 64",
+        "leading_dimension": r"INVALID_VALUE: cublasLtMatmul: B: leading dimension 63, expected at least the 64 rows",
+        "types": r"NOT_SUPPORTED: cublasLtMatmul: CUBLAS_COMPUTE_32F with A 32F, B 16BF",
+        "pointer_mode": r"read of alpha: .* in no allocation",
+        "bias_bounds": r"read of the bias: .* leave the allocation",
+        "aux_missing": r"INVALID_VALUE: .* needs CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER",
+        "alignment": r"INVALID_VALUE: cublasLtMatmul: A at .* is misaligned",
+        "workspace_short": r"INVALID_VALUE: cublasLtMatmul: a workspace of 65280 bytes, the algorithm needs 65536",
+        "workspace_bounds": r"write of the workspace: .* leave the allocation",
+        "workspace_kept": r"never written",
+        "other_algorithm": r"INVALID_VALUE: .* other transforms of A and B",
+        "captured_freed": r"read of A: .* byte 0 of a freed allocation",
+    },
 }
 
 

@@ -48,9 +48,15 @@ def entry_points(folder):
     every = re.findall(r"SOFTGPU_ENTRY\((\w+)\)", read(os.path.join(folder, "entry_points.inc")))
     defined = set()
     for name in os.listdir(folder):
-        if name.endswith(".cc"):
+        if name.endswith(".cc") and not name.startswith("cublaslt"):
             defined |= set(re.findall(r"SOFTGPU_EXPORT[^;{(]*?\b(\w+)\(", read(os.path.join(folder, name))))
     return sorted(e for e in every if e in defined), sorted(e for e in every if e not in defined)
+
+
+def cublaslt(folder):
+    """(functions of cuBLASLt that are there, those that name themselves and stop)"""
+    done = re.findall(r"SOFTGPU_EXPORT[^;{(]*?\b(\w+)\(", read(os.path.join(folder, "cublaslt.cc")))
+    return sorted(done), sorted(re.findall(r"^SOFTGPU_ENTRY\((\w+)\)", read(os.path.join(folder, "cublaslt_missing.cc")), re.MULTILINE))
 
 
 def section(root):
@@ -66,7 +72,10 @@ def section(root):
     lines += ["", "Types: " + wrap([f"`.{t}`" for t in types]), "", "### Special registers", "", wrap([f"`{s}`" for s in special])]
     lines += ["", f"### Runtime entry points ({len(done)})", "", wrap([f"`{e}`" for e in done])]
     lines += ["", "Of the driver, by `cudaGetDriverEntryPoint`: " + wrap([f"`{d}`" for d in driver])]
-    lines += ["", f"The other {len(missing)} that the runtime exports (`entry_points.inc`) name themselves and stop.", "", END]
+    lines += ["", f"The other {len(missing)} that the runtime exports (`entry_points.inc`) name themselves and stop."]
+    lt, lt_missing = cublaslt(folder)
+    lines += ["", f"### cuBLASLt ({len(lt)})", "", wrap([f"`{e}`" for e in lt])]
+    lines += ["", wrap(["Name themselves and stop:"] + [f"`{e}`" for e in lt_missing]), "", END]
     return "\n".join(lines)
 
 

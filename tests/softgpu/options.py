@@ -37,6 +37,21 @@ def main():
             wrong.append(f"bank conflicts of the GEMM: {gemm['shared_wavefronts']} of {gemm['shared_wavefronts_ideal']}")
         if sum(gemm["warp_instructions_by_class"].values()) != gemm["warp_instructions"]:
             wrong.append("the classes of instructions do not add up")
+        # A product of a library counts as a launch with its multiply-adds.
+        library = os.path.join(build, "bin/softgpu/cublaslt_open")
+        if os.path.exists(library):
+            command = [tool, "--build", build, "--counters", counters, "--trace", trace, library]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            with open(counters, encoding="utf-8") as file:
+                data = json.load(file)
+            with open(trace, encoding="utf-8") as file:
+                line = file.read()
+            call = data["kernels"][0]
+            numbers = [data["launches"], call["launches"], call["multiply_adds"], call["global_load_bytes"], call["global_store_bytes"]]
+            if call["name"] != "cublasLtMatmul 2 2 2" or numbers != [1, 1, 8, 32, 16]:
+                wrong.append(f"counters of cublasLtMatmul: {call}")
+            if not line.startswith("launch 1 cublasLtMatmul 2 2 2 ms "):
+                wrong.append(f"trace of cublasLtMatmul: {line}")
     for arguments in (["--no-such"], ["--seed"], []):
         if subprocess.run([tool, *arguments], capture_output=True, check=False).returncode != 2:
             wrong.append(f"usage: {arguments}")
