@@ -41,9 +41,22 @@ template <int kCount, typename T>
 __device__ inline Vector<T, kCount> load_vector(const T* p) {
   return *reinterpret_cast<const Vector<T, kCount>*>(p);
 }
+// To global memory. Spelt out where it is wide, because the compiler does not always join the stores of a
+// struct.
 template <int kCount, typename T>
 __device__ inline void store_vector(T* p, const Vector<T, kCount>& v) {
-  *reinterpret_cast<Vector<T, kCount>*>(p) = v;
+  constexpr int kBytes = kCount * sizeof(T);
+  const auto* words = reinterpret_cast<const uint32_t*>(&v);
+  if constexpr (kBytes == 16)
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+  else if constexpr (kBytes == 8)
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(words[0]),
+                 "r"(words[1])
+                 : "memory");
+  else
+    *reinterpret_cast<Vector<T, kCount>*>(p) = v;
 }
 
 }  // namespace gantrain::cuda

@@ -32,6 +32,20 @@ __global__ __launch_bounds__(kWarp* kRows) void row_rstd_kernel(const float* __r
   if (threadIdx.x == 0) rstd[row] = r;
 }
 
+// The same from partial sums of squares (cuda/kernels/matmul_epilogue.cuh), `parts` a row.
+template <int kRows>
+__global__ __launch_bounds__(kWarp* kRows) void rstd_of_squares_kernel(
+    const float* __restrict__ squares,  // (N, parts)
+    float* __restrict__ rstd,           // (N)
+    int64_t n, int parts, int c, float eps) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
+  if (row >= n) return;
+  float sum = 0;
+  for (int j = threadIdx.x; j < parts; j += kWarp) sum += squares[row * parts + j];
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0) rstd[row] = 1.0f / sqrtf(sum / static_cast<float>(c) + eps);
+}
+
 // y[n] = x[index(n)] * rstd[n] * gain, rounded to T; the statistic is computed when kStatistic, else read.
 // Traffic a row: C f32 read (twice with the statistic, the second time from the cache), C T written.
 template <typename T, int kVector, int kRows, bool kStatistic>

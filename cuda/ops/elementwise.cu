@@ -8,8 +8,12 @@ namespace gantrain::cuda {
 void round_to_bf16(const Context& context, const void* from, DType from_type, void* to, int64_t count) {
   constexpr int kThreads = 256;
   with_type(from_type, [&]<typename From>(Tag<From>) {
-    launch(convert_kernel<From, __nv_bfloat16, kThreads>, blocks_for(count, kThreads), kThreads, 0,
-           context.stream, static_cast<const From*>(from), static_cast<__nv_bfloat16*>(to), count);
+    auto* out = static_cast<__nv_bfloat16*>(to);
+    const bool wide = count % 4 == 0 && aligned_to(4 * sizeof(From), from) && aligned_to(8, out);
+    launch(wide ? convert_kernel<From, __nv_bfloat16, 4, kThreads>
+                : convert_kernel<From, __nv_bfloat16, 1, kThreads>,
+           blocks_for(count, wide ? 4 * kThreads : kThreads), kThreads, 0, context.stream,
+           static_cast<const From*>(from), out, count);
   });
 }
 

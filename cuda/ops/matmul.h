@@ -1,10 +1,18 @@
-// Matrix products of the backend: one entry, several kernels behind it.
+// Matrix products of the backend: one entry, several kernels behind it (docs/kernels/matmul.md).
 #pragma once
 
 #include "core/tensor.h"
 #include "cuda/runtime/context.h"
 
 namespace gantrain::cuda {
+
+enum class MatmulKernel : uint8_t {
+  kChosen,  // by type, alignment and shape
+  kSimt,    // f32 units: any type, shape and alignment
+  kLarge,   // tensor cores, tiles of 128 x 128
+  kMedium,  // of 64 x 128
+  kSmall    // of 16 x 32: few rows
+};
 
 // c (m, n) = a b + bias + addend, f32 accumulation. All row-major; a row's result does not depend on m.
 struct Matmul {
@@ -21,7 +29,17 @@ struct Matmul {
   DType c_dtype = DType::kF32;    // f32 or bf16
   const float* bias = nullptr;    // (n)
   const float* addend = nullptr;  // (m, n) with ldc; may be c itself (f32): accumulate
+  // (m, ceil(n / 16)), with an f32 c: its squares summed over columns 16j .. 16j + 15, for the statistic of
+  // the norm that follows (cuda/ops/norm.h).
+  float* squares = nullptr;
+  MatmulKernel kernel = MatmulKernel::kChosen;
 };
 void matmul(const Context&, const Matmul&);
+
+// Whether a product goes to our tensor-core kernel, and so may have an epilogue of its own
+// (cuda/ops/matmul_tensor.cuh): bf16, a not transposed, rows of 16-byte pieces. Does not depend on m.
+bool matmul_on_tensor_cores(const Matmul&);
+// Its tile: kLarge, kMedium or kSmall. All of them give the same bits.
+MatmulKernel matmul_tile(const Context&, const Matmul&);
 
 }  // namespace gantrain::cuda

@@ -1,5 +1,6 @@
 #include "cuda/ops/norm.h"
 
+#include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/norm.cuh"
 #include "cuda/ops/dispatch.cuh"
 
@@ -31,6 +32,12 @@ void row_statistic(const Context& context, const float* x, float* rstd, int64_t 
   const bool wide = c % 4 == 0 && aligned_to(16, x);
   launch(wide ? row_rstd_kernel<4, kRows> : row_rstd_kernel<1, kRows>, blocks_for(n, kRows), kBlock, 0,
          context.stream, x, rstd, n, c, eps);
+}
+
+void row_statistic_of_squares(const Context& context, const float* squares, float* rstd, int64_t n, int64_t c,
+                              float eps) {
+  launch(rstd_of_squares_kernel<kRows>, blocks_for(n, kRows), kBlock, 0, context.stream, squares, rstd, n,
+         blocks_for(c, kSquaresWidth), c, eps);
 }
 
 void norm_backward_rows(const Context& context, const float* x, const float* rstd, const float* gain,

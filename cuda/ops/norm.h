@@ -21,6 +21,10 @@ struct NormaliseRows {
 void normalise_rows(const Context&, const NormaliseRows&);
 // rstd[n] = 1 / sqrt(mean(x[n]^2) + eps)
 void row_statistic(const Context&, const float* x, float* rstd, int64_t n, int64_t c, float eps);
+// The same from sums of squares over 16 columns each, (n, ceil(c / 16)): Matmul::squares of
+// cuda/ops/matmul.h.
+void row_statistic_of_squares(const Context&, const float* squares, float* rstd, int64_t n, int64_t c,
+                              float eps);
 // dx += the gradient of RMSNorm, all (n, c) f32.
 void norm_backward_rows(const Context&, const float* x, const float* rstd, const float* gain, const float* dy,
                         float* dx, int64_t n, int64_t c);

@@ -1,5 +1,5 @@
-#include "cuda/kernels/elementwise.cuh"
 #include "cuda/ops/dispatch.cuh"
+#include "cuda/ops/elementwise.h"
 #include "cuda/ops/matmul.h"
 #include "cuda/ops/norm.h"
 
@@ -9,17 +9,14 @@ using namespace cuda;
 
 namespace {
 
-constexpr int kThreads = 256;
-
-template <typename From, typename To>
-void convert(const Context& context, const void* from, void* to, int64_t count) {
-  launch(convert_kernel<From, To, kThreads>, blocks_for(count, kThreads), kThreads, 0, context.stream,
-         static_cast<const From*>(from), static_cast<To*>(to), count);
-}
-
-// `a` in f16 beside bf16 weights: rounded to the input type of the product.
-__nv_bfloat16* forward_piece(Pieces& p, const ProjectForward& a) {
-  return a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(a.a.dim(0) * a.a.dim(1));
+struct ForwardPieces {
+  __nv_bfloat16* input;  // `a` in f16 beside bf16 weights: rounded to the input type of the product
+  float* squares;        // for the next statistic, where it is wanted
+};
+ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
+  const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
+  return {.input = a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(n * in),
+          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * ((c + 15) / 16))};
 }
 // bf16 only: dout rounded to the input type of the product.
 __nv_bfloat16* backward_piece(Pieces& p, const ProjectBackward& a) {
@@ -30,7 +27,7 @@ __nv_bfloat16* backward_piece(Pieces& p, const ProjectBackward& a) {
 
 int64_t CudaOps::scratch(const ProjectForward& a) const {
   Pieces p;
-  forward_piece(p, a);
+  forward_pieces(p, a);
   return p.bytes();
 }
 int64_t CudaOps::scratch(const ProjectBackward& a) const {
@@ -43,9 +40,10 @@ void CudaOps::project_forward(const ProjectForward& a) {
   const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
   Pieces pieces(a.scratch);
   const void* input = a.a.raw();
-  if (__nv_bfloat16* rounded = forward_piece(pieces, a)) {
-    convert<__half, __nv_bfloat16>(context_, input, rounded, n * in);
-    input = rounded;
+  const ForwardPieces s = forward_pieces(pieces, a);
+  if (s.input) {
+    round_to_bf16(context_, input, a.a.dtype(), s.input, n * in);
+    input = s.input;
   }
   matmul(context_, {.m = n,
                     .n = c,
@@ -59,8 +57,9 @@ void CudaOps::project_forward(const ProjectForward& a) {
                     .c = a.out.raw(),
                     .ldc = c,
                     .bias = raw<float>(a.bias),
-                    .addend = raw<float>(a.residual)});
-  if (!a.rstd.empty()) row_statistic(context_, raw<float>(a.out), raw<float>(a.rstd), n, c, a.eps);
+                    .addend = raw<float>(a.residual),
+                    .squares = s.squares});
+  if (s.squares) row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
 }
 
 void CudaOps::project_backward(const ProjectBackward& a) {
@@ -68,7 +67,7 @@ void CudaOps::project_backward(const ProjectBackward& a) {
   Pieces pieces(a.scratch);
   const void* input = a.dout.raw();
   if (__nv_bfloat16* rounded = backward_piece(pieces, a)) {
-    convert<float, __nv_bfloat16>(context_, input, rounded, n * c);
+    round_to_bf16(context_, input, DType::kF32, rounded, n * c);
     input = rounded;
   }
   matmul(context_, {.m = n,

@@ -1,0 +1,245 @@
+// Matrix products on the tensor cores, bf16 in and f32 sums, with what follows the product fused into the
+// kernel's end: cuda/kernels/matmul_epilogue.cuh and docs/kernels/matmul.md.
+#pragma once
+
+#include "cuda/device/async_copy.cuh"
+#include "cuda/device/mma.cuh"
+#include "cuda/device/reduce.cuh"
+
+namespace gantrain::cuda {
+
+// What a block owns: a kRows x kCols tile of the product, kDepth of k at a time, by kWarpsM x kWarpsN warps;
+// kStages slices of both operands in shared memory, kBlocks blocks wanted on a multiprocessor.
+template <int kRows_, int kCols_, int kDepth_, int kWarpsM_, int kWarpsN_, int kStages_, int kBlocks_>
+struct MatmulTile {
+  static constexpr int kRows = kRows_, kCols = kCols_, kDepth = kDepth_, kStages = kStages_,
+                       kBlocks = kBlocks_;
+  static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kThreads = kWarpsM * kWarpsN * kWarp;
+  static constexpr int kWarpRows = kRows / kWarpsM, kWarpCols = kCols / kWarpsN;
+  static constexpr int kBytesA = kRows * kDepth * 2, kBytesB = kCols * kDepth * 2;
+  static constexpr int kStageBytes = kBytesA + kBytesB, kSharedBytes = kStages * kStageBytes;
+  static_assert(kWarpRows % 16 == 0 && kWarpCols % 16 == 0 && kDepth % 32 == 0);
+};
+// 64 x 64 a warp in both of the tiles for many rows: four mma for each ldmatrix. The third is for decoding,
+// where the weights are read once and little is computed: small tiles, many bytes under way.
+using LargeMatmulTile = MatmulTile<128, 128, 32, 2, 2, 3, 2>;
+using MediumMatmulTile = MatmulTile<64, 128, 32, 1, 2, 4, 4>;
+using SmallMatmulTile = MatmulTile<16, 32, 64, 1, 2, 6, 4>;
+constexpr int kMatmulGroup =
+    8;  // rows of tiles that run side by side, so that the second-level cache keeps their B
+
+// The byte of 16-byte chunk `chunk` of row `row` in a slice whose rows have kChunks chunks: chunks are
+// permuted within 128 bytes so that the same chunk of eight rows in a row lies in different banks.
+template <int kChunks>
+__device__ inline uint32_t swizzled(int row, int chunk) {
+  static_assert(kChunks >= 4);
+  return (row * kChunks + (kChunks == 4 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8))) * 16;
+}
+
+// In which order the columns of the product lie in a tile, for B (n, k), whose rows may be taken in any
+// order. An mma leaves lane q of four with columns 2q, 2q + 1 of each group of 8. So that a lane owns
+// neighbours, column (group t, 2q + e) of a tile is column 4q + 2t + e of 16. Paired: halves of heads of 2 *
+// half columns, as RoPE and SwiGLU take them: e is the half, and kGroups groups give a lane kGroups
+// neighbouring pairs.
+template <bool kPaired, int kGroups>
+__device__ inline int64_t column_of(int64_t first, int at, int64_t half) {
+  const int group = at / 8, q = at % 8 / 2, e = at % 2;
+  if constexpr (!kPaired) return first + group / 2 * 16 + 4 * q + 2 * (group % 2) + e;
+  const int64_t pair = first / 2 + group / kGroups * 4 * kGroups + kGroups * q + group % kGroups;
+  return pair / half * 2 * half + pair % half + e * half;
+}
+
+// Of 16 columns, lane q of four has 2q, 2q + 1 of both groups of 8; afterwards 4q .. 4q + 3.
+__device__ inline void gather_quad(float (&v)[4]) {
+  const int q = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float other = __shfl_xor_sync(kAllLanes, q < 2 ? v[2 + i] : v[i], 2);
+    // Now lanes 0, 1 hold columns 2q and 2q + 4, lanes 2, 3 columns 2q + 4 and 2q + 8 of 16.
+    float low = q < 2 ? v[i] : other, high = q < 2 ? other : v[2 + i];
+    const float swapped = __shfl_xor_sync(kAllLanes, q % 2 ? low : high, 1);
+    v[i] = q % 2 ? swapped : low;
+    v[2 + i] = q % 2 ? high : swapped;
+  }
+}
+
+// C (m, n) = A (m, k) B, then `epilogue`; B is (n, k) with kTransposeB, else (k, n), all row-major bf16. k,
+// lda, ldb and, without kTransposeB, n are multiples of 8; both addresses of 16. A block owns one tile of C;
+// its threads copy slices of A and B into shared memory kStages - 1 ahead, one barrier a slice. Rows and
+// columns outside are copies of the last one and never stored; past k both are zero. k is summed in steps of
+// 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the tile. Traffic a
+// block: k (kRows + kCols) bf16 read. grid: tiles, kMatmulGroup rows of tiles at a time; shared memory
+// Tile::kSharedBytes. Epilogue: `store(row, column, v[4], inside)` with 4 columns of a lane, or, paired,
+// `store(row, pair, a, b, inside)` with the first and second halves of some pairs; all lanes of a warp call.
+template <typename Tile, bool kTransposeB, typename Epilogue>
+__global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_kernel(
+    const __nv_bfloat16* __restrict__ a, int64_t lda, const __nv_bfloat16* __restrict__ b, int64_t ldb,
+    int64_t m, int64_t n, int64_t k, const Epilogue epilogue) {
+  constexpr bool kPaired = Epilogue::kPaired;
+  static_assert(kTransposeB || !kPaired);
+  constexpr int kDepth = Tile::kDepth, kSteps = kDepth / 16, kStages = Tile::kStages,
+                kThreads = Tile::kThreads;
+  constexpr int kChunksA = kDepth / 8, kChunksB = kTransposeB ? kDepth / 8 : Tile::kCols / 8;
+  constexpr int kRowsB = kTransposeB ? Tile::kCols : kDepth;  // of a slice as it lies
+  // Eight rows at least are copied at once, so that what a thread copies next lies a fixed distance further.
+  constexpr int kAcrossB = kChunksB < kThreads / 8 ? kChunksB : kThreads / 8;
+  constexpr int kPassA = kThreads / kChunksA, kPassB = kThreads / kAcrossB;
+  constexpr int kCopiesA = Tile::kRows / kPassA, kCopiesB = kRowsB / kPassB, kTimesB = kChunksB / kAcrossB;
+  constexpr int kTilesM = Tile::kWarpRows / 16,
+                kTilesN = Tile::kWarpCols / 16;  // of a warp; a lane's B is 16 wide
+  constexpr int kGroups = kTilesN >= 2 ? 4 : 2;  // see column_of
+  static_assert(kPassA % 8 == 0 && kPassB % 8 == 0 && (kTimesB == 1 || kAcrossB % 8 == 0));
+  extern __shared__ __align__(128) unsigned char shared[];
+  const uint32_t shared_a = shared_address(shared), shared_b = shared_a + Tile::kBytesA;
+
+  // Which tile: kMatmulGroup rows of tiles first, down before across.
+  const uint32_t rows = static_cast<uint32_t>((m + Tile::kRows - 1) / Tile::kRows),
+                 cols = static_cast<uint32_t>((n + Tile::kCols - 1) / Tile::kCols);
+  const uint32_t group = blockIdx.x / (kMatmulGroup * cols), within = blockIdx.x % (kMatmulGroup * cols);
+  const uint32_t in_group = min(rows - group * kMatmulGroup, static_cast<uint32_t>(kMatmulGroup));
+  const int64_t row0 = static_cast<int64_t>(group * kMatmulGroup + within % in_group) * Tile::kRows,
+                col0 = static_cast<int64_t>(within / in_group) * Tile::kCols;
+
+  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+  const int warp_row = warp / Tile::kWarpsN * Tile::kWarpRows,
+            warp_col = warp % Tile::kWarpsN * Tile::kWarpCols;
+
+  // Where this thread's copies come from, and go to in the first slice.
+  const __nv_bfloat16 *from_a[kCopiesA], *from_b[kCopiesB][kTimesB];
+  const int chunk_a = thread % kChunksA, chunk_b = thread % kAcrossB;
+  const int first_a = thread / kChunksA, first_b = thread / kAcrossB;
+  int64_t half = 0;
+  if constexpr (kPaired) half = epilogue.half;
+#pragma unroll
+  for (int i = 0; i < kCopiesA; ++i)
+    from_a[i] = a + min(row0 + first_a + i * kPassA, m - 1) * lda + chunk_a * 8;
+#pragma unroll
+  for (int i = 0; i < kCopiesB; ++i) {
+    const int row = first_b + i * kPassB;
+#pragma unroll
+    for (int j = 0; j < kTimesB; ++j) {
+      if constexpr (kTransposeB)
+        from_b[i][j] = b + min(column_of<kPaired, kGroups>(col0, row, half), n - 1) * ldb + chunk_b * 8;
+      else
+        from_b[i][j] = b + row * ldb + min(col0 + (chunk_b + j * kAcrossB) * 8, n - 8);
+    }
+  }
+  const uint32_t to_a = shared_a + swizzled<kChunksA>(first_a, chunk_a),
+                 to_b = shared_b + swizzled<kChunksB>(first_b, chunk_b);
+
+  const int slices = static_cast<int>((k + kDepth - 1) / kDepth);
+  int left = static_cast<int>(k);  // of k, from the slice that is copied next
+  const auto copy_slice = [&](uint32_t stage) {
+#pragma unroll
+    for (int i = 0; i < kCopiesA; ++i) {
+      copy_async(to_a + stage + i * kPassA * kChunksA * 16, from_a[i], chunk_a * 8 < left);
+      from_a[i] += kDepth;
+    }
+#pragma unroll
+    for (int i = 0; i < kCopiesB; ++i) {
+      const bool valid = kTransposeB ? chunk_b * 8 < left : first_b + i * kPassB < left;
+#pragma unroll
+      for (int j = 0; j < kTimesB; ++j) {
+        copy_async(to_b + stage + (i * kPassB * kChunksB + j * kAcrossB) * 16, from_b[i][j], valid);
+        from_b[i][j] += kTransposeB ? kDepth : kDepth * ldb;
+      }
+    }
+    left -= kDepth;
+  };
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < slices) copy_slice(s * Tile::kStageBytes);
+    copy_commit();
+  }
+
+  // Where this lane's fragments lie in the first slice.
+  uint32_t at_a[kSteps], at_b[kTransposeB ? kSteps : kTilesN];
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s)
+    at_a[s] = shared_a + swizzled<kChunksA>(warp_row + lane % 16, 2 * s + lane / 16);
+  if constexpr (kTransposeB) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      at_b[s] = shared_b + swizzled<kChunksB>(warp_col + lane % 8 + lane / 16 * 8, 2 * s + lane / 8 % 2);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j)
+      at_b[j] = shared_b + swizzled<kChunksB>(lane % 16, warp_col / 8 + 2 * j + lane / 16);
+  }
+  uint32_t part_a[2][kTilesM][4], part_b[2][kTilesN][4];
+  const auto load_parts = [&](int buffer, uint32_t stage, int step) {
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i)
+      load_matrices(part_a[buffer][i], at_a[step] + stage + i * 16 * kChunksA * 16);
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+      if constexpr (kTransposeB)
+        load_matrices(part_b[buffer][j], at_b[step] + stage + j * 16 * kChunksB * 16);
+      else
+        load_matrices_transposed(part_b[buffer][j], at_b[j] + stage + step * 16 * kChunksB * 16);
+    }
+  };
+
+  float sum[kTilesM][2 * kTilesN][4] = {};
+  copy_wait<kStages - 2>();
+  __syncthreads();
+  load_parts(0, 0, 0);
+  const auto following = [](uint32_t stage) {
+    return stage == (kStages - 1) * Tile::kStageBytes ? 0 : stage + Tile::kStageBytes;
+  };
+  uint32_t stage = 0, to_stage = (kStages - 1) * Tile::kStageBytes;  // bytes from the first slice's place
+  for (int slice = 0; slice < slices; ++slice) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t next = stage;
+      if (step == kSteps - 1) {  // the next slice has come, and all have left the one before this
+        copy_wait<kStages - 2>();
+        __syncthreads();
+        next = following(stage);
+      }
+      if (step < kSteps - 1 || slice + 1 < slices) load_parts((step + 1) % 2, next, (step + 1) % kSteps);
+      if (step == 0) {
+        if (slice + kStages - 1 < slices) copy_slice(to_stage);
+        copy_commit();
+        to_stage = following(to_stage);
+      }
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+        for (int j = 0; j < 2 * kTilesN; ++j)
+          multiply_add(sum[i][j], part_a[step % 2][i], part_b[step % 2][j / 2][j % 2 * 2],
+                       part_b[step % 2][j / 2][j % 2 * 2 + 1]);
+      stage = next;
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t row = row0 + warp_row + i * 16 + h * 8 + lane / 4;
+      if constexpr (kPaired) {
+#pragma unroll
+        for (int j = 0; j < 2 * kTilesN; j += kGroups) {
+          float first[kGroups], second[kGroups];
+#pragma unroll
+          for (int t = 0; t < kGroups; ++t) {
+            first[t] = sum[i][j + t][2 * h];
+            second[t] = sum[i][j + t][2 * h + 1];
+          }
+          const int64_t pair = (col0 + warp_col + j * 8) / 2 + lane % 4 * kGroups;
+          epilogue.store(row, pair, first, second, row < m);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) {
+          float v[4] = {sum[i][2 * j][2 * h], sum[i][2 * j][2 * h + 1], sum[i][2 * j + 1][2 * h],
+                        sum[i][2 * j + 1][2 * h + 1]};
+          if constexpr (!kTransposeB) gather_quad(v);
+          epilogue.store(row, col0 + warp_col + j * 16 + lane % 4 * 4, v, row < m);
+        }
+      }
+    }
+}
+
+}  // namespace gantrain::cuda

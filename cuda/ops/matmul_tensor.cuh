@@ -1,0 +1,31 @@
+// Launches of the tensor-core product with any epilogue: included where one is instantiated.
+#pragma once
+
+#include "cuda/kernels/matmul_tensor.cuh"
+#include "cuda/ops/dispatch.cuh"
+#include "cuda/ops/matmul.h"
+
+namespace gantrain::cuda {
+
+template <typename Tile, bool kTransposeB, typename Epilogue>
+void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue& epilogue) {
+  launch(matmul_tensor_kernel<Tile, kTransposeB, Epilogue>,
+         blocks_for(a.m, Tile::kRows) * blocks_for(a.n, Tile::kCols), Tile::kThreads, Tile::kSharedBytes,
+         context.stream, static_cast<const __nv_bfloat16*>(a.a), a.lda,
+         static_cast<const __nv_bfloat16*>(a.b), a.ldb, a.m, a.n, a.k, epilogue);
+}
+
+// A product that matmul_on_tensor_cores takes; c, bias and addend are the epilogue's.
+template <bool kTransposeB, typename Epilogue>
+void launch_matmul_tensor(const Context& context, const Matmul& a, const Epilogue& epilogue) {
+  switch (matmul_tile(context, a)) {
+    case MatmulKernel::kLarge:
+      return launch_matmul_tile<LargeMatmulTile, kTransposeB>(context, a, epilogue);
+    case MatmulKernel::kMedium:
+      return launch_matmul_tile<MediumMatmulTile, kTransposeB>(context, a, epilogue);
+    default:
+      return launch_matmul_tile<SmallMatmulTile, kTransposeB>(context, a, epilogue);
+  }
+}
+
+}  // namespace gantrain::cuda

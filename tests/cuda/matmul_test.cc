@@ -1,0 +1,230 @@
+// The matrix products behind the ops, kernel by kernel: the ops alone would choose one tile for most small
+// shapes.
+#include "cuda/ops/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "cuda/cuda_device.h"
+#include "cuda/runtime/handle.h"
+#include "tests/support/compare.h"
+#include "tests/support/fill.h"
+#include "tests/support/frozen.h"
+
+namespace gantrain {
+namespace {
+
+using namespace test;
+using namespace cuda;
+
+// A piece of device memory that holds values of `type`.
+class Array {
+ public:
+  Array(const std::vector<float>& values, DType type) : type_(type), count_(values.size()) {
+    std::vector<bf16> rounded(values.begin(), values.end());
+    GT_CUDA(cudaMalloc(&data_, bytes()));
+    GT_CUDA(cudaMemcpy(data_, type == DType::kF32 ? static_cast<const void*>(values.data()) : rounded.data(),
+                       bytes(), cudaMemcpyHostToDevice));
+  }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { (void)cudaFree(data_); }
+  void* data() const { return data_; }
+  std::vector<float> read() const {
+    std::vector<float> out(count_);
+    std::vector<bf16> rounded(count_);
+    GT_CUDA(cudaMemcpy(type_ == DType::kF32 ? static_cast<void*>(out.data()) : rounded.data(), data_, bytes(),
+                       cudaMemcpyDeviceToHost));
+    for (size_t i = 0; type_ != DType::kF32 && i < count_; ++i) out[i] = static_cast<float>(rounded[i]);
+    return out;
+  }
+
+ private:
+  size_t bytes() const { return count_ * (type_ == DType::kF32 ? 4 : 2); }
+  DType type_;
+  size_t count_;
+  void* data_ = nullptr;
+};
+
+struct Product {
+  int64_t m, n, k;
+  bool transpose_a = false, transpose_b = true;
+  DType type = DType::kBF16, out = DType::kF32;
+  bool more = false;  // bias, addend, squares and rows longer than they need be
+};
+struct Result {
+  std::vector<float> c, squares;
+};
+
+class CudaMatmul : public testing::TestWithParam<int> {
+ protected:
+  void SetUp() override {
+    if (!cuda_unavailable().empty()) GTEST_SKIP() << "no cuda device on this machine";
+    stream_ = make_stream();
+    context_.stream = stream_.get();
+    context_.processors = 4;
+  }
+  static int64_t extra(const Product& p) { return p.more ? 8 : 0; }
+  static std::vector<float> matrix(const Product& p, bool transposed, int64_t outer, uint64_t seed) {
+    return rounded_to(p.type,
+                      random_normal(transposed ? p.k * (outer + extra(p)) : outer * (p.k + extra(p)), seed));
+  }
+  Result run(const Product& p, MatmulKernel kernel) {
+    const int64_t lda = (p.transpose_a ? p.m : p.k) + extra(p), ldb = (p.transpose_b ? p.k : p.n) + extra(p),
+                  ldc = p.n + extra(p);
+    const Array a(matrix(p, p.transpose_a, p.m, 1), p.type), b(matrix(p, !p.transpose_b, p.n, 2), p.type);
+    const Array c(std::vector<float>(z(p.m * ldc), NAN), p.out), bias(random_normal(p.n, 3), DType::kF32),
+        addend(random_normal(p.m * ldc, 4), DType::kF32),
+        squares(std::vector<float>(z(p.m * ((p.n + 15) / 16)), NAN), DType::kF32);
+    const bool sums = p.more && p.out == DType::kF32;
+    matmul(context_, {.m = p.m,
+                      .n = p.n,
+                      .k = p.k,
+                      .a = a.data(),
+                      .lda = lda,
+                      .transpose_a = p.transpose_a,
+                      .b = b.data(),
+                      .ldb = ldb,
+                      .transpose_b = p.transpose_b,
+                      .dtype = p.type,
+                      .c = c.data(),
+                      .ldc = ldc,
+                      .c_dtype = p.out,
+                      .bias = p.more ? static_cast<const float*>(bias.data()) : nullptr,
+                      .addend = p.more ? static_cast<const float*>(addend.data()) : nullptr,
+                      .squares = sums ? static_cast<float*>(squares.data()) : nullptr,
+                      .kernel = kernel});
+    GT_CUDA(cudaStreamSynchronize(context_.stream));
+    Result r;
+    const auto all = c.read();
+    for (int64_t i = 0; i < p.m * ldc; ++i) {
+      if (i % ldc < p.n)
+        r.c.push_back(all[z(i)]);
+      else
+        EXPECT_TRUE(std::isnan(all[z(i)])) << "written behind a row's end, row " << i / ldc;
+    }
+    if (sums) r.squares = squares.read();
+    return r;
+  }
+  // Against the product in f64, and the squares against those of what was stored.
+  void check(const Product& p, MatmulKernel kernel, const std::string& what) {
+    const Result got = run(p, kernel);
+    const auto a = matrix(p, p.transpose_a, p.m, 1), b = matrix(p, !p.transpose_b, p.n, 2),
+               bias = random_normal(p.n, 3), addend = random_normal(p.m * (p.n + extra(p)), 4);
+    const int64_t lda = (p.transpose_a ? p.m : p.k) + extra(p), ldb = (p.transpose_b ? p.k : p.n) + extra(p);
+    std::vector<double> want, limits;
+    const double unit = p.out == DType::kBF16 ? kUnitBF16 : 0.0, f32 = 0x1p-24;
+    for (int64_t i = 0; i < p.m; ++i)
+      for (int64_t j = 0; j < p.n; ++j) {
+        double sum = 0, size = 0;
+        for (int64_t d = 0; d < p.k; ++d) {
+          const double term = static_cast<double>(a[z(p.transpose_a ? d * lda + i : i * lda + d)]) *
+                              static_cast<double>(b[z(p.transpose_b ? j * ldb + d : d * ldb + j)]);
+          sum += term;
+          size += std::abs(term);
+        }
+        if (p.more)
+          for (const float v : {bias[z(j)], addend[z(i * (p.n + extra(p)) + j)]}) {
+            sum += static_cast<double>(v);
+            size += std::abs(static_cast<double>(v));
+          }
+        want.push_back(sum);
+        limits.push_back(unit * std::abs(sum) + static_cast<double>(p.k + 3) * f32 * size);
+      }
+    EXPECT_TRUE(within("c", got.c, want, limits)) << what;
+    if (got.squares.empty()) return;
+    const int64_t parts = (p.n + 15) / 16;
+    std::vector<double> squares(got.squares.size(), 0.0), square_limits;
+    for (int64_t i = 0; i < p.m * p.n; ++i)
+      squares[z(i / p.n * parts + i % p.n / 16)] += std::pow(static_cast<double>(got.c[z(i)]), 2);
+    for (const double s : squares) square_limits.push_back(8 * f32 * s);
+    EXPECT_TRUE(within("squares", got.squares, squares, square_limits)) << what;
+  }
+
+  Context context_;
+
+ private:
+  Stream stream_;
+};
+INSTANTIATE_TEST_SUITE_P(On, CudaMatmul, testing::Values(0), [](const auto&) { return "cuda"; });
+
+constexpr MatmulKernel kTiles[] = {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kSmall};
+const char* name(MatmulKernel k) {
+  constexpr const char* kNames[] = {"chosen", "simt", "large", "medium", "small"};
+  return kNames[static_cast<int>(k)];
+}
+
+// Rests of rows, columns and k in every tile, both ways that B may lie, more and fewer slices than stages.
+TEST_P(CudaMatmul, TensorCoreTilesMatchTruthAndEachOther) {
+  for (const bool transpose_b : {true, false})
+    for (const DType out : {DType::kF32, DType::kBF16})
+      for (Product p :
+           {Product{1, 8, 8}, Product{7, 40, 24}, Product{128, 128, 64}, Product{257, 152, 104},
+            Product{3, 16, 576}, Product{33, 264, 200}, Product{2, 24, 1536}, Product{150, 45, 96}}) {
+        if (!transpose_b && p.n % 8 != 0) continue;
+        p.transpose_b = transpose_b;
+        p.out = out;
+        p.more = p.m % 2 == 1;
+        const std::string what = fmt::format("{} {} {} {}", p.m, p.n, p.k, transpose_b ? "NT" : "NN");
+        Result first;
+        for (const MatmulKernel kernel : kTiles) {
+          if (kernel == MatmulKernel::kLarge) {
+            check(p, kernel, what + " " + name(kernel));
+            first = run(p, kernel);
+          } else {
+            const Result other = run(p, kernel);
+            EXPECT_TRUE(bitwise_equal("c", other.c, first.c)) << what << " " << name(kernel);
+            EXPECT_TRUE(bitwise_equal("squares", other.squares, first.squares))
+                << what << " " << name(kernel);
+          }
+        }
+      }
+}
+
+// Many rows of tiles: more than one group of them, the last one not full.
+TEST_P(CudaMatmul, EveryTileIsVisited) {
+  check({1160, 136, 8}, MatmulKernel::kLarge, "large");
+  check({1160, 136, 8}, MatmulKernel::kMedium, "medium");
+  check({150, 40, 8}, MatmulKernel::kSmall, "small");
+}
+
+TEST_P(CudaMatmul, TheF32UnitsMatchTruth) {
+  for (const DType type : {DType::kF32, DType::kBF16})
+    for (const bool transpose_a : {false, true})
+      for (const bool transpose_b : {false, true})
+        for (Product p : {Product{1, 1, 1}, Product{5, 68, 20}, Product{33, 7, 35}, Product{70, 130, 12},
+                          Product{65, 64, 100}}) {
+          p.transpose_a = transpose_a;
+          p.transpose_b = transpose_b;
+          p.type = type;
+          p.out = type == DType::kBF16 && p.n % 2 == 0 ? DType::kBF16 : DType::kF32;
+          p.more = p.m % 2 == 1;
+          check(p, MatmulKernel::kSimt,
+                fmt::format("{} {} {} {} {}{}", dtype_name(type), p.m, p.n, p.k, transpose_a, transpose_b));
+        }
+}
+
+// A row's bits: a few rows, which other tiles take, and many.
+TEST_P(CudaMatmul, ARowDoesNotDependOnTheNumberOfRows) {
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    Product p{300, 72, 152};
+    p.type = type;
+    p.more = true;
+    const Result all = run(p, MatmulKernel::kChosen);
+    for (const int64_t m : {1, 16, 17, 64, 65}) {
+      Product few = p;
+      few.m = m;
+      const Result got = run(few, MatmulKernel::kChosen);
+      const auto rows = [&](const std::vector<float>& x, int64_t width) {
+        return std::vector<float>(x.begin(), x.begin() + m * width);
+      };
+      EXPECT_TRUE(bitwise_equal("c", got.c, rows(all.c, p.n))) << m;
+      EXPECT_TRUE(bitwise_equal("squares", got.squares, rows(all.squares, (p.n + 15) / 16))) << m;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gantrain
