@@ -51,8 +51,8 @@ OUTSIDE = (
     (re.compile(r"nccl"), re.compile(r"train/communicator"), "only the NCCL communicator sees NCCL"),
     (
         re.compile(r"(cublas|cudnn)"),
-        re.compile(r"cuda/(runtime|softgpu)/"),
-        "only cuda/runtime sees cuBLASLt and cuDNN",
+        re.compile(r"cuda/(runtime|softgpu)/|tests/softgpu/"),
+        "only cuda/runtime (and their stand-ins) sees cuBLASLt and cuDNN",
     ),
     (
         re.compile(r"(cuda[_a-zA-Z0-9]*\.h|cuda/|cooperative_groups|mma\.h|vector_types\.h)"),
