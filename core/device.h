@@ -67,6 +67,24 @@ class Device {
   virtual DType kept_dtype(DType weights) const = 0;
   // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
   virtual bool has_fast_bf16() const = 0;
+
+  // For profilers, and nothing where a device has none: a named span of work (docs/profiling.md lists the
+  // names), and whether what runs is to be recorded.
+  virtual void range_begin(const char*) {}
+  virtual void range_end() {}
+  virtual void record(bool) {}
+};
+
+// A span of work under this name, for as long as the object lives.
+class Range {
+ public:
+  Range(Device& device, const char* name) : device_(device) { device_.range_begin(name); }
+  ~Range() { device_.range_end(); }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+ private:
+  Device& device_;
 };
 
 }  // namespace gantrain

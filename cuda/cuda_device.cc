@@ -1,5 +1,8 @@
 #include "cuda/cuda_device.h"
 
+#include <cuda_profiler_api.h>
+#include <nvtx3/nvToolsExt.h>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -79,6 +82,12 @@ class CudaDevice final : public Device {
   void synchronize() override { GT_CUDA(cudaStreamSynchronize(context_.stream)); }
   DType kept_dtype(DType weights) const override { return weights; }
   bool has_fast_bf16() const override { return true; }
+  void range_begin(const char* name) override { nvtxRangePushA(name); }
+  void range_end() override { nvtxRangePop(); }
+  void record(bool on) override {
+    synchronize();
+    GT_CUDA(on ? cudaProfilerStart() : cudaProfilerStop());
+  }
 
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& s, DType dtype) override {
     GT_CHECK(dtype == DType::kF32 || dtype == DType::kBF16, "a frozen matrix is f32 or bf16, not {}",

@@ -208,6 +208,7 @@ std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, Cons
                                         std::span<const GenerationRequest> requests,
                                         const SamplingParams& params, int64_t max_parallel,
                                         const std::function<void(int64_t, int32_t)>& on_token) {
+  const Range range(device, "generate");
   GT_CHECK(max_parallel > 0, "max_parallel must be positive, got {}", max_parallel);
   GT_CHECK(params.temperature >= 0.0f, "temperature must not be negative, got {}", params.temperature);
   size_t answers = 0;

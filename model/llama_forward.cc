@@ -83,6 +83,7 @@ void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const Layer
 }  // namespace
 
 void llama_forward(Device& dev, const ForwardArgs& args) {
+  const Range range(dev, "forward");
   const Llama& llama = *args.llama;
   Activations& acts = *args.acts;
   const AttentionPlan& plan = args.batch->host->plan();
@@ -93,6 +94,7 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
                 {.table = &llama.embedding(), .tokens = args.batch->tokens, .prompt = args.prompt, .x = x0});
   row_rstd(dev, {.x = x0, .rstd = rstd0, .eps = llama.config().rms_norm_eps});
   for (size_t l = 0; l < layers; ++l) {
+    const Range layer(dev, "layer");
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
     layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts.scratch);
@@ -109,6 +111,7 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
 }
 
 void llama_backward(Device& dev, const ForwardArgs& args) {
+  const Range range(dev, "backward");
   const Llama& llama = *args.llama;
   Activations& acts = *args.acts;
   GT_CHECK(acts.saving != Saving::kNothing, "backward after a forward that saved nothing");
@@ -116,6 +119,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
   const float scale = llama.attention_scale();
   const int64_t n = acts.rows;
   for (size_t l = acts.layers.size(); l-- > 0;) {
+    const Range layer(dev, "layer");
     const LlamaLayer& w = llama.layers()[l];
     const LayerActivations& a = acts.layers[l];
     if (acts.saving == Saving::kLayerInput) {
@@ -168,6 +172,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
 void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTensor positions,
                   ConstTensor slots, const AttentionPlan& plan, ConstTensor prompt, KvCache& cache,
                   Activations& acts) {
+  const Range range(dev, "decode");
   const size_t layers = acts.layers.size();
   GT_CHECK(layers == llama.layers().size() && layers > 0, "decoding runs all {} layers, got {}",
            llama.layers().size(), layers);

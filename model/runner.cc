@@ -37,6 +37,7 @@ void Runner::begin_backward() {
 }
 
 HeadResult Runner::head(const HeadRequest& request, bool backward) {
+  const Range range(device_, "head");
   const size_t n = request.rows.size();
   GT_CHECK(request.labels.size() == n, "{} rows, {} labels", n, request.labels.size());
   GT_CHECK(request.ce_weight.empty() || request.ce_weight.size() == n, "{} rows, {} weights", n,

@@ -444,6 +444,7 @@ struct Trainer::State {
   }
 
   double discriminator_seeds(ConstTensor f, ConstTensor d, int64_t n, double lam, bool copies) {
+    const Range range(device, "discriminator");
     const ConstTensor scores = d.view({d.count()});
     OwnedTensor seeds(device, DType::kF32, {d.count()}), loss(device, DType::kF32, {1});
     const Tensor s = seeds.view();
@@ -881,6 +882,7 @@ StepRecord Trainer::step() {
   GT_CHECK(!done(), "the run is over after {} steps", s.total);
   const auto start = std::chrono::steady_clock::now();
   const Phase phase = s.phase;
+  const Range range(s.device, "step");
   s.raised.clear();
   StepRecord r = phase == Phase::kWarmup ? s.warmup_step() : s.adversarial_step();
   r.phase = phase;
@@ -909,6 +911,7 @@ PromptMaker* Trainer::warm() { return s_->warm_prompts.get(); }
 
 LossResult Trainer::validate() {
   State& s = *s_;
+  const Range range(s.device, "validation");
   std::vector<const TokenizedExample*> items;
   const int64_t most =
       s.config.eval.max_items > 0 ? s.config.eval.max_items : std::numeric_limits<int64_t>::max();

@@ -6,10 +6,11 @@
 
 namespace gantrain::contract {
 
-// Checks the tensors of one call: `op` and `device` are named in every message.
+// Checks the tensors of one call: `op` and `device` are named in every message. Profilers see the call under
+// its name.
 class Checker {
  public:
-  Checker(const char* op, Device& device) : op_(op), device_(device) {}
+  Checker(const char* op, Device& device) : op_(op), device_(device), range_(device, op) {}
 
   // A tensor that must be there (unless it has no elements), of this type and shape.
   void tensor(const char* name, const ConstTensor& t, DType dtype, const Shape& shape) const {
@@ -63,6 +64,7 @@ class Checker {
  private:
   const char* op_;
   Device& device_;
+  Range range_;
 };
 
 inline int64_t bytes_of(const ConstTensor& t) { return t.empty() ? 0 : t.bytes(); }

@@ -3,12 +3,13 @@
 
 #include "core/ops.h"
 #include "cuda/runtime/context.h"
+#include "cuda/runtime/plan.h"
 
 namespace gantrain {
 
 class CudaOps final : public Ops {
  public:
-  explicit CudaOps(const cuda::Context& context) : context_(context) {}
+  explicit CudaOps(const cuda::Context& context) : context_(context), plans_(context) {}
 
   // cuda/ops/embedding.cu
   void embed_forward(const EmbedForward&) override;
@@ -74,6 +75,7 @@ class CudaOps final : public Ops {
 
  private:
   const cuda::Context& context_;
+  cuda::PlanCache plans_;
 };
 
 }  // namespace gantrain

@@ -98,7 +98,8 @@ std::vector<std::vector<int>> seen_rows(const Problem& p) {
 struct Heads {
   int64_t h, k, d;
 };
-constexpr Heads kHeads[] = {{1, 1, 5}, {3, 3, 16}, {9, 3, 64}, {4, 1, 100}, {8, 1, 128}, {4, 2, 18}};
+constexpr Heads kHeads[] = {{1, 1, 5},   {3, 3, 16}, {9, 3, 64}, {4, 1, 100},
+                            {8, 1, 128}, {4, 2, 18}, {20, 1, 8}};
 
 struct Data {
   std::vector<float> q, k, v;
@@ -202,7 +203,7 @@ TEST_P(AttentionOps, BackwardIsTheGradient) {
   small.push_back(spans);
   for (const Types& t : kTypes)
     for (const Problem& p : small)
-      for (const Heads& a : {Heads{1, 1, 3}, Heads{4, 2, 6}}) {
+      for (const Heads& a : {Heads{1, 1, 3}, Heads{4, 2, 6}, Heads{18, 1, 2}}) {
         const Data x = make(p, a, t.kept);
         const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
         const auto got = run_deterministic([&](Device& d) { return backward(d, p, a, x, d_o, t); });

@@ -1,6 +1,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <memory>
 
 #include "core/check.h"
@@ -12,6 +13,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   struct Flags {
     std::vector<std::string> words;
     std::string output;
+    std::string device, dtype, profile;
     bool dry_run = false, resume = false, help_config = false;
   };
   auto flags = std::make_shared<Flags>();
@@ -19,6 +21,10 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   verb.footer("Example: gantrain train run.toml train.batch=16 loss.kind=ce output=runs/first");
   verb.add_option("config", flags->words, "a TOML file (optional), then key=value settings that win over it");
   verb.add_option("-o,--output", flags->output, "run folder, as output=FOLDER");
+  verb.add_option("--device", flags->device, "cpu or cuda, as device=DEVICE");
+  verb.add_option("--dtype", flags->dtype, "f32, bf16 or auto, as dtype=TYPE");
+  verb.add_option("--profile", flags->profile,
+                  "A:B: a profiler records steps A to B - 1 alone (tools/profile), counted from 0");
   verb.add_flag(
       "--dry-run", flags->dry_run,
       "print the resolved configuration, what became of the data, and the memory plan; train nothing");
@@ -42,6 +48,22 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
             word);
     }
     if (!flags->output.empty()) options.overrides.push_back("output=" + flags->output);
+    if (!flags->device.empty()) options.overrides.push_back("device=" + flags->device);
+    if (!flags->dtype.empty()) options.overrides.push_back("dtype=" + flags->dtype);
+    if (!flags->profile.empty()) {
+      const size_t colon = flags->profile.find(':');
+      const auto number = [&](const std::string& text) {
+        int64_t value = -1;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        return error == std::errc() && end == text.data() + text.size() ? value : -1;
+      };
+      if (colon != std::string::npos) {
+        options.profile_begin = number(flags->profile.substr(0, colon));
+        options.profile_end = number(flags->profile.substr(colon + 1));
+      }
+      if (options.profile_begin < 0 || options.profile_end <= options.profile_begin)
+        fail_usage("--profile: expected A:B, two step numbers with A < B, got '{}'", flags->profile);
+    }
     options.dry_run = flags->dry_run;
     options.resume = flags->resume;
     return run(options);

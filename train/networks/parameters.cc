@@ -37,6 +37,7 @@ void ParameterSet::zero_grad() {
 }
 
 double ParameterSet::step(const AdamSettings& s) {
+  const Range range(*device_, "optimizer");
   std::vector<Tensor> grads;
   for (Item& i : items_) grads.push_back(i.grad.view());
   OwnedTensor norm_d(*device_, DType::kF32, {1});

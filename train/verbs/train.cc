@@ -246,7 +246,9 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   Progress progress("train", trainer.total_steps(), trainer.step_number());
   if (!options.resume && trainer.step_number() == 0) validate();
   while (!trainer.done() && g_stop == 0) {
+    if (trainer.step_number() == options.profile_begin) device.record(true);
     const StepRecord r = trainer.step();
+    if (r.step == options.profile_end) device.record(false);
     events.write("step", r.step,
                  {{"phase", std::string(phase_name(r.phase))},
                   {"ce", r.ce},
