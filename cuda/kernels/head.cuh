@@ -41,12 +41,14 @@ __global__ __launch_bounds__(kThreads) void head_row_kernel(HeadRowArgs a, T* se
   const int64_t at = static_cast<int64_t>(r) * n;
   float* l = a.logits + at;
   const int label = a.labels[r];
+  // Read before a barrier: seeds in f32 take the logits' place.
+  const double label_logit = l[label];
   const Best best = block_argmax<kThreads>(n, [&](int j) { return l[j]; });
   const float max = best.value;
   const double sum = block_total<kThreads>(n, [&](int j) { return expf(l[j] - max); });
   const double lse = static_cast<double>(max) + log(sum);
   if (threadIdx.x == 0) {
-    a.nll[r] = static_cast<float>(lse - static_cast<double>(l[label]));
+    a.nll[r] = static_cast<float>(lse - label_logit);
     if (a.argmax) a.argmax[r] = best.index;
   }
   // The Gumbel part first, into `target`: it still needs the logits. Threads keep to their own entries of
