@@ -1,0 +1,138 @@
+"""The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
+
+usage: engine.py ROOT BUILD MODEL [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+
+Trains a conditional generator on a handful of sentences with both devices, from the same seed, and compares the losses of
+every step. In f32 they agree to 1e-4; a sampled token that differs would show at once. In bf16 both round on their own way,
+so tokens may differ: the cross-entropy of the warm-up is compared, and everything must be finite. With --resume the CUDA
+run is continued from its middle and must end with the bits that it had when it was left alone.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+CONFIG = """
+model = "{model}"
+dtype = "{dtype}"
+threads = 2
+[data]
+train = "{folder}/train.jsonl"
+valid = "{folder}/valid.jsonl"
+[generator]
+kind = "conditional"
+prompt_length = 2
+width = 16
+noise_dim = 4
+[discriminator]
+width = 16
+[loss]
+kind = "{loss}"
+samples = 2
+[train]
+batch = 2
+steps = {steps}
+warmup_ce_steps = 3
+discriminator_steps = 2
+max_new_tokens = 4
+eval_every = {steps}
+save_every = {middle}
+[eval]
+max_items = 1
+temperatures = [1.0]
+samples = 1
+"""
+SENTENCES = [("Once upon a", " time, there was a cat."), ("Tom and", " Lily play."), ("The sun", " was hot."),
+             ("A big dog", " ran to the tree."), ("Mom said", " yes."), ("It was a", " red ball.")]
+COMPARED = ("ce", "loss_g", "loss_d", "kl", "reward", "pair_accuracy", "grad_norm_g", "grad_norm_d")
+
+
+def steps_of(run):
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [e for e in events if e["event"] == "step"]
+
+
+def tensors(checkpoint):
+    """The bytes of a checkpoint's tensors; its texts hold seconds."""
+    data = checkpoint.read_bytes()
+    return data[8 + struct.unpack("<Q", data[:8])[0] :]
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("root", type=pathlib.Path)
+    arguments.add_argument("build", type=pathlib.Path)
+    arguments.add_argument("model", type=pathlib.Path)
+    arguments.add_argument("--dtype", default="f32", choices=("f32", "bf16"))
+    arguments.add_argument("--loss", default="rloo", choices=("rloo", "gumbel"))
+    arguments.add_argument("--steps", type=int, default=25)
+    arguments.add_argument("--seed", default="0", help="of the software GPU")
+    arguments.add_argument("--resume", action="store_true")
+    arguments.add_argument("--more", nargs="*", default=[], help="further key=value settings of the CUDA run")
+    a = arguments.parse_args()
+    if not a.model.exists():
+        print(f"SKIP: {a.model} is missing (set GANTRAIN_DATA)")
+        return 77
+    good = True
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for split, items in (("train", SENTENCES), ("valid", [("One day, a boy", " saw a bird.")])):
+            (folder / f"{split}.jsonl").write_text(
+                "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in items))
+        config = folder / "run.toml"
+        config.write_text(CONFIG.format(model=a.model, dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=a.steps // 2))
+        gantrain = a.build / "bin" / "gantrain"
+        software = [a.root / "tools" / "softgpu", "--build", a.build, "--seed", a.seed, gantrain]
+
+        def run(program, *words):
+            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True)
+            if done.returncode != 0:
+                print(f"FAIL: {' '.join(map(str, words))}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+            return done.returncode == 0
+
+        good &= run([gantrain], "train", config, "--device", "cpu", "-o", folder / "cpu")
+        good &= run(software, "train", config, "--device", "cuda", "-o", folder / "cuda", *a.more)
+        if not good:
+            return 1
+        worst, finite, tokens = {}, True, 0
+        cpu, cuda = steps_of(folder / "cpu"), steps_of(folder / "cuda")
+        for want, got in zip(cpu, cuda, strict=True):
+            tokens += got["tokens"]
+            for key in COMPARED:
+                x, y = want.get(key), got.get(key)
+                if (x is None) != (y is None) or x is None:
+                    good &= x is None and y is None
+                    continue
+                finite &= math.isfinite(y)
+                if a.dtype == "f32" or want["phase"] == "warmup":
+                    error = abs(x - y) / max(1.0, abs(x))
+                    if not error <= worst.get(key, (0.0, 0))[0]:
+                        worst[key] = (error, want["step"])
+        limit = 1e-4 if a.dtype == "f32" else 3e-2
+        for key, (error, step) in worst.items():
+            mine = limit * (10 if key.startswith("grad") else 1)  # a norm's f32 sums differ by more than a mean's
+            good &= error <= mine
+            print(f"{'ok  ' if error <= mine else 'FAIL'} {key:16} largest difference {error:.1e} of {mine:.0e}, at step {step}")
+        good &= finite and len(cuda) == a.steps
+        if a.resume:
+            # As if the run had been killed after its middle: the later checkpoint is gone.
+            middle, last = (folder / "cuda" / "checkpoints" / f"step-{n:08}.ckpt" for n in (a.steps // 2, a.steps))
+            bits = tensors(last)
+            last.unlink()
+            good &= middle.exists() and run(software, "train", "--resume", "-o", folder / "cuda")
+            same = last.exists() and tensors(last) == bits
+            print(f"{'ok  ' if same else 'FAIL'} resumed at step {a.steps // 2}: every tensor of the last checkpoint has the same bits")
+            good &= same
+        adversarial = sum(e["phase"] == "adversarial" for e in cuda)
+        print(f"{len(cuda)} steps, {adversarial} of them adversarial, {tokens} rows, finite: {finite}")
+    print("agrees" if good else "DISAGREES")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
