@@ -1,9 +1,12 @@
 """Hold `gantrain probe` against transformers: logits, loss and soft-prompt gradient, in f32 and bf16.
 
-usage: tools/venv witness tests/model/witness_probe.py GANTRAIN [--gguf FILE]
+usage: tools/venv witness tests/model/witness_probe.py GANTRAIN [--gguf FILE] [--cuda [TOOLS/SOFTGPU WORDS ...]]
 
 The models of make_random_llamas.py, and SmolLM2 from its GGUF if there is one. Each is asked twice: one soft prompt for all
 sequences, and one a sequence. Limits are those of the issue that asked for this test; NaN never passes.
+
+With --cuda the CUDA backend is asked, on short sequences, for a few of the models: one of each head size. The words after it go
+before the program: the software GPU's.
 """
 
 import argparse
@@ -25,6 +28,7 @@ transformers.utils.logging.disable_progress_bar()
 
 # logits: of the largest; loss: relative; gradient: cosine and relative error of its norm
 LIMITS = {"f32": (1e-4, 1e-5, 0.99999, 2e-4), "bf16": (0.05, 2e-2, 0.999, 1e-2)}
+ON_CUDA = ("tied_mha_d16", "untied_gqa3_d64", "d100", "d128_not_c_over_h", "mlp_bias")  # head sizes 16, 64, 100, 128, 16
 
 
 def reference(model, tokens, lengths, labels, prompt):
@@ -45,7 +49,7 @@ def reference(model, tokens, lengths, labels, prompt):
     return torch.cat(logits), loss.detach(), prompt.grad
 
 
-def check(name, gantrain, path, model, work, dtype, per_sequence, longest, natural=False):
+def check(name, gantrain, path, model, work, dtype, per_sequence, longest, natural=False, device="cpu"):
     generator = torch.Generator().manual_seed(len(name) + 7 * per_sequence)
     b, p, width, vocab = 3, 5, model.config.hidden_size, model.config.vocab_size
     lengths = torch.tensor([longest, 2, longest // 2])
@@ -60,7 +64,7 @@ def check(name, gantrain, path, model, work, dtype, per_sequence, longest, natur
     if natural:
         prompt = model.get_input_embeddings().weight.detach()[torch.randint(300, 3000, prompt.shape[:-1], generator=generator)]
     save_file({"tokens": tokens, "lengths": lengths, "labels": labels, "soft_prompt": prompt.contiguous()}, work / "in.safetensors")
-    run = subprocess.run([gantrain, "probe", "--model", str(path), "--input", str(work / "in.safetensors"), "--output",
+    run = subprocess.run([*gantrain, "probe", "--device", device, "--model", str(path), "--input", str(work / "in.safetensors"), "--output",
                           str(work / "out.safetensors"), "--dtype", dtype], capture_output=True, text=True)
     if run.returncode != 0:
         print(f"FAIL {name}: {run.stderr}")
@@ -101,9 +105,23 @@ def main():
     arguments.add_argument("gantrain")
     cache = os.environ.get("GANTRAIN_CACHE") or os.path.expanduser("~/.cache/gantrain")
     arguments.add_argument("--gguf", default=os.path.join(cache, "models", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    arguments.add_argument("--cuda", nargs=argparse.REMAINDER)
     arguments = arguments.parse_args()
     torch.set_num_threads(2)
     good, left_out = True, None
+    program = [arguments.gantrain]
+    if arguments.cuda is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            work = pathlib.Path(folder)
+            for spec in make_random_llamas.MODELS:
+                if spec[0] not in ON_CUDA:
+                    continue
+                path = make_random_llamas.make(work, *spec)
+                model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+                for dtype in LIMITS:
+                    good &= check(spec[0], [*arguments.cuda, *program], path, model, work, dtype, dtype == "f32", 19, device="cuda")
+        print("all agree" if good else "DISAGREEMENT")
+        return 0 if good else 1
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         for spec in make_random_llamas.MODELS:
@@ -111,13 +129,13 @@ def main():
             model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
             for dtype in LIMITS:
                 for per_sequence in (False, True):
-                    good &= check(spec[0], arguments.gantrain, path, model, work, dtype, per_sequence, 37)
+                    good &= check(spec[0], program, path, model, work, dtype, per_sequence, 37)
         gguf = pathlib.Path(arguments.gguf) if arguments.gguf else None
         if gguf and gguf.exists():
             model = from_gguf(gguf)
             for dtype in LIMITS:
                 for per_sequence in (False, True):
-                    good &= check("SmolLM2 GGUF", arguments.gantrain, gguf, model, work, dtype, per_sequence, 24, natural=True)
+                    good &= check("SmolLM2 GGUF", program, gguf, model, work, dtype, per_sequence, 24, natural=True)
         elif gguf:
             left_out = f"SmolLM2's GGUF was not compared, {gguf} is missing (tools/quickstart puts it there)"
     print("all agree" if good else "DISAGREEMENT")

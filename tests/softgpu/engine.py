@@ -1,6 +1,6 @@
 """The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
 
-usage: engine.py ROOT BUILD MODEL [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+usage: engine.py ROOT BUILD [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
 
 Trains a conditional generator on a handful of sentences with both devices, from the same seed, and compares the losses of
 every step. In f32 they agree to 1e-4; a sampled token that differs would show at once. In bf16 both round on their own way,
@@ -11,6 +11,7 @@ run is continued from its middle and must end with the bits that it had when it 
 import argparse
 import json
 import math
+import os
 import pathlib
 import struct
 import subprocess
@@ -67,7 +68,6 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("root", type=pathlib.Path)
     arguments.add_argument("build", type=pathlib.Path)
-    arguments.add_argument("model", type=pathlib.Path)
     arguments.add_argument("--dtype", default="f32", choices=("f32", "bf16"))
     arguments.add_argument("--loss", default="rloo", choices=("rloo", "gumbel"))
     arguments.add_argument("--steps", type=int, default=25)
@@ -75,8 +75,10 @@ def main():
     arguments.add_argument("--resume", action="store_true")
     arguments.add_argument("--more", nargs="*", default=[], help="further key=value settings of the CUDA run")
     a = arguments.parse_args()
-    if not a.model.exists():
-        print(f"SKIP: {a.model} is missing (set GANTRAIN_DATA)")
+    data = pathlib.Path(os.environ.get("GANTRAIN_DATA") or a.root.resolve().parent / "shared" / "data")
+    model = data / "ci" / "stories260K" / "stories260K.bin"
+    if not model.exists():
+        print(f"SKIP: {model} is missing (set GANTRAIN_DATA)")
         return 77
     good = True
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +87,7 @@ def main():
             (folder / f"{split}.jsonl").write_text(
                 "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in items))
         config = folder / "run.toml"
-        config.write_text(CONFIG.format(model=a.model, dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=a.steps // 2))
+        config.write_text(CONFIG.format(model=model, dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=a.steps // 2))
         gantrain = a.build / "bin" / "gantrain"
         software = [a.root / "tools" / "softgpu", "--build", a.build, "--seed", a.seed, gantrain]
 
