@@ -10,14 +10,16 @@ namespace {
 
 constexpr size_t kKept = 32;
 
-std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int32_t block) {
+// Tasks of at most `few` queries come last.
+std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int32_t block, int32_t few) {
   std::vector<QueryTask> tasks;
   for (size_t s = 0; s < plan.segments.size(); ++s)
     for (int32_t q = 0; q < plan.segments[s].q_count; q += block)
       tasks.push_back({static_cast<int32_t>(s), q, std::min(block, plan.segments[s].q_count - q)});
   // Later queries of a causal segment see more keys: the longest tasks start first.
-  std::stable_sort(tasks.begin(), tasks.end(),
-                   [](const auto& a, const auto& b) { return a.begin > b.begin; });
+  std::stable_sort(tasks.begin(), tasks.end(), [&](const auto& a, const auto& b) {
+    return std::pair(a.count <= few, -a.begin) < std::pair(b.count <= few, -b.begin);
+  });
   return tasks;
 }
 
@@ -70,7 +72,7 @@ const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& sha
     return entries_.front().device;
   }
   Entry e{.plan = plan, .shape = shape, .words = {}, .memory = nullptr, .device = {}};
-  const std::vector<QueryTask> tasks = query_tasks(plan, shape.queries_per_task);
+  const std::vector<QueryTask> tasks = query_tasks(plan, shape.queries_per_task, shape.few_queries);
   const auto blocks = key_parts(plan, shape.key_rows, shape.keys_per_block);
   std::vector<int32_t> offsets{0};
   std::vector<KeyPart> parts;
@@ -93,14 +95,17 @@ const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& sha
   const auto* base = static_cast<const int32_t*>(entry.memory);
   int64_t queries = 0;
   for (const AttentionSegment& s : plan.segments) queries += s.q_count;
-  entry.device = {.segments = reinterpret_cast<const AttentionSegment*>(base + segments),
-                  .spans = reinterpret_cast<const KvSpan*>(base + spans),
-                  .tasks = reinterpret_cast<const QueryTask*>(base + task),
-                  .part_offsets = base + offset,
-                  .parts = reinterpret_cast<const KeyPart*>(base + part),
-                  .task_count = static_cast<int32_t>(tasks.size()),
-                  .key_blocks = static_cast<int32_t>(blocks.size()),
-                  .covers_queries = queries == shape.query_rows};
+  entry.device = {
+      .segments = reinterpret_cast<const AttentionSegment*>(base + segments),
+      .spans = reinterpret_cast<const KvSpan*>(base + spans),
+      .tasks = reinterpret_cast<const QueryTask*>(base + task),
+      .part_offsets = base + offset,
+      .parts = reinterpret_cast<const KeyPart*>(base + part),
+      .task_count = static_cast<int32_t>(tasks.size()),
+      .key_blocks = static_cast<int32_t>(blocks.size()),
+      .few_begin = static_cast<int32_t>(std::count_if(
+          tasks.begin(), tasks.end(), [&](const QueryTask& t) { return t.count > shape.few_queries; })),
+      .covers_queries = queries == shape.query_rows};
   return entry.device;
 }
 

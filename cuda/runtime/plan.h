@@ -28,12 +28,13 @@ struct DevicePlan {
   const int32_t* part_offsets = nullptr;  // (key_blocks + 1) into parts
   const KeyPart* parts = nullptr;
   int32_t task_count = 0, key_blocks = 0;
+  int32_t few_begin = 0;        // tasks from here on have at most PlanShape::few_queries queries
   bool covers_queries = false;  // every query row belongs to a segment
 };
 
 // How a kernel wants a plan cut.
 struct PlanShape {
-  int32_t queries_per_task, keys_per_block;
+  int32_t queries_per_task, keys_per_block, few_queries;
   int64_t query_rows, key_rows;
   bool operator==(const PlanShape&) const = default;
 };

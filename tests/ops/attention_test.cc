@@ -140,9 +140,15 @@ TEST_P(AttentionOps, ForwardMatchesTruth) {
         // Scores of size up to ~10 carry an error of d/2 f32 units each, and so do weights and values. Values
         // are averages of normals: below 4.
         const double f32 = 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10);
-        EXPECT_TRUE(within("o", got[0], want.o,
-                           rounding_limits(1.0, unit_of(t.kept), 0.0,
-                                           plus(absolute(want.o), V(want.o.size(), f32 / unit_of(t.kept))))))
+        V size = plus(absolute(want.o), V(want.o.size(), f32 / unit_of(t.kept)));
+        // Tensor cores take softmax's weights in bf16: each term of the average is off by half a unit.
+        if (!host_sees_values() && t.kept == DType::kBF16) {
+          const V terms = reference::grouped_attention(to_double(x.q), to_double(x.k), absolute(to_double(x.v)),
+                                                       seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a))
+                              .o;
+          for (size_t i = 0; i < size.size(); ++i) size[i] += terms[i];
+        }
+        EXPECT_TRUE(within("o", got[0], want.o, rounding_limits(1.0, unit_of(t.kept), 0.0, size)))
             << t.name << ", " << p.name << ", heads of " << a.d;
         EXPECT_TRUE(within("lse", got[1], want.lse, f32)) << t.name << ", " << p.name << ", heads of " << a.d;
         EXPECT_TRUE(bitwise_equal("o without lse", forward(device(), p, a, x, t, false)[0], got[0]));
@@ -227,8 +233,9 @@ TEST_P(AttentionOps, BackwardIsTheGradient) {
 TEST_P(AttentionOps, BackwardOfLongSegmentsAgreesAlongDirections) {
   for (const Types& t : kTypes)
     for (const Problem& p :
-         {causal("long", {150, 3}), causal("one past a block", {65, 129}), forest("forest", 70, 3, 40)})
-      for (const Heads& a : {Heads{9, 3, 64}, Heads{2, 1, 100}}) {
+         {causal("long", {150, 3}), forest("forest", 70, 3, 40)})
+      for (const Heads& a : {Heads{9, 3, 64}, Heads{2, 1, 100}, Heads{4, 1, 128}}) {
+        if (a.d == 128 && t.kept != DType::kBF16) continue;  // what 64 does not show is in kernels for bf16
         const Data x = make(p, a, t.kept);
         const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
         const auto got = run_deterministic([&](Device& d) { return backward(d, p, a, x, d_o, t); });
