@@ -132,7 +132,9 @@ TEST_P(AttentionOps, ForwardMatchesTruth) {
   for (const Types& t : kTypes)
     for (const Problem& p : problems())
       for (const Heads& a : kHeads) {
-        if (p.n * a.h * a.d > 60000) continue;
+        // Kernels on the f32 units are slow on the software GPU, and size shows nothing new there.
+        const bool tensor_cores = t.kept == DType::kBF16 && (a.d == 64 || a.d == 128);
+        if (p.n * a.h * a.d > (host_sees_values() || tensor_cores ? 60000 : 20000)) continue;
         const Data x = make(p, a, t.kept);
         const auto got = run_deterministic([&](Device& d) { return forward(d, p, a, x, t); });
         const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v),
@@ -143,9 +145,10 @@ TEST_P(AttentionOps, ForwardMatchesTruth) {
         V size = plus(absolute(want.o), V(want.o.size(), f32 / unit_of(t.kept)));
         // Tensor cores take softmax's weights in bf16: each term of the average is off by half a unit.
         if (!host_sees_values() && t.kept == DType::kBF16) {
-          const V terms = reference::grouped_attention(to_double(x.q), to_double(x.k), absolute(to_double(x.v)),
-                                                       seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a))
-                              .o;
+          const V terms =
+              reference::grouped_attention(to_double(x.q), to_double(x.k), absolute(to_double(x.v)),
+                                           seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a))
+                  .o;
           for (size_t i = 0; i < size.size(); ++i) size[i] += terms[i];
         }
         EXPECT_TRUE(within("o", got[0], want.o, rounding_limits(1.0, unit_of(t.kept), 0.0, size)))
@@ -232,10 +235,13 @@ TEST_P(AttentionOps, BackwardIsTheGradient) {
 // Shapes with several blocks of queries and keys: the derivative along a random direction.
 TEST_P(AttentionOps, BackwardOfLongSegmentsAgreesAlongDirections) {
   for (const Types& t : kTypes)
-    for (const Problem& p :
-         {causal("long", {150, 3}), forest("forest", 70, 3, 40)})
+    for (const Problem& p : {causal("long", {150, 3}), forest("forest", 70, 3, 40)})
       for (const Heads& a : {Heads{9, 3, 64}, Heads{2, 1, 100}, Heads{4, 1, 128}}) {
-        if (a.d == 128 && t.kept != DType::kBF16) continue;  // what 64 does not show is in kernels for bf16
+        // On the CPU one of the two larger heads is enough, and of the GPU's kernels each is wanted once.
+        const bool wanted = host_sees_values()       ? a.d != 128
+                            : t.kept == DType::kBF16 ? a.d != 100
+                                                     : t.kept == DType::kF32 && a.d == 100;
+        if (!wanted) continue;
         const Data x = make(p, a, t.kept);
         const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
         const auto got = run_deterministic([&](Device& d) { return backward(d, p, a, x, d_o, t); });
