@@ -16,8 +16,12 @@ namespace gantrain::cuda {
 constexpr int kTensorWarps = 4, kTensorThreads = kTensorWarps * kWarp;
 constexpr int kTensorRows = 16 * kTensorWarps;  // own rows of a block: 16 a warp
 constexpr int kForwardKeys = 64;                // keys of a tile
-constexpr int kDecodeWarps = 8, kDecodeKeys = 32, kDecodeRows = 16;
+constexpr int kDecodeKeys = 32, kDecodeRows = 16;
 constexpr float kLog2E = 1.44269504088896341f;
+
+// What fits into the 99 KiB that the smaller GPUs of a generation have.
+template <int kD>
+constexpr int kDecodeWarps = kD == 64 ? 8 : 4;
 
 // Rows of the other side in a tile of backward: what the registers leave room for.
 template <int kD>
@@ -26,7 +30,7 @@ constexpr int kBackwardTile = kD == 64 ? 64 : 32;
 template <int kD>
 constexpr int kForwardShared = 2 * kD*(kTensorRows + 4 * kForwardKeys);
 template <int kD>
-constexpr int kDecodeShared = 2 * kD*(kDecodeRows + 2 * kDecodeWarps * kDecodeKeys);
+constexpr int kDecodeShared = 2 * kD*(kDecodeRows + 2 * kDecodeWarps<kD> * kDecodeKeys);
 template <int kD>
 constexpr int kBackwardShared = 2 * kD*(2 * kTensorRows + 4 * kBackwardTile<kD>)+4 * 4 * kBackwardTile<kD>;
 
@@ -249,14 +253,14 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
 // and the eight partial results are merged in the order of the warps. A row's result depends on its own
 // segment alone. Shared memory: the rows of q, and one tile each of k and v a warp. Traffic: k and v once.
 template <int kD>
-__global__ __launch_bounds__(kDecodeWarps* kWarp) void attention_decode_kernel(
+__global__ __launch_bounds__(kDecodeWarps<kD>* kWarp) void attention_decode_kernel(
     const __nv_bfloat16* __restrict__ q, const __nv_bfloat16* __restrict__ k,
     const __nv_bfloat16* __restrict__ v, const PlanSegment* __restrict__ segments,
     const PlanSpan* __restrict__ spans, const PlanTask* __restrict__ tasks, float scale,
     __nv_bfloat16* __restrict__ o, float* __restrict__ lse, int heads, int kv_heads) {
   extern __shared__ __align__(16) char tensor_shared[];
   char* shared = tensor_shared;
-  __shared__ float part_max[kDecodeWarps][kDecodeRows], part_sum[kDecodeWarps][kDecodeRows];
+  __shared__ float part_max[kDecodeWarps<kD>][kDecodeRows], part_sum[kDecodeWarps<kD>][kDecodeRows];
   constexpr int kTile = 2 * kD * kDecodeKeys;
   static_assert(kDecodeRows * kD * 4 <= 2 * kTile);  // a warp's partial result takes the place of its tiles
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -280,7 +284,7 @@ __global__ __launch_bounds__(kDecodeWarps* kWarp) void attention_decode_kernel(
   int query[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) query[i] = task.begin + (lane / 4 + 8 * i) / h.width;
-  for (int k0 = warp * kDecodeKeys; k0 < key_count; k0 += kDecodeWarps * kDecodeKeys) {
+  for (int k0 = warp * kDecodeKeys; k0 < key_count; k0 += kDecodeWarps<kD> * kDecodeKeys) {
     const int count = min(kDecodeKeys, key_count - k0);
     const auto row = [&](int r) { return key_row(s, spans, spans_total, k0 + r) * kv_heads + h.head; };
     copy_tile<kD, kDecodeKeys, kWarp>(own, k, lane, count, row);
@@ -314,15 +318,15 @@ __global__ __launch_bounds__(kDecodeWarps* kWarp) void attention_decode_kernel(
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < rows * kD / 2; i += kDecodeWarps * kWarp) {
+  for (int i = threadIdx.x; i < rows * kD / 2; i += kDecodeWarps<kD> * kWarp) {
     const int r = i / (kD / 2), j = 2 * (i % (kD / 2));
     float most = part_max[0][r];
 #pragma unroll
-    for (int w = 1; w < kDecodeWarps; ++w) most = fmaxf(most, part_max[w][r]);
+    for (int w = 1; w < kDecodeWarps<kD>; ++w) most = fmaxf(most, part_max[w][r]);
     float total = 0;
     float2 value = {};
 #pragma unroll
-    for (int w = 0; w < kDecodeWarps; ++w) {
+    for (int w = 0; w < kDecodeWarps<kD>; ++w) {
       const float factor = exp2f(part_max[w][r] - most);
       const float2 x = *reinterpret_cast<const float2*>(part + w * (2 * kTile / 4) + r * kD + j);
       total += part_sum[w][r] * factor;

@@ -106,7 +106,7 @@ void CudaOps::attention_forward(const AttentionForward& a) {
                raw<S>(a.o), raw<float>(a.lse), z.h, z.k);
       };
       run(attention_tensor_forward_kernel<kD>, 0, plan.few_begin, kTensorThreads, kForwardShared<kD>);
-      run(attention_decode_kernel<kD>, plan.few_begin, plan.task_count, kDecodeWarps * kWarp,
+      run(attention_decode_kernel<kD>, plan.few_begin, plan.task_count, kDecodeWarps<kD> * kWarp,
           kDecodeShared<kD>);
     });
     return;
