@@ -21,6 +21,16 @@ __device__ inline float row_rstd_of(const float* __restrict__ x, int c, float ep
   return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(c) + eps);
 }
 
+// The gain (C) from j on, or ones where there is none.
+template <int kVector>
+__device__ inline Vector<float, kVector> gain_or_one(const float* __restrict__ gain, int j) {
+  if (gain) return load_vector<kVector>(gain + j);
+  Vector<float, kVector> ones;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) ones.value[i] = 1.0f;
+  return ones;
+}
+
 // Traffic a row: C f32 read, one f32 written.
 template <int kVector, int kRows>
 __global__ __launch_bounds__(kWarp* kRows) void row_rstd_kernel(const float* __restrict__ x,  // (N, C)
@@ -68,12 +78,10 @@ __global__ __launch_bounds__(kWarp* kRows) void normalise_kernel(
   }
   for (int j = threadIdx.x * kVector; j < c; j += kWarp * kVector) {
     const Vector<float, kVector> v = load_vector<kVector>(x + j);
+    const Vector<float, kVector> g = gain_or_one<kVector>(gain, j);
     Vector<T, kVector> out;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      const float scaled = v.value[i] * r;
-      out.value[i] = from_float<T>(gain ? scaled * gain[j + i] : scaled);
-    }
+    for (int i = 0; i < kVector; ++i) out.value[i] = from_float<T>(v.value[i] * r * g.value[i]);
     store_vector(y + row * c + j, out);
   }
 }
@@ -96,17 +104,18 @@ __global__ __launch_bounds__(kWarp* kRows) void norm_backward_kernel(
   const float r = rstd[row];
   float dot = 0;
   for (int j = threadIdx.x * kVector; j < c; j += kWarp * kVector) {
-    const Vector<float, kVector> xs = load_vector<kVector>(x + j), ds = load_vector<kVector>(dy + j);
+    const Vector<float, kVector> xs = load_vector<kVector>(x + j), ds = load_vector<kVector>(dy + j),
+                                 g = gain_or_one<kVector>(gain, j);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) dot += ds.value[i] * (gain ? gain[j + i] : 1.0f) * xs.value[i];
+    for (int i = 0; i < kVector; ++i) dot += ds.value[i] * g.value[i] * xs.value[i];
   }
   const float mean = warp_sum(dot) * r / static_cast<float>(c);
   for (int j = threadIdx.x * kVector; j < c; j += kWarp * kVector) {
-    const Vector<float, kVector> xs = load_vector<kVector>(x + j), ds = load_vector<kVector>(dy + j);
+    const Vector<float, kVector> xs = load_vector<kVector>(x + j), ds = load_vector<kVector>(dy + j),
+                                 g = gain_or_one<kVector>(gain, j);
     Vector<float, kVector> out = load_vector<kVector>(dx + j);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      out.value[i] += r * (ds.value[i] * (gain ? gain[j + i] : 1.0f) - xs.value[i] * r * mean);
+    for (int i = 0; i < kVector; ++i) out.value[i] += r * (ds.value[i] * g.value[i] - xs.value[i] * r * mean);
     store_vector(dx + j, out);
   }
 }

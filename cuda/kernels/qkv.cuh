@@ -23,60 +23,135 @@ __global__ __launch_bounds__(kThreads) void rotary_table_kernel(
   table[row * 2 * half + half + j] = static_cast<float>(sine);
 }
 
-// From the product (N, (H + 2K) D) in f32 to q (N, H, D), k and v (N, K, D): q and k rotated by their angle,
-// all rounded to S. grid (N), block kThreads: a block owns one row, a thread pairs (i, i + D / 2).
-template <typename S, int kThreads>
+// A pair (a, b) of elements i and i + D / 2, rotated; back with -sine. One rounding order wherever it is
+// used.
+struct RotatedPair {
+  float first, second;
+};
+__device__ inline RotatedPair rotate(float a, float b, float cosine, float sine) {
+  return {fmaf(a, cosine, -(b * sine)), fmaf(b, cosine, a * sine)};
+}
+
+// Where the heads of a row lie: q (N, H, D), k and v (N, K, D), in the order of the product's columns.
+template <typename S>
+struct QkvHeads {
+  S *q, *k, *v;
+  int heads, kv_heads, half;  // H, K, D / 2
+
+  __device__ bool rotated(int head) const { return head < heads + kv_heads; }
+  __device__ S* at(int64_t row, int head) const {
+    const int d = 2 * half;
+    if (head < heads) return q + (row * heads + head) * d;
+    if (head < heads + kv_heads) return k + (row * kv_heads + head - heads) * d;
+    return v + (row * kv_heads + head - heads - kv_heads) * d;
+  }
+  // kVector pairs from pair j of a head on, rounded to S; table (N, D): cos, then sin.
+  template <int kVector>
+  __device__ void store(int64_t row, int head, int j, const float (&a)[kVector], const float (&b)[kVector],
+                        const float* __restrict__ table) const {
+    Vector<S, kVector> first, second;
+    if (rotated(head)) {
+      table += row * 2 * half + j;
+      const Vector<float, kVector> cosine = load_vector<kVector>(table),
+                                   sine = load_vector<kVector>(table + half);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const RotatedPair pair = rotate(a[i], b[i], cosine.value[i], sine.value[i]);
+        first.value[i] = from_float<S>(pair.first);
+        second.value[i] = from_float<S>(pair.second);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        first.value[i] = from_float<S>(a[i]);
+        second.value[i] = from_float<S>(b[i]);
+      }
+    }
+    S* to = at(row, head) + j;
+    store_vector(to, first);
+    store_vector(to + half, second);
+  }
+};
+
+// At the end of the product itself (cuda/kernels/matmul_tensor.cuh): bias, rotation, and q, k, v apart.
+template <typename S>
+struct RotaryEpilogue {
+  static constexpr bool kPaired = true;
+  QkvHeads<S> to;
+  const float* table;  // (N, D)
+  const float* bias;   // ((H + 2K) D) or null
+  int64_t half;        // D / 2
+  bool wide;           // D / 2 is a multiple of four and q, k, v are aligned to four values
+
+  template <int kCount>
+  __device__ void store(int64_t row, int64_t pair, float (&a)[kCount], float (&b)[kCount],
+                        bool inside) const {
+    if (!inside) return;
+    const int heads = to.heads + 2 * to.kv_heads, d = to.half;
+    if (wide) {
+      const int head = static_cast<int>(pair) / d, j = static_cast<int>(pair) % d;
+      if (head >= heads) return;
+      if (bias)
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          a[i] += bias[head * 2 * d + j + i];
+          b[i] += bias[head * 2 * d + d + j + i];
+        }
+      to.store(row, head, j, a, b, table);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int head = static_cast<int>(pair + i) / d, j = static_cast<int>(pair + i) % d;
+        if (head >= heads) return;
+        const float first[1] = {a[i] + (bias ? bias[head * 2 * d + j] : 0.0f)},
+                    second[1] = {b[i] + (bias ? bias[head * 2 * d + d + j] : 0.0f)};
+        to.store(row, head, j, first, second, table);
+      }
+    }
+  }
+};
+
+// From the product (N, (H + 2K) D) in f32 to q, k and v. grid (N): a block owns a row, a thread kVector pairs
+// (i, i + D / 2) at a time.
+template <typename S, int kVector, int kThreads>
 __global__ __launch_bounds__(kThreads) void rotate_forward_kernel(const float* __restrict__ product,
                                                                   const float* __restrict__ table,  // (N, D)
-                                                                  S* __restrict__ q, S* __restrict__ k,
-                                                                  S* __restrict__ v, int heads, int kv_heads,
-                                                                  int half) {
+                                                                  QkvHeads<S> to) {
   const int64_t row = blockIdx.x;
-  const int d = 2 * half, pairs = (heads + 2 * kv_heads) * half;
-  product += row * (heads + 2 * kv_heads) * d;
-  table += row * d;
-  for (int i = threadIdx.x; i < pairs; i += kThreads) {
-    const int head = i / half, j = i % half;
-    const float a = product[head * d + j], b = product[head * d + half + j];
-    if (head >= heads + kv_heads) {
-      S* to = v + (row * kv_heads + head - heads - kv_heads) * d + j;
-      to[0] = from_float<S>(a);
-      to[half] = from_float<S>(b);
-      continue;
-    }
-    S* to = head < heads ? q + (row * heads + head) * d + j : k + (row * kv_heads + head - heads) * d + j;
-    const float cosine = table[j], sine = table[half + j];
-    to[0] = from_float<S>(a * cosine - b * sine);
-    to[half] = from_float<S>(b * cosine + a * sine);
+  const int half = to.half, parts = half / kVector, heads = to.heads + 2 * to.kv_heads;
+  product += row * heads * 2 * half;
+  for (int i = threadIdx.x; i < heads * parts; i += kThreads) {
+    const int head = i / parts, j = i % parts * kVector;
+    const Vector<float, kVector> a = load_vector<kVector>(product + head * 2 * half + j),
+                                 b = load_vector<kVector>(product + head * 2 * half + half + j);
+    to.store(row, head, j, a.value, b.value, table);
   }
 }
 
 // The transpose: dq, dk un-rotated, with dv beside them as dy (N, (H + 2K) D) of T. Grid and block as above.
-template <typename T, int kThreads>
-__global__ __launch_bounds__(kThreads) void rotate_backward_kernel(const T* __restrict__ dq,
-                                                                   const T* __restrict__ dk,
-                                                                   const T* __restrict__ dv,
+template <typename T, int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads) void rotate_backward_kernel(QkvHeads<const T> from,
                                                                    const float* __restrict__ table,  // (N, D)
-                                                                   T* __restrict__ dy, int heads,
-                                                                   int kv_heads, int half) {
+                                                                   T* __restrict__ dy) {
   const int64_t row = blockIdx.x;
-  const int d = 2 * half, pairs = (heads + 2 * kv_heads) * half;
-  dy += row * (heads + 2 * kv_heads) * d;
-  table += row * d;
-  for (int i = threadIdx.x; i < pairs; i += kThreads) {
-    const int head = i / half, j = i % half;
-    T* to = dy + head * d + j;
-    if (head >= heads + kv_heads) {
-      const T* from = dv + (row * kv_heads + head - heads - kv_heads) * d + j;
-      to[0] = from[0];
-      to[half] = from[half];
-      continue;
+  const int half = from.half, parts = half / kVector, heads = from.heads + 2 * from.kv_heads;
+  dy += row * heads * 2 * half;
+  table += row * 2 * half;
+  for (int i = threadIdx.x; i < heads * parts; i += kThreads) {
+    const int head = i / parts, j = i % parts * kVector;
+    const T* at = from.at(row, head) + j;
+    Vector<T, kVector> a = load_vector<kVector>(at), b = load_vector<kVector>(at + half);
+    if (from.rotated(head)) {
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        const RotatedPair pair =
+            rotate(to_float(a.value[e]), to_float(b.value[e]), table[j + e], -table[half + j + e]);
+        a.value[e] = from_float<T>(pair.first);
+        b.value[e] = from_float<T>(pair.second);
+      }
     }
-    const T* from =
-        head < heads ? dq + (row * heads + head) * d + j : dk + (row * kv_heads + head - heads) * d + j;
-    const float a = to_float(from[0]), b = to_float(from[half]), cosine = table[j], sine = table[half + j];
-    to[0] = from_float<T>(a * cosine + b * sine);
-    to[half] = from_float<T>(b * cosine - a * sine);
+    store_vector(dy + head * 2 * half + j, a);
+    store_vector(dy + head * 2 * half + half + j, b);
   }
 }
 

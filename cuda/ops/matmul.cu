@@ -70,6 +70,9 @@ bool matmul_on_tensor_cores(const Matmul& a) {
          (a.transpose_b || a.n % 8 == 0) && aligned_to(16, a.a, a.b);
 }
 
+bool matmul_fuses(const Context&, const Matmul& a) { return matmul_on_tensor_cores(a); }
+bool matmul_always_fuses(const Context&, const Matmul& a) { return matmul_on_tensor_cores(a); }
+
 MatmulKernel matmul_tile(const Context& context, const Matmul& a) {
   if (a.kernel != MatmulKernel::kChosen) return a.kernel;
   if (a.m <= SmallMatmulTile::kRows) return MatmulKernel::kSmall;

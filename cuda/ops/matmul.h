@@ -36,9 +36,13 @@ struct Matmul {
 };
 void matmul(const Context&, const Matmul&);
 
-// Whether a product goes to our tensor-core kernel, and so may have an epilogue of its own
-// (cuda/ops/matmul_tensor.cuh): bf16, a not transposed, rows of 16-byte pieces. Does not depend on m.
+// Whether our tensor-core kernel takes a product: bf16, a not transposed, rows of 16-byte pieces. Does not
+// depend on m.
 bool matmul_on_tensor_cores(const Matmul&);
+// Whether a product goes there now, and so may have an epilogue of its own (cuda/ops/matmul_tensor.cuh);
+// whether every one like it always will, so that its c is never needed.
+bool matmul_fuses(const Context&, const Matmul&);
+bool matmul_always_fuses(const Context&, const Matmul&);
 // Its tile: kLarge, kMedium or kSmall. All of them give the same bits.
 MatmulKernel matmul_tile(const Context&, const Matmul&);
 

@@ -16,7 +16,7 @@ const dim3 kBlock(kWarp, kRows);
 void normalise_rows(const Context& context, const NormaliseRows& a) {
   with_weights(a.type, [&]<typename T>(Tag<T>) {
     auto* y = static_cast<T*>(a.y);
-    const bool wide = a.c % 4 == 0 && aligned_to(16, a.x) && aligned_to(4 * sizeof(T), y);
+    const bool wide = a.c % 4 == 0 && aligned_to(16, a.x, a.gain) && aligned_to(4 * sizeof(T), y);
     const auto run = [&](auto kernel) {
       launch(kernel, blocks_for(a.n, kRows), kBlock, 0, context.stream, a.x, a.rows, a.gain, a.rstd, y, a.n,
              a.c, a.eps);
@@ -42,7 +42,7 @@ void row_statistic_of_squares(const Context& context, const float* squares, floa
 
 void norm_backward_rows(const Context& context, const float* x, const float* rstd, const float* gain,
                         const float* dy, float* dx, int64_t n, int64_t c) {
-  const bool wide = c % 4 == 0 && aligned_to(16, x, dy, dx);
+  const bool wide = c % 4 == 0 && aligned_to(16, x, dy, dx, gain);
   launch(wide ? norm_backward_kernel<4, kRows> : norm_backward_kernel<1, kRows>, blocks_for(n, kRows), kBlock,
          0, context.stream, x, rstd, gain, dy, dx, n, c);
 }

@@ -1,7 +1,7 @@
 #include "cuda/kernels/qkv.cuh"
 
 #include "cuda/ops/dispatch.cuh"
-#include "cuda/ops/matmul.h"
+#include "cuda/ops/matmul_tensor.cuh"
 #include "cuda/ops/norm.h"
 
 namespace gantrain {
@@ -12,19 +12,41 @@ namespace {
 
 constexpr int kThreads = 128;
 
+Matmul forward_product(const QkvForward& a, const void* normed, float* product) {
+  const int64_t c = a.x.dim(1), out = a.w->rows();
+  return {.m = a.x.dim(0),
+          .n = out,
+          .k = c,
+          .a = normed,
+          .lda = c,
+          .b = as_cuda(*a.w).data(),
+          .ldb = c,
+          .transpose_b = true,
+          .dtype = a.w->dtype(),
+          .c = product,
+          .ldc = out,
+          .bias = raw<float>(a.bias)};
+}
 struct ForwardPieces {
   void* normed;
-  float *product, *table;
+  float *table, *product;  // product null: it never leaves its kernel
 };
-ForwardPieces forward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int64_t d, DType t) {
-  return {p.take<std::byte>(n * c * dtype_size(t)), p.take<float>(n * out), p.take<float>(n * d)};
+ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward& a) {
+  const int64_t n = a.x.dim(0);
+  void* normed = p.take<std::byte>(n * a.x.dim(1) * dtype_size(a.w->dtype()));
+  float* table = p.take<float>(n * a.q.dim(2));
+  return {normed, table,
+          matmul_always_fuses(context, forward_product(a, normed, nullptr)) ? nullptr
+                                                                            : p.take<float>(n * a.w->rows())};
 }
 struct BackwardPieces {
   void* dy;
   float *dnormed, *table;
 };
-BackwardPieces backward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int64_t d, DType t) {
-  return {p.take<std::byte>(n * out * dtype_size(t)), p.take<float>(n * c), p.take<float>(n * d)};
+BackwardPieces backward_pieces(Pieces& p, const QkvBackward& a) {
+  const int64_t n = a.x.dim(0);
+  return {p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype())), p.take<float>(n * a.w->cols()),
+          p.take<float>(n * a.dq.dim(2))};
 }
 
 void rotary_table(const Context& context, const ConstTensor& positions, const ConstTensor& inv_freq,
@@ -34,24 +56,29 @@ void rotary_table(const Context& context, const ConstTensor& positions, const Co
          raw<int32_t>(positions), raw<float>(inv_freq), table, n, half);
 }
 
+// Whether kVector neighbours of a half of a head always lie side by side and aligned.
+template <int kVector, typename S>
+bool aligned_heads(const QkvHeads<S>& heads) {
+  return heads.half % kVector == 0 && aligned_to(kVector * sizeof(S), heads.q, heads.k, heads.v);
+}
+
 }  // namespace
 
 int64_t CudaOps::scratch(const QkvForward& a) const {
   Pieces p;
-  forward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.q.dim(2), a.w->dtype());
+  forward_pieces(context_, p, a);
   return p.bytes();
 }
 int64_t CudaOps::scratch(const QkvBackward& a) const {
   Pieces p;
-  backward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.dq.dim(2), a.w->dtype());
+  backward_pieces(p, a);
   return p.bytes();
 }
 
 void CudaOps::qkv_forward(const QkvForward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.q.dim(1), d = a.q.dim(2), k = a.k.dim(1),
-                out = a.w->rows();
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), d = a.q.dim(2);
   Pieces pieces(a.scratch);
-  const ForwardPieces s = forward_pieces(pieces, n, c, out, d, a.w->dtype());
+  const ForwardPieces s = forward_pieces(context_, pieces, a);
   normalise_rows(context_, {.x = raw<float>(a.x),
                             .rows = nullptr,
                             .gain = raw<float>(a.gain),
@@ -62,34 +89,42 @@ void CudaOps::qkv_forward(const QkvForward& a) {
                             .y = s.normed,
                             .n = n,
                             .c = c});
-  matmul(context_, {.m = n,
-                    .n = out,
-                    .k = c,
-                    .a = s.normed,
-                    .lda = c,
-                    .b = as_cuda(*a.w).data(),
-                    .ldb = c,
-                    .transpose_b = true,
-                    .dtype = a.w->dtype(),
-                    .c = s.product,
-                    .ldc = out,
-                    .bias = raw<float>(a.bias)});
   rotary_table(context_, a.positions, a.inv_freq, s.table);
+  const Matmul product = forward_product(a, s.normed, s.product);
   with_type(a.q.dtype(), [&]<typename S>(Tag<S>) {
-    launch(rotate_forward_kernel<S, kThreads>, blocks_for(n, 1), kThreads, 0, context_.stream, s.product,
-           s.table, raw<S>(a.q), raw<S>(a.k), raw<S>(a.v), h, k, d / 2);
+    const QkvHeads<S> to{.q = raw<S>(a.q),
+                         .k = raw<S>(a.k),
+                         .v = raw<S>(a.v),
+                         .heads = static_cast<int>(a.q.dim(1)),
+                         .kv_heads = static_cast<int>(a.k.dim(1)),
+                         .half = static_cast<int>(d / 2)};
+    const bool wide = aligned_heads<4>(to);
+    if constexpr (!std::is_same_v<S, float>)
+      if (matmul_fuses(context_, product))
+        return launch_matmul_tensor<true>(
+            context_, product,
+            RotaryEpilogue<S>{.to = to, .table = s.table, .bias = product.bias, .half = d / 2, .wide = wide});
+    matmul(context_, product);
+    launch(wide ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
+           blocks_for(n, 1), kThreads, 0, context_.stream, s.product, s.table, to);
   });
 }
 
 void CudaOps::qkv_backward(const QkvBackward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.dq.dim(1), d = a.dq.dim(2), k = a.dk.dim(1),
-                out = a.w->rows();
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
   Pieces pieces(a.scratch);
-  const BackwardPieces s = backward_pieces(pieces, n, c, out, d, a.w->dtype());
+  const BackwardPieces s = backward_pieces(pieces, a);
   rotary_table(context_, a.positions, a.inv_freq, s.table);
   with_weights(a.w->dtype(), [&]<typename T>(Tag<T>) {
-    launch(rotate_backward_kernel<T, kThreads>, blocks_for(n, 1), kThreads, 0, context_.stream, raw<T>(a.dq),
-           raw<T>(a.dk), raw<T>(a.dv), s.table, static_cast<T*>(s.dy), h, k, d / 2);
+    const QkvHeads<const T> from{.q = raw<T>(a.dq),
+                                 .k = raw<T>(a.dk),
+                                 .v = raw<T>(a.dv),
+                                 .heads = static_cast<int>(a.dq.dim(1)),
+                                 .kv_heads = static_cast<int>(a.dk.dim(1)),
+                                 .half = static_cast<int>(a.dq.dim(2) / 2)};
+    launch(aligned_heads<kWide<T>>(from) ? rotate_backward_kernel<T, kWide<T>, kThreads>
+                                         : rotate_backward_kernel<T, 1, kThreads>,
+           blocks_for(n, 1), kThreads, 0, context_.stream, from, s.table, static_cast<T*>(s.dy));
   });
   matmul(context_, {.m = n,
                     .n = c,
