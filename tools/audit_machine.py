@@ -203,8 +203,10 @@ def mix(code):
             count[base] += 1
         elif base in DOUBLE:
             count["F64"] += 1
-        elif base in ("ATOM", "ATOMG", "ATOMS"):
+        elif base in ("ATOM", "ATOMG"):
             count["ATOM"] += 1
+        elif base == "ATOMS":  # in shared memory
+            count["ATOMS"] += 1
         elif base in ("RED", "REDG"):
             count["RED"] += 1
         elif base in ("LD", "ST"):
