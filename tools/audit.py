@@ -16,13 +16,13 @@ AT_LEAST = ("occupancy", "mma_share", "mma_per_load", "wide")
 
 
 def wide_share(kind, m):
-    """Share of the accesses (in a loop) or of the bytes (in a body) to global memory that have 16 bytes; 1 for none."""
+    """Share of the accesses (in a loop) or of the bytes (in a body) to global memory that have 16 bytes or more; 1 for none."""
     total = good = 0
     for op in ("LDG", "STG", "LDGSTS"):
-        for bits in (8, 16, 32, 64, 128):
+        for bits in (8, 16, 32, 64, 128, 256):
             n = m.get(f"{op}.{bits}", 0) * (1 if kind == "loop" else bits)
             total += n
-            good += n if bits == 128 else 0
+            good += n if bits >= 128 else 0
     return good / total if total else 1.0
 
 

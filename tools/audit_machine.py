@@ -235,7 +235,7 @@ def hot(found, body):
         return "body", body
 
     def weight(m):
-        wide = sum(m.get(f"{op}.{bits}", 0) * bits for op in ("LDG", "STG", "LDGSTS") for bits in (8, 16, 32, 64, 128))
+        wide = sum(m.get(f"{op}.{bits}", 0) * bits for op in ("LDG", "STG", "LDGSTS") for bits in (8, 16, 32, 64, 128, 256))
         return m.get("HMMA", 0) + m.get("HGMMA", 0), wide, m["instructions"]
 
     return "loop", max(found, key=weight)
