@@ -54,14 +54,16 @@ void count_shared(Warp& w, Mask mask, const uint64_t* a, uint32_t bytes) {
   }
 }
 
-bool all_written(const uint8_t* s, uint64_t n) {
+// Written and, unless `mask` leaves them out, read by no copy under way.
+bool all_written(const uint8_t* s, uint64_t n, uint8_t mask = kState) {
   uint64_t bad = 0;
+  const uint64_t wide = 0x0101010101010101ull * mask;
   for (; n >= 8; n -= 8, s += 8) {
     uint64_t v;
     std::memcpy(&v, s, 8);
-    bad |= v ^ 0x0101010101010101ull;
+    bad |= (v & wide) ^ 0x0101010101010101ull;
   }
-  for (; n; --n, ++s) bad |= *s ^ 1u;
+  for (; n; --n, ++s) bad |= (*s & mask) ^ 1u;
   return bad == 0;
 }
 
@@ -88,12 +90,12 @@ void check_state(Warp& w, const Inst& in, int lane, uint8_t* shadow, uint32_t by
             fmt::format(
                 "{} of {} bytes, {}: byte {} belongs to an asynchronous copy that has not been waited for",
                 verb(use), bytes, where, k));
-    if (use != Use::kRead && (shadow[k] & kReading))
+    if (use != Use::kRead && shadow[k] >= kReading)
       fault(w, in, lane, kFaultLaunch,
             fmt::format("{} of {} bytes, {}: byte {} is still to be read by an asynchronous copy that has "
                         "not been waited for",
                         verb(use), bytes, where, k));
-    if (use != Use::kWrite && (shadow[k] & ~kReading) == kUnwritten)
+    if (use != Use::kWrite && (shadow[k] & kState) == kUnwritten)
       fault(w, in, lane, kFaultLaunch,
             fmt::format("{} of {} bytes, {}: byte {} was never written", verb(use), bytes, where, k));
   }
@@ -175,13 +177,13 @@ void shared(Warp& w, const Inst& in, Mask mask, const uint64_t* a, uint32_t byte
         uint8_t* s = own.shadow + a[0];
         if (use == Use::kWrite) {
           bool pending = false;
-          for (uint32_t k = 0; k < 32 * bytes; ++k) pending |= s[k] & (kPending | kReading);
+          for (uint32_t k = 0; k < 32 * bytes; ++k) pending |= s[k] & kBusy;
           if (pending)
             for (int i = 0; i < kLanes; ++i)
               check_state(w, in, i, own.shadow + a[i], bytes, use,
                           fmt::format("byte {} of shared memory", a[i]));
           std::memset(s, kWritten, size_t{32} * bytes);
-        } else if (!all_written(s, uint64_t{32} * bytes)) {
+        } else if (!all_written(s, uint64_t{32} * bytes, use == Use::kRead ? kState : 0xff)) {
           for (int i = 0; i < kLanes; ++i)
             check_state(w, in, i, own.shadow + a[i], bytes, use,
                         fmt::format("byte {} of shared memory", a[i]));
@@ -191,10 +193,10 @@ void shared(Warp& w, const Inst& in, Mask mask, const uint64_t* a, uint32_t byte
           uint8_t* s = own.shadow + a[i];
           if (use == Use::kWrite) {
             bool pending = false;
-            for (uint32_t k = 0; k < bytes; ++k) pending |= s[k] & (kPending | kReading);
+            for (uint32_t k = 0; k < bytes; ++k) pending |= s[k] & kBusy;
             if (pending) check_state(w, in, i, s, bytes, use, fmt::format("byte {} of shared memory", a[i]));
             std::memset(s, kWritten, bytes);
-          } else if (!all_written(s, bytes)) {
+          } else if (!all_written(s, bytes, use == Use::kRead ? kState : 0xff)) {
             check_state(w, in, i, s, bytes, use, fmt::format("byte {} of shared memory", a[i]));
           }
         });
@@ -283,7 +285,7 @@ void check_async_read(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offs
   if (w.group->init_checks && !all_written(cta.shadow + offset, bytes))
     check_state(w, in, lane, cta.shadow + offset, bytes, Use::kRead,
                 fmt::format("byte {} of shared memory", offset));
-  if (w.group->race_checks) w.group->races.inspect(w, in, lane, cta, offset, bytes);
+  if (w.group->race_checks) w.group->races.async_read(w, in, lane, cta, offset, bytes);
 }
 
 void gather_addresses(Warp& w, const Inst&, const Ref& base, int64_t offset, uint64_t* out) {

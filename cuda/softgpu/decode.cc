@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <set>
 
+#include "cuda/softgpu/in_flight.h"
+
 namespace softgpu {
 
 bool parse_type(std::string_view t, Type* out) {
@@ -424,6 +426,7 @@ Inst& Decoder::emit(Handler fn, Class cls, std::vector<Ref> ops) {
     inst.guard_negated = in_->guard_negated;
   }
   inst.index = static_cast<uint32_t>(kernel_->code.size());
+  if (name() == "mov") inst.flags |= kFlagMove;
   kernel_->code.push_back(inst);
   kernel_->lines.push_back(
       {in_->ptx_line, in_->file, in_->line, in_->inline_file, in_->inline_line, in_->text});
@@ -491,6 +494,7 @@ std::unique_ptr<Kernel> Decoder::run() {
   }
   for (auto& table : k.targets)
     for (uint32_t& t : table) t = first_inst_[std::min<size_t>(t, first_inst_.size() - 1)];
+  track_wgmma(k);
   allocate_registers();
   const size_t bytes = (constant_bytes_.size() + 127) / 64 * 64;
   k.constants = static_cast<char*>(std::aligned_alloc(64, bytes));

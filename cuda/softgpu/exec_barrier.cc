@@ -90,6 +90,9 @@ void cluster_barrier(Warp& w, const Inst& in, Mask m) {
     cluster_wait(w, in, m);
   }
 }
+void proxy_fence(Warp& w, const Inst&, Mask m) {
+  if (w.group->race_checks) w.group->races.proxy_fence(w, m);
+}
 void fence(Warp&, const Inst&, Mask) { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
 }  // namespace
@@ -97,7 +100,8 @@ void fence(Warp&, const Inst&, Mask) { std::atomic_thread_fence(std::memory_orde
 bool decode_barrier(Decoder& d) {
   const std::string& op = d.name();
   if (op == "membar" || op == "fence") {
-    d.emit(fence, Class::kBarrier, {});
+    const bool shared = d.has("proxy") && (d.has("async") || d.has("async::generic")) && !d.has("global");
+    d.emit(shared ? proxy_fence : fence, Class::kBarrier, {});
     return true;
   }
   if (op != "bar" && op != "barrier") return false;

@@ -57,7 +57,7 @@ void start_load(Warp& w, const Inst& in, int lane, std::shared_ptr<const std::ve
                           p.bytes, p.shared, cta->shared_bytes));
       if (!g.init_checks) continue;
       for (u32 k = 0; k < p.bytes; ++k)
-        if (cta->shadow[p.shared + k] & (kPending | kReading))
+        if (cta->shadow[p.shared + k] & kBusy)
           fault(w, in, lane, kFaultLaunch,
                 fmt::format(
                     "bulk copy to byte {} of shared memory, which belongs to an asynchronous copy that has "
@@ -123,8 +123,15 @@ void start_store(Warp& w, const Inst& in, int lane, std::vector<Piece> pieces) {
             fmt::format("bulk copy of {} bytes from byte {} of shared memory, of which the block has {}",
                         p.bytes, p.shared, cta.shared_bytes));
     check_async_read(w, in, lane, cta, p.shared, p.bytes);
-    if (w.group->init_checks)
-      for (u32 k = 0; k < p.bytes; ++k) cta.shadow[p.shared + k] |= kReading;
+    if (!w.group->init_checks) continue;
+    for (u32 k = 0; k < p.bytes; ++k) {
+      u8& s = cta.shadow[p.shared + k];
+      if (s >= kMostReading)
+        fault(w, in, lane, kFaultLaunch,
+              fmt::format("byte {} of shared memory is to be read by more than 60 copies under way",
+                          p.shared + k));
+      s = static_cast<u8>(s + kReading);
+    }
   }
   Warp* warp = &w;
   const Inst* inst = &in;
@@ -134,7 +141,8 @@ void start_store(Warp& w, const Inst& in, int lane, std::vector<Piece> pieces) {
       std::memcpy(reinterpret_cast<void*>(p.memory), from.shared + p.shared, p.bytes);
       if (memory().in_arena(p.memory)) memory().mark_written(p.memory, p.bytes);
       if (warp->group->init_checks)
-        for (u32 k = 0; k < p.bytes; ++k) from.shadow[p.shared + k] &= static_cast<u8>(~kReading);
+        for (u32 k = 0; k < p.bytes; ++k)
+          from.shadow[p.shared + k] = static_cast<u8>(from.shadow[p.shared + k] - kReading);
       if (warp->group->race_checks)
         warp->group->races.access(*warp, *inst, lane, from, p.shared, p.bytes, false, false);
     }

@@ -1,12 +1,13 @@
 // wgmma: matrices in shared memory named by descriptors (PTX ISA, "Matrix descriptor" and the canonical
 // layouts), accumulators in registers. Each warp computes its 16 of the 64 rows when it executes the
-// instruction; wgmma.fence, commit_group and wait_group order nothing further.
+// instruction; in_flight.h keeps what must not be touched until the wait.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <iterator>
 
 #include "cuda/softgpu/access.h"
+#include "cuda/softgpu/in_flight.h"
 #include "cuda/softgpu/matrix.h"
 
 namespace softgpu {
@@ -47,6 +48,7 @@ const char* chunk(Warp& w, const Inst& in, const Descriptor& d, bool transposed,
           fmt::format("read of 16 bytes at byte {} of shared memory, of which the block has {}", a,
                       w.cta->shared_bytes));
   check_async_read(w, in, 0, *w.cta, a, 16);
+  if (w.group->init_checks) keep_for_wgmma(w, in, a);
   return w.cta->shared + a;
 }
 
@@ -56,6 +58,7 @@ template <Element EA, Element EB, bool kHalfC>
 void wgmma(Warp& w, const Inst& in, Mask m) {
   if (!converged(w, in, &m, kAll)) return;
   if (m != kAll) fault(w, in, __builtin_ctz(m), kFaultInstruction, "wgmma needs all 32 lanes of the warp");
+  start_wgmma(w, in);
   using T = std::conditional_t<is_integer(EA), i32, float>;
   constexpr int kK = kBytesK / element_bytes(EA);
   constexpr bool kTwoBytes = element_bytes(EA) == 2;
@@ -142,7 +145,13 @@ void wgmma(Warp& w, const Inst& in, Mask m) {
   if (w.group->launch->count)
     w.group->counters.multiply_adds += static_cast<u64>(16) * static_cast<u64>(n) * kK;
 }
-void nothing(Warp&, const Inst&, Mask) {}
+constexpr u32 kFence = 0, kCommit = 1, kWait = 2;
+void order(Warp& w, const Inst& in, Mask m) {
+  if (!converged(w, in, &m, kAll)) return;
+  if (in.aux == kFence) fence_wgmma(w);
+  if (in.aux == kCommit) commit_wgmma(w);
+  if (in.aux == kWait) wait_wgmma(w, static_cast<u32>(in.imm));
+}
 
 template <bool kHalfC>
 Handler choose(const Type& a, const Type& b) {
@@ -162,7 +171,9 @@ Handler choose(const Type& a, const Type& b) {
 bool decode_wgmma(Decoder& d) {
   if (d.name() != "wgmma") return false;
   if (d.has("fence") || d.has("commit_group") || d.has("wait_group")) {
-    d.emit(nothing, Class::kBarrier, {});
+    Inst& in = d.emit(order, Class::kBarrier, {});
+    in.aux = d.has("fence") ? kFence : d.has("commit_group") ? kCommit : kWait;
+    if (in.aux == kWait) in.imm = d.arg(0).imm;
     return true;
   }
   if (!d.has("mma_async") || d.has("sp") || d.has("satfinite") || d.types().size() != 3) return false;
@@ -217,6 +228,8 @@ bool decode_wgmma(Decoder& d) {
   Inst& in = d.emit(h, Class::kMma, refs);
   in.vec = static_cast<u8>(n / 8);
   in.aux = aux;
+  in.size = static_cast<u8>(list.size());
+  in.flags |= kFlagWgmma;
   return true;
 }
 

@@ -340,6 +340,7 @@ void set_up(Group& g, const Launch& launch, uint64_t cluster_index, uint64_t see
       w.cluster_pending = false;
       w.async.reset();
       w.bulk_groups.reset();
+      w.in_flight.reset();
       w.clocks = g.race_checks ? g.races.clocks(w.first_tid) : nullptr;
       set_specials(w, launch, cta);
     }

@@ -32,6 +32,7 @@ struct Kernel;
 using Handler = void (*)(Warp&, const Inst&, Mask);
 
 constexpr uint8_t kFlagBranch = 1, kFlagStops = 2, kFlagTable = 4;  // Inst::flags: where control goes
+constexpr uint8_t kFlagMove = 8, kFlagWgmma = 16;                   // mov; wgmma.mma_async
 constexpr uint8_t kFlagAligned = 32;  // a barrier all lanes of a warp must execute
 
 // Where an operand's lanes live: in the warp's registers (base 0) or the kernel's constants (base 1).
@@ -144,8 +145,9 @@ struct Kernel {
   uint32_t static_shared = 0, local_bytes = 0, param_bytes = 0;
   std::vector<KernelParam> params;
   uint32_t max_threads[3] = {0, 0, 0}, required_threads[3] = {0, 0, 0}, cluster[3] = {0, 0, 0};
-  bool subword_shared = false;  // some access to shared memory is narrower than 4 bytes
-  int registers_estimate = 0;   // live 32-bit registers, for attributes and occupancy
+  std::shared_ptr<const struct WgmmaTable> wgmma;  // where the kernel has wgmma
+  bool subword_shared = false;                     // some access to shared memory is narrower than 4 bytes
+  int registers_estimate = 0;                      // live 32-bit registers, for attributes and occupancy
   int max_dynamic_shared = 48 * 1024;
   int preferred_carveout = -1;
   bool non_portable_cluster = false;
@@ -221,11 +223,12 @@ struct Warp {
   uint32_t index = 0;      // in its block
   uint32_t first_tid = 0;  // of lane 0 within the group of blocks, for the race detector
   std::vector<char> registers;
-  uint64_t cluster_phase[kLanes] = {};        // the cluster barrier's phase each lane arrived in
-  bool cluster_pending = false;               // arrived, not yet waited
-  std::unique_ptr<AsyncGroups[]> async;       // per lane, allocated on first use
-  std::unique_ptr<BulkGroups[]> bulk_groups;  // per lane, allocated on first use
-  ThreadClock* clocks = nullptr;              // 32 of them
+  uint64_t cluster_phase[kLanes] = {};         // the cluster barrier's phase each lane arrived in
+  bool cluster_pending = false;                // arrived, not yet waited
+  std::unique_ptr<AsyncGroups[]> async;        // per lane, allocated on first use
+  std::unique_ptr<BulkGroups[]> bulk_groups;   // per lane, allocated on first use
+  std::shared_ptr<struct InFlight> in_flight;  // of wgmma, allocated on first use
+  ThreadClock* clocks = nullptr;               // 32 of them
   void park(LaneGroup g) {
     if (g.state == LaneGroup::kReady && g.pc < min_parked) min_parked = g.pc;
     parked.push_back(g);

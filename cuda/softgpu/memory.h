@@ -26,9 +26,11 @@ struct Allocation {
 constexpr uint64_t kSharedWindow = 1ull << 44, kLocalWindow = kSharedWindow + (1ull << 40),
                    kParamWindow = kLocalWindow + (1ull << 40), kWindowSize = 1ull << 40;
 
-// Shadow states of a byte: kPending while an asynchronous copy will write it, kReading while one will read
-// it.
-constexpr uint8_t kUnwritten = 0, kWritten = 1, kPending = 2, kReading = 4;
+// Shadow states of a byte: kPending while an asynchronous copy will write it; plus kReading for each one that
+// will read it, up to kMostReading.
+constexpr uint8_t kUnwritten = 0, kWritten = 1, kPending = 2, kReading = 4, kMostReading = 248;
+constexpr uint8_t kBusy = 0xfe,
+                  kState = kWritten | kPending;  // masks: a copy has to do with it; all but readers
 
 class Memory {
  public:

@@ -22,6 +22,8 @@ void RaceDetector::start(uint32_t blocks, uint32_t warps, uint32_t bytes, bool s
     byte_writes_.assign(subword_ ? size_t{blocks_} * words_ * 4 : 0, {});
     byte_reads_.assign(subword_ ? size_t{blocks_} * words_ * 4 * readers_ : 0, {});
   }
+  fences_.assign(warps_, {});
+  fences_lost_ = false;
   settle_all();
   for (uint32_t a = 0; a < kAgents; ++a) settled_[warps_ + a] = clock_[warps_ + a]++;
 }
@@ -98,10 +100,62 @@ void RaceDetector::access(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t 
         strong);
 }
 
-void RaceDetector::inspect(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes) {
+void RaceDetector::proxy_fence(Warp& w, uint32_t mask) {
+  const uint32_t warp = w.first_tid / 32;
+  Fence f{clock_[warp]++, mask, {}, settled_};
+  const Snapshot& first = w.clocks[__builtin_ctz(mask)].known;
+  bool same = true;
+  for_lanes(mask, [&](int l) { same &= w.clocks[l].known == first; });
+  if (same) {
+    f.known = {first};
+  } else {
+    for (int l = 0; l < 32; ++l) f.known.push_back(w.clocks[l].known);
+  }
+  auto& list = fences_[warp];
+  list.push_back(std::move(f));
+  if (list.size() <= kFences) return;
+  list.pop_front();
+  fences_lost_ = true;
+}
+
+// Whether a fence lies between a write by `tid` at `clock` and what `reader`, who knows `known`, does now.
+bool RaceDetector::fenced(uint32_t tid, uint32_t clock, uint32_t reader, const Clock* known) const {
+  const auto comes_before_reader = [&](uint32_t by, const Fence& f) {
+    return by == reader || before(by, f.clock, known);
+  };
+  const auto& own = fences_[tid / 32];  // mostly it is the writer's, and a late one
+  for (auto f = own.rbegin(); f != own.rend() && f->clock >= clock; ++f)
+    if ((f->lanes >> (tid % 32)) & 1 && comes_before_reader(tid, *f)) return true;
+  for (uint32_t warp = 0; warp < fences_.size(); ++warp) {
+    for (const Fence& f : fences_[warp]) {
+      for (uint32_t m = f.lanes; m; m &= m - 1) {
+        const uint32_t lane = static_cast<uint32_t>(__builtin_ctz(m)), by = warp * 32 + lane;
+        const Snapshot& knew = f.known.size() == 1 ? f.known[0] : f.known[lane];
+        if ((clock <= f.settled[tid / 32] || (knew && (*knew)[tid] >= clock)) && comes_before_reader(by, f))
+          return true;
+      }
+    }
+  }
+  return fences_lost_;
+}
+
+void RaceDetector::async_read(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes) {
   const uint32_t tid = w.first_tid + static_cast<uint32_t>(lane);
-  check({&w, &in, lane, tid, clock_[tid / 32], w.clocks[lane].known.get(), false}, cta, offset, bytes, false,
-        false, false);
+  const Clock* known = w.clocks[lane].known.get();
+  check({&w, &in, lane, tid, clock_[tid / 32], known, false}, cta, offset, bytes, false, false, false);
+  const auto judge = [&](const Write& last, uint32_t at) {
+    if (!last.clock || last.tid >= total_ || fenced(last.tid, last.clock, tid, known)) return;
+    fault(
+        w, in, lane, kFaultLaunch,
+        fmt::format("byte {} of shared memory was written by thread {} through the generic proxy and is read "
+                    "through the async proxy with no fence.proxy.async between; written at {}",
+                    at, last.tid % (warps_ / blocks_ * 32), place(*w.kernel, last.pc)));
+  };
+  const size_t first_word = size_t{cta.rank} * words_;
+  for (uint32_t at = offset / 4; at < (offset + bytes + 3) / 4; ++at)
+    judge(word_writes_[first_word + at], at * 4);
+  for (uint32_t at = offset; subword_ && at < offset + bytes; ++at)
+    judge(byte_writes_[first_word * 4 + at], at);
 }
 
 void RaceDetector::agent_access(Warp& w, const Inst& in, int lane, uint32_t agent, const Snapshot& issuer,
@@ -122,6 +176,7 @@ void RaceDetector::check(const Who& who, Cta& cta, uint32_t offset, uint32_t byt
     for (uint32_t at = offset; at < offset + bytes; ++at) {
       const size_t cell = first_word * 4 + at;
       check_cell(who, cta, at, byte_writes_[cell], &byte_reads_[cell * readers_], write, strong, false);
+      if (who.agent && write) byte_writes_[cell] = {};  // no thread's any more
     }
     return;
   }

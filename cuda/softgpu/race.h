@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -36,6 +37,8 @@ class RaceDetector {
   // Lanes `mask` of a warp take part in a synchronisation: what they know, and have done, joins `into`.
   void release(Warp& w, uint32_t mask, Snapshot* into);
   void acquire(Warp& w, uint32_t mask, const Snapshot& from);
+  // Lanes `mask` execute fence.proxy.async.
+  void proxy_fence(Warp& w, uint32_t mask);
   // All lanes of `mask` synchronise with one another.
   void sync_warp(Warp& w, uint32_t mask);
   // Every thread of the group has met every other.
@@ -47,8 +50,9 @@ class RaceDetector {
   // An access by one lane. `strong` accesses (atomic, volatile) do not race with one another.
   void access(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes, bool write,
               bool strong);
-  // Judges a read by one lane and does not record it.
-  void inspect(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes);
+  // Judges a read that hardware makes for one lane through the async proxy, and does not record it: what a
+  // thread wrote must lie before a fence.proxy.async that lies before the lane.
+  void async_read(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes);
   // An access by an agent for the instruction that started the copy; `issuer` is what its thread knew then.
   void agent_access(Warp& w, const Inst& in, int lane, uint32_t agent, const Snapshot& issuer, Cta& cta,
                     uint32_t offset, uint32_t bytes, bool write);
@@ -83,6 +87,17 @@ class RaceDetector {
   bool before(uint32_t tid, uint32_t clock, const Clock* known) const {
     return clock <= settled_[clock_index(tid)] || (known && (*known)[tid] >= clock);
   }
+
+  bool fenced(uint32_t tid, uint32_t clock, uint32_t reader, const Clock* known) const;
+
+  struct Fence {
+    uint32_t clock, lanes;
+    std::vector<Snapshot> known;    // of each lane, or one for all
+    std::vector<uint32_t> settled;  // settled_ at the time
+  };
+  static constexpr size_t kFences = 64;  // kept of each warp
+  std::vector<std::deque<Fence>> fences_;
+  bool fences_lost_ = false;  // some are no longer kept
 
   std::vector<ThreadClock> threads_;
   std::vector<uint32_t> clock_, settled_;  // per warp of the group, then per agent; never go back

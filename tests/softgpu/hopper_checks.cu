@@ -192,6 +192,224 @@ __global__ void tensor_rank(const __grid_constant__ CUtensorMap map,
   if (threadIdx.x < 64) x[threadIdx.x] = static_cast<int>(s[threadIdx.x]);
 }
 
+// --- wgmma: m64n8k16 of bf16, matrices without swizzle ("core matrices" of 8 rows of 16 bytes, one after the
+// other)
+
+using Bits = unsigned short;
+struct Operands {
+  alignas(128) Bits a[64 * 16], b[8 * 16];
+};
+__device__ void fill(Operands& o, const int* x) {
+  for (int i = threadIdx.x; i < 64 * 16; i += blockDim.x)
+    o.a[i] = static_cast<Bits>(0x3f80 + x[i % kN] % 4 * 16);
+  for (int i = threadIdx.x; i < 8 * 16; i += blockDim.x)
+    o.b[i] = static_cast<Bits>(0x3f80 + x[i % kN] % 4 * 16);
+}
+__device__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ void ready(Operands& o, const int* x) {
+  fill(o, x);
+  proxy_fence();
+  __syncthreads();
+}
+__device__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kLeft>
+__device__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+__device__ void pin(float (&d)[4]) {
+  asm volatile("" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])::"memory");
+}
+__device__ void wgmma(float (&d)[4], const Operands& o) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, 1, 1, 1, 0, 0;"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "l"(descriptor(shared_address(o.a), 128, 256, 0)),
+                 "l"(descriptor(shared_address(o.b), 128, 256, 0)));
+}
+__device__ void wgmma_register(float (&d)[4], const unsigned (&a)[4], const Operands& o) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, 1, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(shared_address(o.b), 128, 256, 0)));
+}
+__device__ void put(int* x, const float (&d)[4]) {
+  if (threadIdx.x < 128) x[threadIdx.x] = static_cast<int>(d[0] + d[1] + d[2] + d[3]);
+}
+
+template <bool kBroken>
+__global__ void wgmma_no_wait(int* x) {  // the result is there after the wait
+  __shared__ Operands o;
+  float d[4] = {};
+  ready(o, x);
+  wgmma_fence();
+  wgmma(d, o);
+  wgmma_commit();
+  if (!kBroken) wgmma_wait<0>();
+  put(x, d);
+  wgmma_wait<0>();
+}
+template <bool kBroken>
+__global__ void wgmma_no_commit(int* x) {  // a wait is for groups that were committed
+  __shared__ Operands o;
+  float d[4] = {};
+  ready(o, x);
+  wgmma_fence();
+  wgmma(d, o);
+  if (!kBroken) wgmma_commit();
+  wgmma_wait<0>();
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void wgmma_wait_short(int* x) {  // of two groups, the first is done
+  __shared__ Operands o;
+  float d[4] = {}, e[4] = {};
+  ready(o, x);
+  wgmma_fence();
+  wgmma(d, o);
+  wgmma_commit();
+  wgmma(e, o);
+  wgmma_commit();
+  wgmma_wait<1>();
+  put(x, kBroken ? e : d);
+  wgmma_wait<0>();
+  pin(d), pin(e);
+  put(x, e);
+}
+template <bool kBroken>
+__global__ void wgmma_first_fence(int* x) {  // a fence comes before the first
+  __shared__ Operands o;
+  float d[4] = {};
+  ready(o, x);
+  if (!kBroken) wgmma_fence();
+  wgmma(d, o);
+  wgmma_commit();
+  wgmma_wait<0>();
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void wgmma_no_fence(int* x) {  // and after every other access to the registers
+  __shared__ Operands o;
+  float d[4] = {};
+  ready(o, x);
+  for (int round = 0; round < 3; ++round) {
+    if (round == 0 || !kBroken) wgmma_fence();
+    wgmma(d, o);
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (float& v : d) v *= 0.5f;
+    pin(d);
+  }
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void wgmma_registers(int* x) {  // registers of a stay as they are until the wait
+  __shared__ Operands o;
+  float d[4] = {};
+  ready(o, x);
+  unsigned a[4];
+  for (int i = 0; i < 4; ++i) a[i] = x[threadIdx.x] * 0x10001u + 0x3f803f80u;
+  for (int round = 0; round < 2; ++round) {
+    asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+    wgmma_fence();
+    wgmma_register(d, a, o);
+    wgmma_commit();
+    if (!kBroken) wgmma_wait<0>();
+    // Into the same registers, which a plain addition would not promise.
+    for (unsigned& v : a) asm volatile("add.u32 %0, %0, 16;" : "+r"(v));
+    wgmma_wait<0>();
+  }
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void wgmma_overwrite(
+    int* x) {  // shared memory, too, although every thread is past the instruction
+  __shared__ Operands o;
+  float d[4] = {};
+  ready(o, x);
+  wgmma_fence();
+  wgmma(d, o);
+  wgmma_commit();
+  if (!kBroken) wgmma_wait<0>();
+  __syncthreads();
+  if (threadIdx.x < 8 * 16) o.b[threadIdx.x] = 0x4000;
+  wgmma_wait<0>();
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void wgmma_refill(int* x) {  // a producer fills the buffer again when it is told that it is free
+  __shared__ Operands o;
+  __shared__ uint64_t full, empty;
+  prepare(&full, 1);
+  if (threadIdx.x == 0) barrier_init(&empty, 128);
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  if (warp == 4 && threadIdx.x % 32 == 0) {
+    for (int round = 0; round < 4; ++round) {
+      if (round) barrier_wait(&empty, (round - 1) & 1);
+      barrier_expect(&full, 2048 + 256);
+      bulk_load(o.a, x, 2048, &full);
+      bulk_load(o.b, x, 256, &full);
+    }
+  } else if (warp < 4) {
+    float d[4] = {};
+    for (int round = 0; round < 4; ++round) {
+      barrier_wait(&full, round & 1);
+      wgmma_fence();
+      wgmma(d, o);
+      wgmma_commit();
+      if (!kBroken) wgmma_wait<0>();
+      barrier_arrive(&empty);
+      wgmma_wait<0>();
+    }
+    pin(d);
+    put(x + kN, d);
+  }
+}
+template <bool kBroken>
+__global__ void wgmma_no_proxy(int* x) {  // what threads wrote passes to the async proxy by a fence
+  __shared__ Operands o;
+  float d[4] = {};
+  fill(o, x);
+  if (!kBroken) proxy_fence();
+  __syncthreads();
+  wgmma_fence();
+  wgmma(d, o);
+  wgmma_commit();
+  wgmma_wait<0>();
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void wgmma_proxy_of_one(int* x) {  // one thread's fence before the barrier covers what it knows of
+  __shared__ Operands o;
+  float d[4] = {};
+  fill(o, x);
+  if (kBroken && threadIdx.x == 0) proxy_fence();
+  __syncthreads();
+  if (!kBroken) proxy_fence();  // after the barrier: every reader's own, for all that was written before
+  wgmma_fence();
+  wgmma(d, o);
+  wgmma_commit();
+  wgmma_wait<0>();
+  put(x, d);
+}
+template <bool kBroken>
+__global__ void store_no_proxy(int* x) {  // and so it is before a bulk copy reads it, in every round
+  __shared__ alignas(16) int s[kN];
+  for (int round = 0; round < 3; ++round) {
+    s[threadIdx.x] = round;
+    if (!kBroken || round < 2) proxy_fence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(x),
+                   "r"(shared_address(s)), "r"(kN * 4)
+                   : "memory");
+      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+      asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    }
+    __syncthreads();
+  }
+}
+
 bool g_broken;
 void launch(void (*broken)(int*), void (*sound)(int*), int grid, int* x) {
   (g_broken ? broken : sound)<<<grid, kN>>>(x);
@@ -205,8 +423,8 @@ int main(int argc, char** argv) {
   if (argc != 3) return 2;
   g_broken = !std::strcmp(argv[2], "broken");
   int* x;
-  CHECK_CUDA(cudaMalloc(&x, 2 * kN * sizeof(int)));
-  CHECK_CUDA(cudaMemset(x, 0, 2 * kN * sizeof(int)));
+  CHECK_CUDA(cudaMalloc(&x, 4 * kN * sizeof(int)));
+  CHECK_CUDA(cudaMemset(x, 0, 4 * kN * sizeof(int)));
   const struct {
     const char* name;
     void (*run)(int*);
@@ -221,6 +439,17 @@ int main(int argc, char** argv) {
                CASE(too_many_arrivals, 1),
                CASE(cluster_no_barrier, 2),
                CASE(cluster_exited, 2),
+               CASE(wgmma_no_wait, 1),
+               CASE(wgmma_no_commit, 1),
+               CASE(wgmma_wait_short, 1),
+               CASE(wgmma_first_fence, 1),
+               CASE(wgmma_no_fence, 1),
+               CASE(wgmma_registers, 1),
+               CASE(wgmma_overwrite, 1),
+               CASE(wgmma_refill, 1),
+               CASE(wgmma_no_proxy, 1),
+               CASE(wgmma_proxy_of_one, 1),
+               CASE(store_no_proxy, 1),
                {"tensor_rank", [](int* p) {
                   const CUtensorMap map =
                       map2(p, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, 16, 16, 8, 8, CU_TENSOR_MAP_SWIZZLE_NONE);
