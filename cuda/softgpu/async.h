@@ -1,7 +1,7 @@
 // mbarrier objects, for all that arrives at them.
 #pragma once
 
-#include "cuda/softgpu/machine.h"
+#include "cuda/softgpu/exec.h"
 
 namespace softgpu {
 
@@ -34,6 +34,11 @@ void mbarrier_raise(MbarrierRef& b);
 // nothing is left.
 void mbarrier_update(Warp& w, const Inst& in, int lane, MbarrierRef& b, int64_t bytes, uint32_t count,
                      bool drop);
+
+// to[i] = op(to[i], from[i]) over `bytes` bytes of elements of one type, each an atomic operation.
+using Reducer = void (*)(u32 op, char* to, const char* from, u64 bytes);
+// Of atom's operation and type, for the asynchronous reductions; null for one that is not known.
+Reducer find_reducer(Decoder& d, u32* op);
 
 // Carries out the bulk copies out of shared memory that these lanes still have under way.
 void finish_bulk(Warp& w, Mask mask);

@@ -1,5 +1,6 @@
 // atom and red, scalar and vector, on global and shared memory (also of other blocks of the cluster).
 #include "cuda/softgpu/access.h"
+#include "cuda/softgpu/async.h"
 #include "cuda/softgpu/exec.h"
 
 namespace softgpu {
@@ -96,7 +97,58 @@ void atomic(Warp& w, const Inst& in, Mask m) {
   });
 }
 
+bool decode_operation(const Decoder& d, Op* op) {
+  if (d.has("add"))
+    *op = Op::kAdd;
+  else if (d.has("exch"))
+    *op = Op::kExch;
+  else if (d.has("cas"))
+    *op = Op::kCas;
+  else if (d.has("min"))
+    *op = Op::kMin;
+  else if (d.has("max"))
+    *op = Op::kMax;
+  else if (d.has("inc"))
+    *op = Op::kInc;
+  else if (d.has("dec"))
+    *op = Op::kDec;
+  else if (d.has("and"))
+    *op = Op::kAnd;
+  else if (d.has("or"))
+    *op = Op::kOr;
+  else if (d.has("xor"))
+    *op = Op::kXor;
+  else
+    return false;
+  return true;
+}
+
+template <class U, char kKind>
+void reduce(u32 op, char* to, const char* from, u64 bytes) {
+  for (u64 at = 0; at < bytes; at += sizeof(U)) {
+    U* p = reinterpret_cast<U*>(to + at);
+    U b;
+    std::memcpy(&b, from + at, sizeof b);
+    U old = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+    while (!__atomic_compare_exchange_n(p, &old, apply<U, kKind>(static_cast<Op>(op), old, b, U{0}), false,
+                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    }
+  }
+}
+
 }  // namespace
+
+Reducer find_reducer(Decoder& d, u32* out) {
+  Op op;
+  if (d.types().empty() || !decode_operation(d, &op) || op == Op::kCas || op == Op::kExch) return nullptr;
+  *out = static_cast<u32>(op);
+  const Type t = d.type();
+  if (t.kind == 'h') return reduce<u16, 'h'>;
+  if (t.kind == 'B') return reduce<u16, 'B'>;
+  if (t.kind == 'f') return op != Op::kAdd ? nullptr : t.bits == 32 ? reduce<u32, 'f'> : reduce<u64, 'f'>;
+  if (t.kind == 's') return t.bits == 32 ? reduce<u32, 's'> : t.bits == 64 ? reduce<u64, 's'> : nullptr;
+  return t.bits == 32 ? reduce<u32, 'u'> : t.bits == 64 ? reduce<u64, 'u'> : nullptr;
+}
 
 bool decode_atomic(Decoder& d) {
   const std::string& name = d.name();
@@ -104,28 +156,7 @@ bool decode_atomic(Decoder& d) {
   const bool returns = name == "atom";
   const Type t = d.type();
   Op op;
-  if (d.has("add"))
-    op = Op::kAdd;
-  else if (d.has("exch"))
-    op = Op::kExch;
-  else if (d.has("cas"))
-    op = Op::kCas;
-  else if (d.has("min"))
-    op = Op::kMin;
-  else if (d.has("max"))
-    op = Op::kMax;
-  else if (d.has("inc"))
-    op = Op::kInc;
-  else if (d.has("dec"))
-    op = Op::kDec;
-  else if (d.has("and"))
-    op = Op::kAnd;
-  else if (d.has("or"))
-    op = Op::kOr;
-  else if (d.has("xor"))
-    op = Op::kXor;
-  else
-    return false;
+  if (!decode_operation(d, &op)) return false;
   Handler h = nullptr;
   if (t.kind == 'h' && !d.has("cas"))
     h = t.pair ? static_cast<Handler>(atomic<u32, 'h'>) : static_cast<Handler>(atomic<u16, 'h'>);

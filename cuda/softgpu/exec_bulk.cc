@@ -1,10 +1,11 @@
-// cp.async.bulk and cp.async.bulk.tensor. Copies into shared memory complete on an mbarrier: their bytes are
-// pending from the issue until the copy is carried out, at a time the scheduler chooses. Copies out of shared
-// memory belong to groups of their thread: their source may not be written until the group has been waited
-// for, and they are carried out then.
+// cp.async.bulk, cp.async.bulk.tensor, cp.reduce.async.bulk, st.async, red.async. Copies into shared memory
+// complete on an mbarrier: their bytes are pending from the issue until the copy is carried out, at a time
+// the scheduler chooses. Copies out of shared memory belong to groups of their thread: their source may not
+// be written until the group has been waited for, and they are carried out then.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 #include "cuda/softgpu/access.h"
 #include "cuda/softgpu/async.h"
@@ -113,7 +114,8 @@ BulkGroups& groups(Warp& w, int lane) {
   if (!w.bulk_groups) w.bulk_groups = std::make_unique<BulkGroups[]>(kLanes);
   return w.bulk_groups[lane];
 }
-void start_store(Warp& w, const Inst& in, int lane, std::vector<Piece> pieces) {
+void start_store(Warp& w, const Inst& in, int lane, std::vector<Piece> pieces, Reducer reducer = nullptr,
+                 u32 op = 0) {
   Cta& cta = *w.cta;
   u64 total = 0;
   for (const Piece& p : pieces) {
@@ -138,7 +140,11 @@ void start_store(Warp& w, const Inst& in, int lane, std::vector<Piece> pieces) {
   groups(w, lane).open.push_back([=, list = std::move(pieces)] {
     Cta& from = *warp->cta;
     for (const Piece& p : list) {
-      std::memcpy(reinterpret_cast<void*>(p.memory), from.shared + p.shared, p.bytes);
+      if (reducer) {
+        reducer(op, reinterpret_cast<char*>(p.memory), from.shared + p.shared, p.bytes);
+      } else {
+        std::memcpy(reinterpret_cast<void*>(p.memory), from.shared + p.shared, p.bytes);
+      }
       if (memory().in_arena(p.memory)) memory().mark_written(p.memory, p.bytes);
       if (warp->group->init_checks)
         for (u32 k = 0; k < p.bytes; ++k)
@@ -207,8 +213,71 @@ void store_bulk(Warp& w, const Inst& in, Mask m) {
     check_aligned(w, in, i, from, 16, "source");
     u32 offset;
     shared_target(w, in, i, to_shared(from), size, &offset);
-    start_store(w, in, i,
-                {{reinterpret_cast<u64>(host_address(w, in, i, to, size, "bulk copy")), offset, size}});
+    const u64 host = reinterpret_cast<u64>(host_address(w, in, i, to, size, "bulk copy"));
+    if (in.ext) check_written(w, in, i, host, size);  // a reduction reads what is there
+    Reducer reducer = nullptr;
+    if (in.ext) std::memcpy(&reducer, in.ext, sizeof reducer);
+    start_store(w, in, i, {{host, offset, size}}, reducer, in.aux);
+  });
+}
+
+// st.async, red.async: a value on its way to shared memory of the cluster, completing on an mbarrier there.
+// ops: address, its offset, mbarrier, its offset, values. Inst::size: bytes of a value; Inst::ext: the
+// reducer.
+void store_async(Warp& w, const Inst& in, Mask m) {
+  Group& g = *w.group;
+  Reducer reducer = nullptr;
+  if (in.ext) std::memcpy(&reducer, in.ext, sizeof reducer);
+  const u32 bytes = u32{in.size} * in.vec;
+  for_lanes(m, [&](int i) {
+    const u64 address = to_shared(value(w, in.ops[0], in.ops[1], i));
+    u32 offset;
+    Cta* cta = &shared_target(w, in, i, address, bytes, &offset);
+    check_aligned(w, in, i, offset, bytes, "destination");
+    const u64 barrier = to_shared(value(w, in.ops[2], in.ops[3], i));
+    const MbarrierRef b = find_mbarrier(w, in, i, barrier);
+    if (b.cta != cta)
+      fault(w, in, i, kFaultAddress,
+            "the mbarrier lies in another block's shared memory than the destination");
+    const u32 agent = mbarrier_agent(b);
+    std::array<char, 32> data{};
+    for (u32 k = 0; k < in.vec; ++k) {
+      const Ref& r = in.ops[4 + k];
+      if (in.size == 8) {
+        std::memcpy(data.data() + 8 * k, &lanes<u64>(w, r)[i], 8);
+      } else {
+        std::memcpy(data.data() + 4 * k, &lanes<u32>(w, r)[i], 4);
+      }
+    }
+    if (g.init_checks) {
+      for (u32 k = 0; k < bytes; ++k) {
+        u8& s = cta->shadow[offset + k];
+        if (s & kBusy || (reducer && s != kWritten))
+          fault(w, in, i, kFaultLaunch,
+                fmt::format("byte {} of shared memory {}", offset + k,
+                            s & kBusy ? "belongs to an asynchronous copy that has not been waited for"
+                                      : "was never written"));
+        if (!reducer) s = kPending;
+      }
+    }
+    const Snapshot known = g.race_checks ? g.races.knowledge(w, i) : Snapshot();
+    Warp* warp = &w;
+    const Inst* inst = &in;
+    g.bulk.push_back([=] {
+      Group& group = *warp->group;
+      if (reducer) {
+        reducer(inst->aux, cta->shared + offset, data.data(), bytes);
+      } else {
+        std::memcpy(cta->shared + offset, data.data(), bytes);
+        if (group.init_checks) std::memset(cta->shadow + offset, kWritten, bytes);
+      }
+      if (group.race_checks)
+        group.races.agent_access(*warp, *inst, i, agent, known, *cta, offset, bytes, true);
+      MbarrierRef late = find_mbarrier(*warp, *inst, i, barrier);
+      if (group.race_checks) group.races.agent_release(agent, known, &late.state->arriving);
+      mbarrier_update(*warp, *inst, i, late, -static_cast<i64>(bytes), 0, false);
+    });
+    if (g.launch->count) g.counters.async_bytes += bytes;
   });
 }
 
@@ -322,7 +391,37 @@ void finish_bulk(Warp& w, Mask mask) {
   });
 }
 
+namespace {
+bool decode_store_async(Decoder& d) {
+  const bool reduces = d.name() == "red";
+  if (!d.has("mbarrier::complete_tx::bytes") || d.has("global") || d.types().empty()) return false;
+  const Type t = d.type();
+  if (t.bits != 32 && t.bits != 64) return false;
+  u32 op = 0;
+  const Reducer reducer = reduces ? find_reducer(d, &op) : nullptr;
+  if (reduces && (!reducer || t.is_float())) return false;
+  std::vector<Ref> refs;
+  const auto add = [&](size_t i) {
+    Symbol symbol;
+    i64 offset;
+    refs.push_back(d.address(d.arg(i), &symbol, &offset));
+    refs.push_back(d.constant(64, static_cast<u64>(offset)));
+  };
+  add(0), add(2);
+  std::vector<ptx::Operand> values = {d.arg(1)};
+  if (d.arg(1).kind == ptx::Operand::kVector) values = d.arg(1).list;
+  if (values.size() > 4) return false;
+  for (const auto& v : values) refs.push_back(d.src(v, t.bits, t.kind));
+  Inst& in = d.emit(store_async, Class::kAsync, refs);
+  in.size = static_cast<u8>(t.bits / 8), in.vec = static_cast<u8>(values.size()), in.aux = op;
+  if (reducer) in.ext = d.keep(reducer);
+  return true;
+}
+
+}  // namespace
+
 bool decode_bulk(Decoder& d) {
+  if ((d.name() == "st" || d.name() == "red") && d.has("async")) return decode_store_async(d);
   if (d.name() != "cp" || !d.has("async") || !d.has("bulk")) return false;
   if (d.has("commit_group")) {
     d.emit(commit_bulk, Class::kAsync, {});
@@ -341,7 +440,10 @@ bool decode_bulk(Decoder& d) {
   for (const std::string& s : op)
     if (s == "global" || s == "shared::cta" || s == "shared::cluster") spaces.push_back(s);
   if (spaces.size() != 2) return false;
-  const bool store = spaces[0] == "global";
+  const bool store = spaces[0] == "global", reduces = d.has("reduce");
+  u32 op_number = 0;
+  const Reducer reducer = reduces ? find_reducer(d, &op_number) : nullptr;
+  if (reduces && (!store || !reducer || d.has("tensor"))) return false;
   std::vector<Ref> refs;
   const auto add = [&](size_t i) {
     Symbol symbol;
@@ -353,7 +455,8 @@ bool decode_bulk(Decoder& d) {
     add(0), add(1);
     refs.push_back(d.src(2, 32));
     if (store) {
-      d.emit(store_bulk, Class::kAsync, refs);
+      Inst& in = d.emit(store_bulk, Class::kAsync, refs);
+      if (reducer) in.ext = d.keep(reducer), in.aux = op_number;
       return true;
     }
     add(3);

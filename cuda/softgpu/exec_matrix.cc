@@ -75,7 +75,8 @@ void movmatrix(Warp& w, const Inst& in, Mask m) {
 // --- mma
 // -------------------------------------------------------------------------------------------------------------
 
-// m16n8kK: ops are the registers of d, a, b, c. Sums run over k in order, in f32 (s32 for integers).
+// m16n8kK: ops are the registers of d, a, b, c. Sums run over k in order, in f32 (s32 for integers; with
+// .satfinite, Inst::aux, clamped once at the end).
 template <Element EA, Element EB, int kK, bool kHalfC>
 void mma(Warp& w, const Inst& in, Mask m) {
   if (!whole_warp(w, in, &m)) return;
@@ -90,6 +91,7 @@ void mma(Warp& w, const Inst& in, Mask m) {
   alignas(64) T bt[8 * width];
   alignas(64) T bv[kK][8];
   alignas(64) T acc[16][8];
+  [[maybe_unused]] T start[16][8];  // added at the end where that can saturate
   for (int r = 0; r < 2 * blocks; ++r) widen<EA, 128>(lanes<u32>(w, a[r]), av[r]);
   for (int r = 0; r < blocks; ++r) {
     widen<EB, 128>(lanes<u32>(w, b[r]), bt);
@@ -109,6 +111,9 @@ void mma(Warp& w, const Inst& in, Mask m) {
         acc[8 * h + l / 4][(l % 4) * 2] = even[l], acc[8 * h + l / 4][(l % 4) * 2 + 1] = odd[l];
     }
   }
+  if constexpr (is_integer(EA)) {
+    if (in.aux) std::memcpy(start, acc, sizeof acc), std::memset(acc, 0, sizeof acc);
+  }
   for (int block = 0; block < blocks; ++block) {
     for (int h = 0; h < 2; ++h) {
       const T* rows = av[block * 2 + h];
@@ -121,6 +126,10 @@ void mma(Warp& w, const Inst& in, Mask m) {
         }
       }
     }
+  }
+  if constexpr (is_integer(EA)) {
+    for (int i = 0; in.aux && i < 128; ++i)
+      acc[i / 8][i % 8] = saturating_add(acc[i / 8][i % 8], start[i / 8][i % 8]);
   }
   if constexpr (kHalfC) {
     for (int h = 0; h < 2; ++h) {
@@ -243,7 +252,7 @@ bool decode_mma(Decoder& d) {
                  : static_cast<Handler>(mma<Element::kE5m2, Element::kE4m3, 32, false>))
            : (b5 ? static_cast<Handler>(mma<Element::kE4m3, Element::kE5m2, 32, false>)
                  : static_cast<Handler>(mma<Element::kE4m3, Element::kE4m3, 32, false>));
-  } else if (ta.bits == 8 && tb.bits == 8 && !d.has("satfinite")) {
+  } else if (ta.bits == 8 && tb.bits == 8) {
     const bool sa = ta.kind == 's', sb = tb.kind == 's';
 #define SOFTGPU_MMA8(K)                                                        \
   (sa ? (sb ? static_cast<Handler>(mma<Element::kS8, Element::kS8, K, false>)  \
@@ -258,7 +267,7 @@ bool decode_mma(Decoder& d) {
   std::vector<Ref> refs = registers(d, 0, bits, true);
   for (size_t i = 1; i < 4; ++i)
     for (const Ref& r : registers(d, i, bits, false)) refs.push_back(r);
-  d.emit(h, Class::kMma, refs);
+  d.emit(h, Class::kMma, refs).aux = d.has("satfinite");
   return true;
 }
 

@@ -13,7 +13,7 @@
 namespace softgpu {
 namespace {
 
-constexpr u32 kNegateA = 1, kNegateB = 2, kTransA = 4, kTransB = 8, kRegisterA = 16;
+constexpr u32 kNegateA = 1, kNegateB = 2, kTransA = 4, kTransB = 8, kRegisterA = 16, kSaturate = 32;
 constexpr int kBytesK = 32;  // of the k extent of one instruction, for every type
 
 struct Descriptor {
@@ -120,13 +120,20 @@ void wgmma(Warp& w, const Inst& in, Mask m) {
       for (int l = 0; l < kLanes; ++l) acc[l / 4 + r % 4 / 2 * 8][r / 4 * 8 + l % 4 * 2 + r % 2] = v[l];
     }
   }
+  [[maybe_unused]] T start[is_integer(EA) ? 256 : 1];  // added at the end where that can saturate
   for (int row = 0; row < 16; ++row) {
     T* out = acc[row];
     if (!add) std::fill_n(out, n, T{0});
+    if constexpr (is_integer(EA)) {
+      if (in.aux & kSaturate) std::copy_n(out, n, start), std::fill_n(out, n, T{0});
+    }
     for (int k = 0; k < kK; ++k) {
       const T x = av[row][k];
       const T* y = bv[k];
       for (int c = 0; c < n; ++c) out[c] = multiply_add(x, y[c], out[c]);
+    }
+    if constexpr (is_integer(EA)) {
+      for (int c = 0; (in.aux & kSaturate) && c < n; ++c) out[c] = saturating_add(out[c], start[c]);
     }
   }
   for (int r = 0; r < registers; ++r) {
@@ -176,7 +183,7 @@ bool decode_wgmma(Decoder& d) {
     if (in.aux == kWait) in.imm = d.arg(0).imm;
     return true;
   }
-  if (!d.has("mma_async") || d.has("sp") || d.has("satfinite") || d.types().size() != 3) return false;
+  if (!d.has("mma_async") || d.has("sp") || d.types().size() != 3) return false;
   int m = 0, n = 0, k = 0;
   for (const std::string& part : d.in().op) std::sscanf(part.c_str(), "m%dn%dk%d", &m, &n, &k);
   const Type out = d.types()[0], ta = d.types()[1], tb = d.types()[2];
@@ -205,7 +212,8 @@ bool decode_wgmma(Decoder& d) {
     r.def = 2;
     refs.push_back(r);
   }
-  u32 aux = 0;
+  if (d.has("satfinite") && out.kind != 's') return false;
+  u32 aux = d.has("satfinite") ? kSaturate : 0;
   if (d.arg(1).kind == ptx::Operand::kVector) {
     if (d.arg(1).list.size() != 4) d.unknown("number of registers of a");
     for (const auto& o : d.arg(1).list) refs.push_back(d.src(o, 32));

@@ -38,4 +38,10 @@ inline i32 multiply_add(i32 a, i32 b, i32 c) {
   return static_cast<i32>(static_cast<u32>(c) + static_cast<u32>(a) * static_cast<u32>(b));
 }
 
+inline i32 saturating_add(i32 a, i32 b) {
+  i32 sum;
+  if (!__builtin_add_overflow(a, b, &sum)) return sum;
+  return a < 0 ? INT32_MIN : INT32_MAX;
+}
+
 }  // namespace softgpu

@@ -2,8 +2,11 @@
 // reduction over a cluster. Compared with a CPU computation.
 #include <cooperative_groups.h>
 #include <cuda.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <functional>
 
 #include "tests/softgpu/hopper.h"
@@ -41,7 +44,8 @@ __device__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, bool ke
       : "l"(a), "l"(b), "r"(static_cast<int>(keep)), "n"(kTransA ? 1 : 0), "n"(kTransB ? 1 : 0));
 }
 
-template <bool kTransA, bool kTransB>
+// kDeferred: the products of a step run on while the next step's are issued.
+template <bool kTransA, bool kTransB, bool kDeferred>
 __global__ void __launch_bounds__(160)
     gemm(const __grid_constant__ CUtensorMap ma, const __grid_constant__ CUtensorMap mb, float* c, int m,
          int n, int k) {
@@ -83,8 +87,17 @@ __global__ void __launch_bounds__(160)
                                          step + kk > 0);
     }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    if (!kDeferred) {
+      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      if (lane == 0) barrier_arrive(&empty[s]);
+    } else {
+      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+      if (lane == 0 && step > 0) barrier_arrive(&empty[(step - 1) % kStages]);
+    }
+  }
+  if (kDeferred) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    if (lane == 0) barrier_arrive(&empty[s]);
+    for (float& x : acc) asm volatile("" : "+f"(x)::"memory");
   }
   for (int i = 0; i < 64; ++i) {
     const int row = m0 + warp * 16 + lane / 4 + i % 4 / 2 * 8, col = n0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -92,7 +105,7 @@ __global__ void __launch_bounds__(160)
   }
 }
 
-template <bool kTransA, bool kTransB>
+template <bool kTransA, bool kTransB, bool kDeferred = false>
 bool run_gemm() {
   constexpr int sizes[][3] = {{64, 128, 64}, {104, 200, 328}};
   bool good = true;
@@ -110,9 +123,9 @@ bool run_gemm() {
     const CUtensorMap mb = map2(pb, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, kTransB ? n : k, kTransB ? k : n, 64,
                                 64, CU_TENSOR_MAP_SWIZZLE_128B);
     constexpr int shared = kStages * (kBytesA + kBytesB);
-    CHECK_CUDA(
-        cudaFuncSetAttribute(gemm<kTransA, kTransB>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    gemm<kTransA, kTransB>
+    CHECK_CUDA(cudaFuncSetAttribute(gemm<kTransA, kTransB, kDeferred>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    gemm<kTransA, kTransB, kDeferred>
         <<<dim3((n + kTileN - 1) / kTileN, (m + kTileM - 1) / kTileM), 160, shared>>>(ma, mb, pc, m, n, k);
     CHECK_CUDA(cudaGetLastError());
     const auto want = cpu_gemm(a, m, n, k, [&](int x, int j) {
@@ -411,6 +424,251 @@ bool run_wgmma_types() {
   return good;
 }
 
+// a from registers: the fragment of m16n8k16's a, each warp its 16 rows. kHalf: f16 in and out, else bf16 and
+// f32.
+template <bool kHalf>
+__global__ void wgmma_register(const uint16_t* a, const uint16_t* b, float* d) {
+  __shared__ alignas(128) char sb[16 * 32];
+  for (int i = threadIdx.x; i < 16 * 32; i += 128)
+    sb[core_place(i / 32, i % 32)] = reinterpret_cast<const char*>(b)[i];
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+  uint32_t r[4];
+  for (int i = 0; i < 4; ++i)
+    r[i] = *reinterpret_cast<const uint32_t*>(a + (row + i % 2 * 8) * 16 + col + i / 2 * 8);
+  asm volatile("" : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])::"memory");
+  const uint64_t db = descriptor(shared_address(sb), 128, 256, 0);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  if constexpr (kHalf) {
+    uint32_t c[4] = {0x42004200, 0x42004200, 0x42004200, 0x42004200};  // 3, twice
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n16k16.f16.f16.f16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, 1, 1, 1, 0;"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]), "l"(db));
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    for (int i = 0; i < 8; ++i) {
+      const __half_raw h{static_cast<unsigned short>(c[i / 2] >> (i % 2 * 16))};
+      d[(row + i % 4 / 2 * 8) * 16 + i / 4 * 8 + col + i % 2] = __half2float(h);
+    }
+  } else {
+    float c[8] = {3, 3, 3, 3, 3, 3, 3, 3};
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, "
+        "%12, 1, 1, "
+        "1, 0;"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+        : "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]), "l"(db));
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    for (int i = 0; i < 8; ++i) d[(row + i % 4 / 2 * 8) * 16 + i / 4 * 8 + col + i % 2] = c[i];
+  }
+}
+uint32_t bf16_of(int v) { return tf32_of(v) >> 16; }
+struct Whole {  // small whole numbers: a 64 x 16, b 16 x 16 (n, k), 3 + a b
+  std::vector<uint16_t> a, b;
+  std::vector<double> want;
+  explicit Whole(uint32_t (*bits)(int)) : a(64 * 16), b(16 * 16), want(64 * 16, 3) {
+    std::vector<int> av(a.size()), bv(b.size());
+    for (size_t i = 0; i < a.size(); ++i) av[i] = static_cast<int>(next_random() % 7) - 3, a[i] = bits(av[i]);
+    for (size_t i = 0; i < b.size(); ++i) bv[i] = static_cast<int>(next_random() % 7) - 3, b[i] = bits(bv[i]);
+    for (int i = 0; i < 64; ++i)
+      for (int j = 0; j < 16; ++j)
+        for (int x = 0; x < 16; ++x) want[i * 16 + j] += av[i * 16 + x] * bv[j * 16 + x];
+  }
+};
+template <bool kHalf>
+bool run_wgmma_register() {
+  const Whole w(kHalf ? f16_of : bf16_of);
+  float* d = room<float>(64 * 16);
+  wgmma_register<kHalf><<<1, 128>>>(upload(w.a), upload(w.b), d);
+  CHECK_CUDA(cudaGetLastError());
+  return within(kHalf ? "wgmma_register_f16" : "wgmma_register_bf16", download(d, w.want.size()), w.want, 0);
+}
+// f16 accumulators with both matrices in shared memory; the second product keeps nothing of the first.
+__global__ void wgmma_half(const char* a, const char* b, float* d) {
+  __shared__ alignas(128) char sa[64 * 32], sb[16 * 32];
+  for (int i = threadIdx.x; i < 64 * 32; i += 128) sa[core_place(i / 32, i % 32)] = a[i];
+  for (int i = threadIdx.x; i < 16 * 32; i += 128) sb[core_place(i / 32, i % 32)] = b[i];
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+  uint32_t c[4] = {0x42004200, 0x42004200, 0x42004200, 0x42004200};
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  for (int keep = 0; keep < 2; ++keep)
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %6, 0; wgmma.mma_async.sync.aligned.m64n16k16.f16.f16.f16 "
+        "{%0,%1,%2,%3}, %4, "
+        "%5, p, 1, 1, 0, 0;}"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "l"(descriptor(shared_address(sa), 128, 256, 0)), "l"(descriptor(shared_address(sb), 128, 256, 0)),
+          "r"(keep));
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+  for (int i = 0; i < 8; ++i) {
+    const __half_raw h{static_cast<unsigned short>(c[i / 2] >> (i % 2 * 16))};
+    d[(row + i % 4 / 2 * 8) * 16 + i / 4 * 8 + col + i % 2] = __half2float(h);
+  }
+}
+bool run_wgmma_half() {
+  Whole w(f16_of);
+  for (double& v : w.want) v = 2 * (v - 3);
+  float* d = room<float>(64 * 16);
+  wgmma_half<<<1, 128>>>(reinterpret_cast<char*>(upload(w.a)), reinterpret_cast<char*>(upload(w.b)), d);
+  CHECK_CUDA(cudaGetLastError());
+  return within("wgmma_f16_f16", download(d, w.want.size()), w.want, 0);
+}
+__global__ void wgmma_saturated(int start, int* d) {  // 32 products of 127 * 127 onto `start`
+  __shared__ alignas(128) char sa[64 * 32], sb[8 * 32];
+  for (int i = threadIdx.x; i < 64 * 32; i += 128) sa[i] = 127;
+  for (int i = threadIdx.x; i < 8 * 32; i += 128) sb[i] = 127;
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+  int c[4] = {start, start, start, start};
+  asm volatile("" : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])::"memory");
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8.satfinite {%0,%1,%2,%3}, %4, %5, 1;"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "l"(descriptor(shared_address(sa), 128, 256, 0)),
+                 "l"(descriptor(shared_address(sb), 128, 256, 0)));
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  for (int i = 0; i < 4; ++i) d[threadIdx.x * 4 + i] = c[i];
+}
+bool run_wgmma_saturated() {
+  bool good = true;
+  constexpr int sum = 32 * 127 * 127;
+  for (const int start : {INT32_MAX - 5, INT32_MAX - sum, INT32_MAX - sum + 1, INT32_MIN}) {
+    int* d = room<int>(512);
+    wgmma_saturated<<<1, 128>>>(start, d);
+    CHECK_CUDA(cudaGetLastError());
+    const std::vector<int> want(512, start > INT32_MAX - sum ? INT32_MAX : start + sum);
+    good &= within("wgmma_saturated", download(d, 512), want, 0);
+  }
+  return good;
+}
+
+// st.async and red.async to the other block of a cluster, in every width; an mbarrier there counts the bytes.
+__global__ void __cluster_dims__(2) store_async(unsigned* y) {
+  __shared__ alignas(16) unsigned s[32 * 9 + 2];
+  __shared__ uint64_t bar;
+  cg::cluster_group cluster = cg::this_cluster();
+  const unsigned rank = cluster.block_rank(), lane = threadIdx.x;
+  for (int i = lane; i < 32 * 9 + 2; i += 32) s[i] = i < 32 * 9 ? 7 : 100;
+  if (lane == 0) {
+    barrier_init(&bar, 1);
+    barrier_expect(&bar, 32 * (4 + 8 + 16 + 8 + 4 + 4 + 4));
+  }
+  cluster.sync();
+  uint32_t to, at;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(s)), "r"(rank ^ 1));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_address(&bar)), "r"(rank ^ 1));
+  const unsigned v = rank * 1000 + lane;
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to + lane * 4),
+      "r"(v), "r"(at)
+      : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];" ::"r"(
+                   to + 128 + lane * 8),
+               "r"(v + 1), "r"(v + 2), "r"(at)
+               : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
+          to + 384 + lane * 16),
+      "r"(v + 3), "r"(v + 4), "r"(v + 5), "r"(v + 6), "r"(at)
+      : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to + 896 + lane * 8),
+      "l"(v * 0x100000001ull), "r"(at)
+      : "memory");
+  asm volatile(
+      "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.min.s32 [%0], %1, [%2];" ::"r"(
+          to + 1152),
+      "r"(static_cast<int>(lane) - 10), "r"(at)
+      : "memory");
+  asm volatile(
+      "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%0], %1, [%2];" ::"r"(
+          to + 1156),
+      "r"(200), "r"(at)
+      : "memory");
+  asm volatile(
+      "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.xor.b32 [%0], %1, [%2];" ::"r"(
+          to + 1156),
+      "r"(0), "r"(at)
+      : "memory");
+  barrier_wait(&bar, 0);
+  for (int i = lane; i < 32 * 9 + 2; i += 32) y[blockIdx.x * (32 * 9 + 2) + i] = s[i];
+  cluster.sync();
+}
+bool run_store_async() {
+  constexpr int size = 32 * 9 + 2;
+  std::vector<unsigned> want(2 * size);
+  for (int b = 0; b < 2; ++b) {
+    unsigned* w = want.data() + b * size;
+    for (unsigned l = 0; l < 32; ++l) {
+      const unsigned v = (b ^ 1) * 1000 + l;
+      w[l] = v;
+      for (unsigned k = 0; k < 2; ++k) w[32 + l * 2 + k] = v + 1 + k;
+      for (unsigned k = 0; k < 4; ++k) w[96 + l * 4 + k] = v + 3 + k;
+      for (unsigned k = 0; k < 2; ++k) w[224 + l * 2 + k] = v;
+    }
+    w[288] = static_cast<unsigned>(-10), w[289] = 132;
+  }
+  unsigned* y = room<unsigned>(want.size());
+  store_async<<<2, 32>>>(y);
+  CHECK_CUDA(cudaGetLastError());
+  return within("store_async", download(y, want.size()), want, 0);
+}
+
+// cp.reduce.async.bulk into global memory, of two blocks at once.
+#define REDUCE(WHAT, TO)                                                                                \
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group." WHAT " [%0], [%1], %2;" ::"l"(TO), \
+               "r"(shared_address(s)), "r"(256)                                                         \
+               : "memory")
+__global__ void bulk_reductions(unsigned* y, int which) {
+  __shared__ alignas(16) unsigned s[64];
+  const unsigned i = threadIdx.x;
+  s[i] = which == 0   ? __float_as_uint(static_cast<float>(i) / 4)
+         : which == 3 ? 0x3f804000u
+                      : i * 77 + blockIdx.x;
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+  if (i == 0) {
+    if (which == 0) REDUCE("add.f32", y);
+    if (which == 1) REDUCE("max.s32", y);
+    if (which == 2) REDUCE("add.u64", y);
+    if (which == 3) REDUCE("add.noftz.bf16", y);
+    if (which == 4) REDUCE("or.b32", y);
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+  }
+}
+bool run_bulk_reductions() {
+  bool good = true;
+  for (int which = 0; which < 5; ++which) {
+    std::vector<unsigned> start(64), want(64);
+    for (int i = 0; i < 64; ++i) start[i] = which == 0 ? tf32_of(i) : which == 3 ? 0x40003f80u : 1000 + i;
+    for (int i = 0; i < 64; ++i) {
+      const unsigned s0 = i * 77, s1 = i * 77 + 1;
+      unsigned& w = want[i] = start[i];
+      float f;
+      std::memcpy(&f, &w, 4);
+      f += static_cast<float>(i) / 2;
+      if (which == 0) std::memcpy(&w, &f, 4);
+      if (which == 1) w = std::max(w, s1);
+      if (which == 2) w += s0 + s1;     // no carry between the halves
+      if (which == 3) w = 0x408040a0u;  // 2 + 2 * 1, 1 + 2 * 2
+      if (which == 4) w |= s0 | s1;
+    }
+    unsigned* y = upload(start);
+    bulk_reductions<<<2, 64>>>(y, which);
+    CHECK_CUDA(cudaGetLastError());
+    good &= within("bulk_reductions", download(y, 64), want, 0);
+  }
+  return good;
+}
+
 }  // namespace
 
 int main() {
@@ -418,11 +676,18 @@ int main() {
                           run_gemm<false, true>(),
                           run_gemm<true, false>(),
                           run_gemm<true, true>(),
+                          run_gemm<false, true, true>(),
                           run_cluster_sum(),
                           run_cluster_ring(),
                           run_bulk(),
                           run_tensor(),
-                          run_wgmma_types()};
+                          run_wgmma_types(),
+                          run_wgmma_register<false>(),
+                          run_wgmma_register<true>(),
+                          run_wgmma_half(),
+                          run_wgmma_saturated(),
+                          run_store_async(),
+                          run_bulk_reductions()};
   int failed = 0;
   for (bool r : results) failed += !r;
   std::printf("hopper: %d failed\n", failed);

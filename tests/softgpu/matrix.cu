@@ -2,6 +2,7 @@
 // ISA ("Matrix Fragments for mma.m16n8k16 ..."): element i of lane l is at (row(i, l), column(i, l)).
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -109,7 +110,8 @@ struct Fragment {
 };
 
 using Kernel = void (*)(const void*, const void*, const void*, void*);
-// d = a b + c on random fragments; `ulps` of the largest sum of magnitudes are allowed (0: exact).
+// d = a b + c on random fragments; `tolerance` of the sum of magnitudes is allowed (0:
+// exact; below 0: exact, and clamped to s32).
 bool test_mma(const char* name, Kernel kernel, int m, int k, Element ea, Element eb, Element ec, Layout la,
               Layout lb, Layout lc, double tolerance) {
   for (int round = 0; round < 4; ++round) {
@@ -138,6 +140,7 @@ bool test_mma(const char* name, Kernel kernel, int m, int k, Element ea, Element
           const double p = am[at.row * k + x] * bm[x * 8 + at.col];
           want += p, size += std::fabs(p);
         }
+        if (tolerance < 0) want = std::min(std::max(want, -2147483648.0), 2147483647.0), size = 0;
         const double got = ec.value(d.get(l, i));
         if (!(std::fabs(got - want) <= tolerance * size)) {
           std::printf("%s: operands: lane %d, element %d (row %d, column %d): got %.9g, want %.9g\n", name, l,
@@ -219,6 +222,15 @@ MMA_424(u8_s8_k32, "m16n8k32.row.col.s32.u8.s8.s32", 32, kU8, kS8, kS32, a8_k32,
 MMA_424(s8_u8_k32, "m16n8k32.row.col.s32.s8.u8.s32", 32, kS8, kU8, kS32, a8_k32, b8, c16, 0)
 MMA_214(s8_k16, "m16n8k16.row.col.s32.s8.s8.s32", 16, kS8, kS8, kS32, a8_k16, b8, c16, 0)
 MMA_214(u8_k16, "m16n8k16.row.col.s32.u8.u8.s32", 16, kU8, kU8, kS32, a8_k16, b8, c16, 0)
+// The sums overflow, or do not by a little: c is near the ends of s32.
+const Element kNearEnds{32,
+                        [] {
+                          const u64 r = random_bits();
+                          return (r & 1 ? u64{0x7fff0000} : u64{0x80000000}) + ((r >> 8) & 0xffff);
+                        },
+                        [](u64 v) { return static_cast<double>(static_cast<i32>(v)); }};
+MMA_424(s8_k32_sat, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", 32, kS8, kS8, kNearEnds, a8_k32, b8, c16, -1)
+MMA_214(u8_k16_sat, "m16n8k16.row.col.satfinite.s32.u8.u8.s32", 16, kU8, kU8, kNearEnds, a8_k16, b8, c16, -1)
 MMA_424(e4m3_k32, "m16n8k32.row.col.f32.e4m3.e4m3.f32", 32, kE4m3, kE4m3, kF32, a8_k32, b8, c16, 4e-6)
 MMA_424(e5m2_k32, "m16n8k32.row.col.f32.e5m2.e5m2.f32", 32, kE5m2, kE5m2, kF32, a8_k32, b8, c16, 4e-6)
 MMA_424(e4m3_e5m2_k32, "m16n8k32.row.col.f32.e4m3.e5m2.f32", 32, kE4m3, kE5m2, kF32, a8_k32, b8, c16, 4e-6)
@@ -309,6 +321,11 @@ __global__ void kernel_stmatrix(u32* out) {
     r[i] = (threadIdx.x * 8 + i * 2) | (threadIdx.x * 8 + i * 2 + 1) << 16;
   if constexpr (kCount == 1 && !kTrans)
     asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(a), "r"(r[0]) : "memory");
+  if constexpr (kCount == 1 && kTrans)
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(a), "r"(r[0]) : "memory");
+  if constexpr (kCount == 2 && !kTrans)
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(a), "r"(r[0]), "r"(r[1])
+                 : "memory");
   if constexpr (kCount == 2 && kTrans)
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(a), "r"(r[0]),
                  "r"(r[1])
@@ -387,6 +404,8 @@ ROWS(ldmatrix, 2, true)
 ROWS(ldmatrix, 4, false)
 ROWS(ldmatrix, 4, true)
 ROWS(stmatrix, 1, false)
+ROWS(stmatrix, 1, true)
+ROWS(stmatrix, 2, false)
 ROWS(stmatrix, 2, true)
 ROWS(stmatrix, 4, false)
 ROWS(stmatrix, 4, true)
