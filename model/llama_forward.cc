@@ -192,7 +192,11 @@ void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTens
 
 void find_non_finite(Device& dev, const ForwardArgs& args) {
   auto require = [&](ConstTensor t, const std::string& what) {
-    if (!t.empty() && !all_finite(dev, t)) fail("first value that is not finite: {}", what);
+    if (!t.empty() && !all_finite(dev, t))
+      fail(
+          "first value that is not finite: {}; the weights may be damaged; where it worked before, a smaller "
+          "optimizer.lr or dtype=f32 may help",
+          what);
   };
   if (!args.prompt.empty()) require(args.prompt, "the soft prompt (the generator's output)");
   const Activations& acts = *args.acts;

@@ -87,8 +87,11 @@ HeadResult Runner::head(const HeadRequest& request, bool backward) {
   for (size_t i = 0; i < n; ++i)
     if (!std::isfinite(result.nll[i]) || (!result.kl.empty() && !std::isfinite(result.kl[i]))) {
       find_non_finite(device_, args());
-      fail("the loss of scored row {} is not finite ({}); every activation before the head is", i,
-           result.nll[i]);
+      fail(
+          "the loss of scored row {} is not finite ({}), though every activation before the head is; a "
+          "smaller "
+          "optimizer.lr or dtype=f32 may help",
+          i, result.nll[i]);
     }
   return result;
 }

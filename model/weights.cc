@@ -175,7 +175,8 @@ class StoredWeights : public Weights {
       }
     }
     if (missing.empty() && misshapen.empty() && unexpected.empty()) return;
-    std::string message = fmt::format("{}: the tensors do not fit the model's configuration.", path_);
+    std::string message = fmt::format(
+        "{}: the tensors do not fit the model's configuration; do both come from one model?", path_);
     auto list = [&](const char* title, const std::vector<std::string>& names) {
       if (names.empty()) return;
       message += fmt::format("\n  {} ({}):", title, names.size());
@@ -250,6 +251,10 @@ class FolderWeights : public StoredWeights {
       shards = files;
     }
     std::map<std::string, Stored, std::less<>> found;
+    for (const auto& [tensor, shard] : where)
+      if (!fs::exists(dir / shard))
+        fail("{}: places '{}' in {}, which is not in this folder; fetch the missing file", index_path, tensor,
+             shard);
     for (const std::string& shard : shards) {
       files_.push_back(std::make_unique<SafetensorsFile>((dir / shard).string()));
       for (const SafetensorsFile::Entry& e : files_.back()->entries()) {
@@ -486,7 +491,8 @@ std::unique_ptr<Weights> open_weights(const std::string& path) {
   if (fs::is_directory(path, error)) return std::make_unique<FolderWeights>(path);
   // Before anything is opened: a named pipe would wait for its writer for ever.
   if (!fs::is_regular_file(path, error)) fail("{}: neither a folder nor a regular file", path);
-  if (GgufFile::has_magic(path)) return std::make_unique<GgufWeights>(path);
+  if (GgufFile::has_magic(path) || fs::path(path).extension() == ".gguf")
+    return std::make_unique<GgufWeights>(path);
   if (fs::path(path).extension() == ".safetensors")
     fail("{}: a single safetensors file has no configuration; give the folder that holds it and config.json",
          path);

@@ -670,7 +670,9 @@ TrainConfig parse_train_config(std::string_view text, const std::string& name,
                                const std::vector<std::string>& overrides) {
   TrainConfig config;
   if (const size_t bad = find_bad_utf8(text); bad != std::string::npos)
-    fail_usage("{}: not UTF-8 at byte {}", name, bad);
+    fail_usage("{}:{}: not UTF-8 at byte {} of the file (0x{:02x}); save it as UTF-8", name,
+               1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(bad), '\n'), bad,
+               static_cast<unsigned char>(text[bad]));
   toml::table table;
   try {
     table = toml::parse(text, name);
@@ -701,6 +703,17 @@ std::string to_toml(const TrainConfig& config) {
     out += fmt::format("{} = {}\n", key.name.substr(dot == std::string::npos ? 0 : dot + 1), key.get(config));
   }
   return out;
+}
+
+std::vector<std::string> config_changes(const TrainConfig& from, const TrainConfig& to) {
+  std::vector<std::string> changes;
+  for (const Key& key : keys()) {
+    // Where the run lies and how many threads it gets are not part of what it computes.
+    if (key.name == "output" || key.name == "threads") continue;
+    if (const std::string before = key.get(from), after = key.get(to); before != after)
+      changes.push_back(fmt::format("{}: {} -> {}", key.name, before, after));
+  }
+  return changes;
 }
 
 std::string config_help() {

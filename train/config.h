@@ -150,6 +150,10 @@ TrainConfig parse_train_config(std::string_view text, const std::string& name,
 // Every key with its value, as TOML that loads back to the same configuration.
 std::string to_toml(const TrainConfig& config);
 
+// What `to` changes, a line a key: "train.batch: 8 -> 16". Without `output` and `threads`, which a continued
+// run may have otherwise.
+std::vector<std::string> config_changes(const TrainConfig& from, const TrainConfig& to);
+
 // One line a key: name, type and range, default, meaning; for terminals.
 std::string config_help();
 

@@ -973,6 +973,16 @@ void Trainer::save(CheckpointWriter& writer) const {
 }
 
 void Trainer::load(const CheckpointReader& reader) {
+  // What stands under the checksums is what this program wrote, or it came from elsewhere.
+  try {
+    load_state(reader);
+  } catch (const nlohmann::json::exception& error) {
+    fail("{}: its state is not what this program writes ({}); use another checkpoint of the run",
+         reader.path(), error.what());
+  }
+}
+
+void Trainer::load_state(const CheckpointReader& reader) {
   State& s = *s_;
   const nlohmann::json j = nlohmann::json::parse(reader.json("state"));
   if (j.at("base") != fmt::format("{:016x}", s.llama.content_hash()))
@@ -1001,18 +1011,18 @@ void Trainer::load(const CheckpointReader& reader) {
   }
   s.step = j.at("step");
   s.phase_step = j.at("phase_step");
-  s.loader.restore({j.at("loader")[0], j.at("loader")[1]});
-  s.heldout.restore({j.at("heldout")[0], j.at("heldout")[1]});
+  s.loader.restore({j.at("loader").at(0), j.at("loader").at(1)});
+  s.heldout.restore({j.at("heldout").at(0), j.at("heldout").at(1)});
   const auto& seconds = j.at("totals");
   const auto& counts = j.at("counts");
-  s.totals = {seconds[0], seconds[1], seconds[2], seconds[3], seconds[4], seconds[5],
-              seconds[6], counts[0],  counts[1],  counts[2],  counts[3],  counts[4]};
-  s.running_length = j.at("running")[0];
-  s.running_foreign = j.at("running")[1];
-  s.validation_ce = j.at("running")[2];
+  s.totals = {seconds.at(0), seconds.at(1), seconds.at(2), seconds.at(3), seconds.at(4), seconds.at(5),
+              seconds.at(6), counts.at(0),  counts.at(1),  counts.at(2),  counts.at(3),  counts.at(4)};
+  s.running_length = j.at("running").at(0);
+  s.running_foreign = j.at("running").at(1);
+  s.validation_ce = j.at("running").at(2);
   s.seen = j.at("seen");
   const auto& signal = j.at("signal");
-  s.signal = {signal[0], signal[1], signal[2], signal[3]};
+  s.signal = {signal.at(0), signal.at(1), signal.at(2), signal.at(3)};
   s.gate.load(reader.longs("gate"));
   s.replay.load(reader.longs("replay"));
   s.alarms.load(reader.longs("alarms"));

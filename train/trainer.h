@@ -100,6 +100,7 @@ class Trainer {
 
  private:
   struct State;
+  void load_state(const class CheckpointReader& reader);
   std::unique_ptr<State> s_;
 };
 

@@ -103,7 +103,7 @@ GgufFile::GgufFile(const std::string& path) : file_(std::make_unique<MappedFile>
   Cursor in(*file_);
   in.need(24, "GGUF header");
   if (std::memcmp(file_->bytes().data(), "GGUF", 4) != 0)
-    fail("{}: expected the magic 'GGUF' at byte 0", path);
+    fail("{}: expected the magic 'GGUF' at byte 0; the file is no GGUF or damaged", path);
   in.read<uint32_t>("magic");
   const uint32_t version = in.read<uint32_t>("version");
   if (version != 2 && version != 3)
@@ -236,7 +236,9 @@ GgufFile::GgufFile(const std::string& path) : file_(std::make_unique<MappedFile>
             [&](size_t a, size_t b) { return tensors_[a].offset < tensors_[b].offset; });
   for (size_t i = 1; i < order.size(); ++i) {
     const Tensor &a = tensors_[order[i - 1]], &b = tensors_[order[i]];
-    if (a.offset + a.bytes > b.offset) fail("{}: tensors '{}' and '{}' overlap", path, a.name, b.name);
+    if (a.offset + a.bytes > b.offset)
+      fail("{}: tensors '{}' and '{}' overlap at byte {}; the file is damaged", path, a.name, b.name,
+           b.offset);
   }
 }
 

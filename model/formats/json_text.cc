@@ -12,9 +12,10 @@ namespace {
 
 using nlohmann::json;
 
+// Stops at the first problem: every callback that says false ends the parsing.
 class Checker : public nlohmann::json_sax<json> {
  public:
-  explicit Checker(std::string_view where) : where_(where) {}
+  std::string problem;
 
   bool null() override { return true; }
   bool boolean(bool) override { return true; }
@@ -28,18 +29,27 @@ class Checker : public nlohmann::json_sax<json> {
   bool start_array(size_t) override { return descend(); }
   bool end_array() override { return ascend(); }
   bool key(string_t& name) override {
-    if (!keys_.back().insert(name).second)
-      fail("{}: the key '{}' stands twice in one object", where_, name.substr(0, 200));
-    return true;
+    if (keys_.back().insert(name).second) return true;
+    problem = fmt::format("the key '{}' stands twice in one object", name.substr(0, kShown));
+    return false;
   }
   bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
-    fail("{}: not valid JSON: {}", where_, e.what());
+    // The library's message without its own tag: "at line 1, column 5: ...".
+    std::string text = e.what();
+    if (const size_t tag = text.find("] "); text.starts_with('[') && tag != std::string::npos)
+      text.erase(0, tag + 2);
+    if (text.starts_with("parse error ")) text.erase(0, 12);
+    problem = "not valid JSON " + text.substr(0, kShown);
+    return false;
   }
 
  private:
-  static constexpr size_t kMaxDepth = 32;
+  static constexpr size_t kMaxDepth = 32, kShown = 200;
   bool descend() {
-    if (keys_.size() >= kMaxDepth) fail("{}: JSON nested deeper than {} levels", where_, kMaxDepth);
+    if (keys_.size() >= kMaxDepth) {
+      problem = fmt::format("nested deeper than {} levels", kMaxDepth);
+      return false;
+    }
     keys_.emplace_back();
     return true;
   }
@@ -48,15 +58,20 @@ class Checker : public nlohmann::json_sax<json> {
     return true;
   }
 
-  std::string_view where_;
   std::vector<std::set<std::string>> keys_;  // of every container around; an array's stays empty
 };
 
 }  // namespace
 
-void check_json(std::string_view text, std::string_view where) {
-  Checker checker(where);
+std::string json_problem(std::string_view text) {
+  Checker checker;
   json::sax_parse(text, &checker);
+  return checker.problem;
+}
+
+void check_json(std::string_view text, std::string_view where) {
+  if (const std::string problem = json_problem(text); !problem.empty())
+    fail("{}: {}; the file is damaged or of another kind", where, problem);
 }
 
 }  // namespace gantrain

@@ -1,6 +1,7 @@
 // JSON from files that nobody vouches for.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 namespace gantrain {
@@ -9,5 +10,9 @@ namespace gantrain {
 // the text is not valid JSON, if a key stands twice in one object (the library keeps the last one silently),
 // or if it nests deeper than 32 levels (the library copies and prints values by recursion: depth is stack).
 void check_json(std::string_view text, std::string_view where);
+
+// The same for callers with a message of their own: what is wrong ("not valid JSON at line 1, column 5:
+// ..."), or "".
+std::string json_problem(std::string_view text);
 
 }  // namespace gantrain

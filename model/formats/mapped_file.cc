@@ -11,6 +11,16 @@
 
 #include "core/check.h"
 
+// Under the address sanitizer a file is read into a block of exactly its size: past a mapping's end there is
+// the rest of a page, and reading it would go unnoticed.
+#if defined(__SANITIZE_ADDRESS__)
+#define GT_EXACT_COPY 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define GT_EXACT_COPY 1
+#endif
+#endif
+
 namespace gantrain {
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -22,11 +32,24 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     fail("{}: not a regular file", path);
   }
   size_ = s.st_size;
+#ifdef GT_EXACT_COPY
+  auto* copy = new unsigned char[static_cast<size_t>(size_)];
+  data_ = copy;
+  for (int64_t at = 0; at < size_;) {
+    const ssize_t n = ::read(fd, copy + at, static_cast<size_t>(size_ - at));
+    if (n <= 0) fail("{}: cannot read {} bytes", path, size_);
+    at += n;
+  }
+  ::close(fd);
+  return;
+#endif
   if (size_ > 0) {
     void* p = ::mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, fd, 0);
     const int error = errno;
     ::close(fd);
-    if (p == MAP_FAILED) fail("{}: cannot map {} bytes: {}", path, size_, std::strerror(error));
+    if (p == MAP_FAILED)
+      throw Error(fmt::format("{}: cannot map {} bytes: {}", path, size_, std::strerror(error)),
+                  error == ENOMEM ? ErrorKind::kOutOfMemory : ErrorKind::kFailure);
     data_ = static_cast<const unsigned char*>(p);
   } else {
     ::close(fd);
@@ -39,6 +62,10 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       size_(std::exchange(other.size_, 0)) {}
 
 MappedFile::~MappedFile() {
+#ifdef GT_EXACT_COPY
+  delete[] data_;
+  return;
+#endif
   if (data_) ::munmap(const_cast<unsigned char*>(data_), static_cast<size_t>(size_));
 }
 

@@ -36,14 +36,14 @@ const char* type_name(DType t) {
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_(std::make_unique<MappedFile>(path)) {
   const auto bytes = file_->bytes();
   if (bytes.size() < 8)
-    fail("{}: expected at least 8 bytes of safetensors header, got {}", path, bytes.size());
+    fail("{}: expected at least 8 bytes of safetensors header, got {}; the file is truncated: fetch it again",
+         path, bytes.size());
   uint64_t n = 0;
   std::memcpy(&n, bytes.data(), 8);
   if (n < 2 || n > kMaxHeader || n > bytes.size() - 8)
     fail(
         "{}: header length {} at offset 0: expected 2 to {} (the file has {} bytes); the file is truncated "
-        "or not "
-        "safetensors",
+        "or not safetensors: fetch it again",
         path, n, std::min<uint64_t>(kMaxHeader, bytes.size() - 8), bytes.size());
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, n);
   if (text[0] != '{')
@@ -95,7 +95,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(std::make_uniq
     if (begin > end || end > data_size)
       fail(
           "{}: tensor '{}': data_offsets [{}, {}] leave the data of {} bytes; the file is truncated or "
-          "damaged",
+          "damaged: fetch it again",
           path, name, begin, end, data_size);
     const uint64_t expected = count * static_cast<uint64_t>(dtype_size(e.dtype));
     if (end - begin != expected)

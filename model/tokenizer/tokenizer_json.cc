@@ -1,4 +1,5 @@
 // Hugging Face's tokenizer.json: its BPE models with the stages that Llama-family files use.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -247,6 +248,12 @@ void put_token(std::vector<Token>& tokens, int64_t id, const std::string& text, 
   tokens[id].used = true;
 }
 
+// Ids may leave holes, but a few entries cannot ask for a table of millions.
+int64_t largest_id(size_t entries) {
+  constexpr int64_t kHoles = 65536;
+  return std::min(kLargestId, 2 * static_cast<int64_t>(entries) + kHoles);
+}
+
 // The model's options, and its vocabulary into `tokens` and `vocab`.
 Bpe::Options read_model(const Node& model, std::vector<Token>& tokens, StringIds& vocab) {
   const std::string type = model.has("type") ? model["type"].text() : model.has("merges") ? "BPE" : "(none)";
@@ -263,8 +270,9 @@ Bpe::Options read_model(const Node& model, std::vector<Token>& tokens, StringIds
   const Node list = model["vocab"];
   if (!list.value->is_object()) fail("{}: expected an object, got {}", list.where, list.value->type_name());
   vocab.reserve(list.value->size());
+  const int64_t largest = largest_id(list.value->size());
   for (const auto& [text, value] : list.value->items()) {
-    const int64_t id = Node{&value, fmt::format("{}['{}']", list.where, text)}.number(0, kLargestId);
+    const int64_t id = Node{&value, fmt::format("{}['{}']", list.where, text)}.number(0, largest);
     put_token(tokens, id, text, list.where);
     vocab.emplace(text, static_cast<int32_t>(id));
   }
@@ -282,11 +290,12 @@ Bpe::Options read_model(const Node& model, std::vector<Token>& tokens, StringIds
 }
 
 void read_added_tokens(const Node& list, const StringIds& vocab, Spec& spec, std::vector<int32_t>& special) {
+  const int64_t largest = largest_id(vocab.size() + list.array().size());
   for (size_t i = 0; i < list.array().size(); ++i) {
     const Node node = list[i];
     node.only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
     const std::string& text = node["content"].text();
-    const int64_t id = node["id"].number(0, kLargestId);
+    const int64_t id = node["id"].number(0, largest);
     if (text.empty()) fail("{}.content: an added token must not be empty", node.where);
     if (const auto found = vocab.find(text); found != vocab.end() && found->second != id)
       fail("{}: '{}' has id {} here and {} in model.vocab", node.where, text, id, found->second);

@@ -1,9 +1,10 @@
 """A run that is killed again and again and continued ends with the bits of the run that was left alone.
 
-usage: kill_and_resume.py GANTRAIN [--seed N]
+usage: kill_and_resume.py GANTRAIN [--seed N] [--kills N]
 
-Twenty SIGKILLs a case, each at a random moment: half of them so many events after the start, half of them while a
-checkpoint is being written (its temporary file is there). Python's standard library only.
+Twenty SIGKILLs a case (--kills: another number), each at a random moment: half of them so many events after the start, half
+of them while a checkpoint is being written (its temporary file is there). After each one every checkpoint under its final
+name must be whole. Python's standard library only.
 """
 
 import argparse
@@ -192,7 +193,18 @@ def differences(left_alone, killed):
     return found
 
 
-def case(gantrain, folder, loss, text, rng):
+def damaged(gantrain, run):
+    """What the program says about the checkpoints that it cannot read; checksums included."""
+    out = []
+    for file in sorted((run / "checkpoints").glob("step-*.ckpt")) + [run / "checkpoints" / "latest"]:
+        if file.exists():
+            result = subprocess.run([gantrain, "inspect", "--kind", "checkpoint", file], capture_output=True, text=True)
+            if result.returncode != 0:
+                out.append(result.stderr)
+    return out
+
+
+def case(gantrain, folder, loss, text, rng, wanted):
     alone, killed = folder / f"{loss}_alone", folder / f"{loss}_killed"
     for place in (alone, killed):
         place.mkdir()
@@ -204,7 +216,7 @@ def case(gantrain, folder, loss, text, rng):
     run = killed / "run"
     kills = in_write = anew = 0
     places = []
-    while kills < KILLS:
+    while kills < wanted:
         resume = bool(list((run / "checkpoints").glob("step-*.ckpt"))) if run.exists() else False
         if run.exists() and not resume:  # killed before there was anything to continue
             shutil.rmtree(run)
@@ -218,6 +230,9 @@ def case(gantrain, folder, loss, text, rng):
             continue
         kills += 1
         in_write += bool(temporary_files(run))
+        found = damaged(gantrain, run)
+        if found:
+            return found
         places.append(sum(b'"event":"step"' in line for line in (run / "events.jsonl").open("rb"))
                       if (run / "events.jsonl").exists() else 0)
     if list((run / "checkpoints").glob("step-*.ckpt")):
@@ -238,6 +253,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("gantrain")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=KILLS, help="of each of the two cases")
     options = parser.parse_args()
     gantrain = os.path.abspath(options.gantrain)
     model = (data_folder() / "ci" / "stories260K" / "stories260K.bin").absolute()
@@ -255,7 +271,7 @@ def main():
         )
         text = CONFIG.format(model=model, records=records, steps=STEPS, loss="{loss}")
         for loss in ("rloo", "gumbel"):
-            found = case(gantrain, folder, loss, text, random.Random(f"{options.seed} {loss}"))
+            found = case(gantrain, folder, loss, text, random.Random(f"{options.seed} {loss}"), options.kills)
             if found:
                 print("\n".join([f"FAILED {loss}:"] + found[:20]))
                 return 1

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
+#include "model/formats/json_text.h"
 #include "train/crc32c.h"
 
 namespace gantrain {
@@ -99,10 +100,11 @@ CheckpointReader::CheckpointReader(const std::string& path) : file_(path) {
   };
   const std::string sums_text = get("checksums");
   if (get("checksum") != fmt::format("{:08x}", crc32c(sums_text))) damaged("the list of checksums");
-  const auto sums = nlohmann::json::parse(sums_text, nullptr, false);
-  if (!sums.is_object()) damaged("the list of checksums");
+  if (!json_problem(sums_text).empty()) damaged("the list of checksums");
+  const auto sums = nlohmann::json::parse(sums_text);
   const auto sums_of = [&](const char* kind) {
-    return sums.contains(kind) ? sums.at(kind) : nlohmann::json::object();
+    const auto found = sums.is_object() ? sums.find(kind) : sums.end();
+    return found != sums.end() && found->is_object() ? *found : nlohmann::json::object();
   };
   const auto tensor_sums = sums_of("tensor"), text_sums = sums_of("json");
   for (const auto& entry : file_.entries()) {
@@ -116,6 +118,7 @@ CheckpointReader::CheckpointReader(const std::string& path) : file_(path) {
   for (const auto& [name, text] : texts_) {
     const auto found = text_sums.find(name);
     if (found == text_sums.end() || *found != checksum(name, text)) damaged(fmt::format("text '{}'", name));
+    check_json(text, fmt::format("{}: text '{}'", path, name));
   }
   if (text_sums.size() != texts_.size()) damaged("the list of texts");
 }

@@ -42,30 +42,36 @@ RunFolder::RunFolder(const fs::path& path, Mode mode) : path_(path) {
   std::error_code error;
   if (mode == Mode::kResume && !fs::is_directory(path))
     fail("{}: no such run folder; there is nothing to resume", path.string());
-  if (mode == Mode::kNew && (fs::exists(config_file()) || !steps_in(path / "checkpoints").empty()))
-    fail("{}: the folder holds a run already; resume it with --resume, or choose another output",
-         path.string());
   fs::create_directories(path / "checkpoints", error);
-  if (error) fail("{}: cannot be made: {}", (path / "checkpoints").string(), error.message());
+  if (error)
+    fail("{}: cannot be made: {}; choose another output", (path / "checkpoints").string(), error.message());
 
   const fs::path lock = path / "lock";
   lock_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_ < 0) fail("{}: cannot be opened: {}", lock.string(), std::strerror(errno));
   // The kernel drops the lock with the process, however it ends: no stale locks.
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    char holder[32] = {};
+    char holder[128] = {};
     const ssize_t n = ::pread(lock_, holder, sizeof holder - 1, 0);
     ::close(lock_);
     lock_ = -1;
     fail("{}: another run (process {}) is writing into this folder; wait for it or choose another output",
          path.string(), n > 0 ? std::string(holder, static_cast<size_t>(n)) : "unknown");
   }
-  const std::string id = std::to_string(::getpid());
+  char host[65] = "an unknown host";
+  ::gethostname(host, sizeof host - 1);
+  const std::string id = fmt::format("{} on {}", ::getpid(), host);
   if (::ftruncate(lock_, 0) != 0 || ::pwrite(lock_, id.data(), id.size(), 0) < 0) {
     const int reason = errno;
     ::close(lock_);
     lock_ = -1;
     fail("{}: cannot be written: {}", lock.string(), std::strerror(reason));
+  }
+  if (mode == Mode::kNew && (fs::exists(config_file()) || !steps_in(path / "checkpoints").empty())) {
+    ::close(lock_);
+    lock_ = -1;
+    fail("{}: the folder holds a run already; resume it with --resume, or choose another output",
+         path.string());
   }
   // With the lock held, whatever has a temporary name was left by a killed run.
   for (const fs::path& folder : {path_, path_ / "checkpoints"}) {

@@ -21,7 +21,7 @@ class RunFolder {
  public:
   enum class Mode { kNew, kResume };
   // Makes or opens the folder and locks it. kNew refuses a folder that holds a run; kResume wants one with a
-  // checkpoint. Throws Error when another program holds the lock (its process id is named), or the
+  // checkpoint. Throws Error when another program holds the lock (its process id and host are named), or the
   // folder cannot be written. Left-over temporary files of killed runs are removed.
   RunFolder(const std::filesystem::path& path, Mode mode);
   RunFolder(const RunFolder&) = delete;

@@ -14,7 +14,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
     std::vector<std::string> words;
     std::string output;
     std::string device, dtype, profile;
-    bool dry_run = false, resume = false, help_config = false;
+    bool dry_run = false, resume = false, allow_config_change = false, help_config = false;
   };
   auto flags = std::make_shared<Flags>();
   CLI::App& verb = *program.add_subcommand("train", "train a soft-prompt generator against a discriminator");
@@ -30,6 +30,8 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
       "print the resolved configuration, what became of the data, and the memory plan; train nothing");
   verb.add_flag("--resume", flags->resume,
                 "go on with the run in the output folder from its latest checkpoint");
+  verb.add_flag("--allow-config-change", flags->allow_config_change,
+                "with --resume: go on under another configuration than the run was started with");
   verb.add_flag("--help-config", flags->help_config, "print every key with its default, meaning and range");
   return [flags, run = verbs.train] {
     if (flags->help_config) {
@@ -66,6 +68,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
     }
     options.dry_run = flags->dry_run;
     options.resume = flags->resume;
+    options.allow_config_change = flags->allow_config_change;
     return run(options);
   };
 }

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "model/formats/json_text.h"
 #include "train/data/template.h"
 #include "train/suggest.h"
 #include "train/text.h"
@@ -300,46 +301,40 @@ void for_each_line(std::string_view text, const std::string& name, Each each) {
     ++line;
     std::string_view piece = text.substr(begin, end - begin);
     if (piece.size() > kMaxLineBytes)
-      fail("{}:{}: a line of {} bytes, expected at most {}", name, line, piece.size(), kMaxLineBytes);
+      fail("{}:{}: a line of {} bytes, expected at most {}; is it a text file of one item a line?", name,
+           line, piece.size(), kMaxLineBytes);
     if (!piece.empty() && piece.back() == '\r') piece.remove_suffix(1);
     each(line, piece);
     begin = end + 1;
   }
 }
 
-// nlohmann's message without its own tag: "parse error at line 1, column 5: ...".
-std::string json_message(const std::exception& error) {
-  std::string text = error.what();
-  if (text.starts_with('[')) {
-    const size_t end = text.find("] ");
-    if (end != std::string::npos) text = text.substr(end + 2);
-  }
-  if (text.starts_with("parse error")) text.erase(0, 12);
-  if (text.starts_with("at line 1, column ")) text.erase(3, 8);  // the caller names the file's line
-  return fmt::format("not JSON: {}", text.substr(0, 300));
+// Refuses deep nesting and doubled keys before anything is built.
+json parse_json(std::string_view text) {
+  std::string problem = json_problem(text);
+  if (problem.empty()) return json::parse(text);
+  // The caller names the file's line.
+  constexpr std::string_view kOneLine = "not valid JSON at line 1, ", kPlaced = "not valid JSON ";
+  if (problem.starts_with(kOneLine))
+    problem = fmt::format("at {}", problem.substr(kOneLine.size()));
+  else if (problem.starts_with(kPlaced))
+    problem.erase(0, kPlaced.size());
+  throw BadItem("not JSON", fmt::format("not JSON: {}", problem));
 }
 
 void read_json_lines(std::string_view text, Builder& builder) {
   for_each_line(text, builder.name(), [&](int64_t line, std::string_view piece) {
     if (blank(piece)) return;
-    builder.item(line, [&] {
-      json item;
-      try {
-        item = json::parse(piece);
-      } catch (const json::exception& error) {
-        throw BadItem("not JSON", json_message(error));
-      }
-      return record_of(item, line, builder.odd);
-    });
+    builder.item(line, [&] { return record_of(parse_json(piece), line, builder.odd); });
   });
 }
 
 void read_json_array(std::string_view text, Builder& builder) {
   json items;
   try {
-    items = json::parse(text);
-  } catch (const json::exception& error) {
-    fail("{}: {}", builder.name(), json_message(error));
+    items = parse_json(text);
+  } catch (const BadItem& bad) {
+    fail("{}: {}; the file is cut off or damaged", builder.name(), bad.what());
   }
   int64_t number = 0;
   for (const json& item : items) {
@@ -399,7 +394,8 @@ void for_each_csv_row(std::string_view text, char delimiter, const std::string& 
       }
       bytes += cell.size();
       if (bytes > kMaxLineBytes)
-        fail("{}:{}: a row of more than {} bytes, expected at most that", name, row.line, kMaxLineBytes);
+        fail("{}:{}: a row of more than {} bytes, expected at most that; is a quote not closed?", name,
+             row.line, kMaxLineBytes);
       row.cells.push_back(std::move(cell));
       if (row.cells.size() > kMaxColumns)
         fail("{}:{}: more than {} columns; is data.delimiter right?", name, row.line, kMaxColumns);
@@ -542,7 +538,7 @@ DataFormat format_of(const std::filesystem::path& file) {
 std::vector<Example> parse_examples(std::string text, const std::string& name, DataFormat format,
                                     const DataConfig& config, DataReport& report) {
   report.file = name;
-  if (text.empty()) fail("{}: the file is empty", name);
+  if (text.empty()) fail("{}: the file is empty; expected items to train on", name);
   if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff"))
     fail("{}: the file is UTF-16; convert it: iconv -f UTF-16 -t UTF-8", name);
   size_t skipped = 0;

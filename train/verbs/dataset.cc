@@ -15,7 +15,10 @@ TokenizedDataset open_dataset(const DataConfig& config, uint64_t seed, const Tok
         tokenize_examples(examples, tokenizer, config, max_positions, report);
     if (say && !examples.empty()) out.report += to_string(report);
     if (items.empty() && !examples.empty())
-      fail("{}", "every item of the " + std::string(split) + " split was dropped:\n" + to_string(report));
+      fail(
+          "every item of the {} split was dropped; look at the data.max_... settings and the model's "
+          "positions:\n{}",
+          split, to_string(report));
     return items;
   };
   out.train = tokens(raw.train, "train", true);

@@ -49,22 +49,34 @@ Session open_session(const std::string& model, DeviceKind kind, int threads, DTy
   return s;
 }
 
-TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides) {
+namespace {
+
+// A string of the checkpoint's text "state".
+std::string state_text(const CheckpointReader& checkpoint, const char* field) {
   const nlohmann::json state = nlohmann::json::parse(checkpoint.json("state"));
-  return parse_train_config(state.at("config").get<std::string>(), checkpoint.path() + " (configuration)",
+  const auto found = state.is_object() ? state.find(field) : state.end();
+  if (found == state.end() || !found->is_string())
+    fail("{}: text 'state': expected a string '{}'; another program wrote it, or another version of this one",
+         checkpoint.path(), field);
+  return found->get<std::string>();
+}
+
+}  // namespace
+
+TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides) {
+  return parse_train_config(state_text(checkpoint, "config"), checkpoint.path() + " (configuration)",
                             overrides);
 }
 
 std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const GeneratorConfig& config,
                                           Device& device, const Llama& llama, bool warm) {
-  const nlohmann::json state = nlohmann::json::parse(checkpoint.json("state"));
-  const std::string base = fmt::format("{:016x}", llama.content_hash());
-  if (state.at("base").get<std::string>() != base)
+  const std::string base = fmt::format("{:016x}", llama.content_hash()), own = state_text(checkpoint, "base");
+  if (own != base)
     fail(
         "{}: was trained on a base model with content hash {}, this one has {}; open it with the model it "
         "was trained on",
-        checkpoint.path(), state.at("base").get<std::string>(), base);
-  const bool adversarial = state.at("phase").get<std::string>() != "warmup";
+        checkpoint.path(), own, base);
+  const bool adversarial = state_text(checkpoint, "phase") != "warmup";
   if (warm && !adversarial) return nullptr;
   const int64_t width = llama.config().hidden_size;
   auto g = Generator::make(device, config, width,

@@ -1,9 +1,12 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "model/runner.h"
 #include "train/checkpoint/run_folder.h"
@@ -22,15 +25,15 @@ using nlohmann::json;
 
 volatile std::sig_atomic_t g_stop = 0;  // the signal that asked for an end, or 0
 
-// The first SIGINT or SIGTERM asks for an end after this step; the second one has the system's own effect.
+// The first SIGINT or SIGTERM asks for an end after this step, the second one of either kind stops at once.
 class StopSignals {
  public:
   StopSignals() {
     g_stop = 0;
     for (int i = 0; i < 2; ++i) {
       struct sigaction action {};
-      action.sa_handler = [](int signal) { g_stop = signal; };
-      action.sa_flags = static_cast<int>(SA_RESETHAND);
+      action.sa_handler = handle;
+      action.sa_flags = SA_RESTART;
       ::sigaction(kSignals[i], &action, &before_[i]);
     }
   }
@@ -39,6 +42,17 @@ class StopSignals {
   }
 
  private:
+  // Only calls that a signal handler may make.
+  static void handle(int signal) {
+    if (g_stop != 0) {
+      ::signal(signal, SIG_DFL);
+      ::raise(signal);  // takes effect when this returns
+      return;
+    }
+    g_stop = signal;
+    constexpr char kText[] = "\nstopping after this step; once more to stop at once\n";
+    if (::write(STDERR_FILENO, kText, sizeof kText - 1) < 0) g_stop = signal;  // nobody to tell
+  }
   static constexpr int kSignals[2] = {SIGINT, SIGTERM};
   struct sigaction before_[2];
 };
@@ -131,32 +145,29 @@ std::vector<std::string> nearest_tokens(const Llama& llama, const Tokenizer& tok
 }  // namespace
 
 int run_train(const TrainOptions& options, const DeviceFactory& devices) {
-  TrainConfig config = load_train_config(options.config_file, options.overrides);
   namespace fs = std::filesystem;
-  std::unique_ptr<CheckpointReader> checkpoint;
+  TrainConfig config = load_train_config(options.config_file, options.overrides);
+  std::string listed;                // the next, for people
+  std::vector<std::string> changes;  // against the configuration that the run was started with
+  if (options.allow_config_change && !options.resume) fail_usage("--allow-config-change is for --resume");
   if (options.resume) {
-    // The run's own configuration counts; what the command line says must not contradict it.
+    // The run's own configuration counts, and what the command line says is held against it.
     if (config.output.empty()) fail_usage("--resume needs the run folder: output=FOLDER");
     const fs::path saved = fs::path(config.output) / "config.toml";
+    if (!fs::exists(saved))
+      fail("{}: no such run ({} is missing); there is nothing to resume", config.output, saved.string());
     const TrainConfig own = load_train_config(saved);
-    TrainConfig asked = config;
-    asked.threads = own.threads;
-    // Where the run lies and how many threads it gets are not part of what it computes.
-    const bool only_output =
-        options.config_file.empty() &&
-        std::all_of(options.overrides.begin(), options.overrides.end(), [](const std::string& o) {
-          return o.starts_with("output=") || o.starts_with("threads=");
-        });
-    if (!only_output && to_toml(asked) != to_toml(own))
+    TrainConfig asked = options.config_file.empty() ? load_train_config(saved, options.overrides) : config;
+    changes = config_changes(own, asked);
+    for (const std::string& change : changes) listed.append("\n  ").append(change);
+    if (!changes.empty() && !options.allow_config_change)
       fail_usage(
-          "{}: the run was started with another configuration; continue it with the same one (or with "
-          "output=... and threads=... alone)",
-          saved.string());
-    const int64_t threads = config.threads;
-    const std::string output = config.output;
-    config = own;
-    config.output = output;
-    if (threads != 0) config.threads = threads;
+          "{}: the run was started with another configuration:{}\nleave these out, or add "
+          "--allow-config-change to go on with the new values",
+          saved.string(), listed);
+    if (asked.threads == 0) asked.threads = own.threads;
+    asked.output = config.output;
+    config = asked;
   }
   if (config.data.train.empty()) fail_usage("no training data: set data.train");
   if (config.output.empty() && !options.dry_run) fail_usage("no run folder: set output (or --output FOLDER)");
@@ -201,17 +212,28 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     const CheckpointReader reader(path.string());
     trainer.load(reader);
     const json run = json::parse(reader.json("run"));
-    events_kept = run.at("events_bytes");
-    best = run.at("best").is_null() ? best : run.at("best").get<double>();
-    alarms = run.at("alarms").get<std::vector<std::string>>();
+    try {
+      events_kept = run.at("events_bytes");
+      best = run.at("best").is_null() ? best : run.at("best").get<double>();
+      alarms = run.at("alarms").get<std::vector<std::string>>();
+    } catch (const json::exception& error) {
+      fail("{}: text 'run' is not what this program writes ({}); use another checkpoint of the run",
+           path.string(), error.what());
+    }
     fmt::print(stderr, "continuing {} at step {} of {}\n", path.string(), trainer.step_number(),
                trainer.total_steps());
+    if (!changes.empty()) {
+      fmt::print(stderr, "changed:{}\n", listed);
+      folder.write(folder.config_file(), to_toml(config));
+    }
   } else {
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
   TensorBoard board(folder.tensorboard(), options.resume ? trainer.step_number() : -1);
   const uint64_t base_before = llama.memory_hash();
+  for (const std::string& change : changes)
+    events.write("config", trainer.step_number(), {{"change", change}});
   if (!options.resume)
     events.write("start", 0,
                  {{"model", config.model},
@@ -242,7 +264,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     return better;
   };
 
-  StopSignals signals;
+  std::optional<StopSignals> signals(
+      std::in_place);  // until the training is over: what follows need not be saved
   Progress progress("train", trainer.total_steps(), trainer.step_number());
   if (!options.resume && trainer.step_number() == 0) validate();
   while (!trainer.done() && g_stop == 0) {
@@ -303,6 +326,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       save(better);
   }
   progress.finish();
+  if (g_stop == 0) signals.reset();
   if (g_stop != 0) {
     const int signal = g_stop;
     save(false);

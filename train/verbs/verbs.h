@@ -20,7 +20,8 @@ struct TrainOptions {
   std::vector<std::string> overrides;  // "section.key=value"
   bool dry_run =
       false;  // print the resolved configuration, the data's report and the memory plan; train nothing
-  bool resume = false;                           // continue the run in `output` from its latest checkpoint
+  bool resume = false;               // continue the run in `output` from its latest checkpoint
+  bool allow_config_change = false;  // with resume: under another configuration than it was started with
   int64_t profile_begin = -1, profile_end = -1;  // steps [begin, end) are recorded by a profiler; -1: none
 };
 int run_train(const TrainOptions& options, const DeviceFactory& devices);

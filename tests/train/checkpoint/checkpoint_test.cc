@@ -195,7 +195,7 @@ TEST_F(CheckpointTest, OneProgramAtATime) {
   {
     RunFolder run(path, RunFolder::Mode::kNew);
     EXPECT_HAS(message_of([&] { RunFolder other(path, RunFolder::Mode::kNew); }),
-               fmt::format("another run (process {}) is writing", ::getpid()));
+               fmt::format("another run (process {} on", ::getpid()));
     run.write(run.config_file(), "seed = 1\n");
     EXPECT_EQ(read_text_file(run.config_file(), 100), "seed = 1\n");
   }

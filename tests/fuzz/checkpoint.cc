@@ -1,0 +1,48 @@
+// A checkpoint. Few changed bytes pass its checksums, so whatever is a safetensors file is also signed anew
+// and read again: what lies behind the checksums must hold as well.
+#include "train/checkpoint/checkpoint.h"
+
+#include "tests/fuzz/fuzz.h"
+#include "train/verbs/session.h"
+
+namespace {
+
+void use(const gantrain::CheckpointReader& reader) {
+  using namespace gantrain;
+  for (const std::string& name : reader.tensor_names()) {
+    const ConstTensor t = reader.tensor(name);
+    fuzz::touch(t.raw(), static_cast<size_t>(t.bytes()));
+    if (t.dtype() == DType::kF32) reader.floats(name);
+    if (t.dtype() == DType::kI64) reader.longs(name);
+  }
+  for (const std::string& name : reader.json_names()) reader.json(name);
+  checkpoint_config(reader, {});
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace gantrain;
+  static const fuzz::Scratch scratch;
+  static std::string path;
+  fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
+    path = scratch.write("step-00000001.ckpt", bytes);
+    use(CheckpointReader(path));
+  });
+  return fuzz::expect_refusal_or_success(data, size, [](std::string_view) {
+    const SafetensorsFile file(path);
+    CheckpointWriter writer;
+    for (const SafetensorsFile::Entry& e : file.entries())
+      if (!e.name.empty() && e.name != "__metadata__") writer.add(e.name, file.tensor(e));
+    for (const auto& [key, text] : file.metadata()) {
+      if (!key.starts_with("json.") || key.size() == 5) continue;
+      try {
+        writer.add_json(key.substr(5), text);
+      } catch (const Error&) {  // not JSON: a writer never takes it
+      }
+    }
+    const std::string again = scratch.path() + "/step-00000002.ckpt";
+    writer.commit(again);
+    use(CheckpointReader(again));
+  });
+}

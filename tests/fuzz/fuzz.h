@@ -1,0 +1,73 @@
+// What the fuzz targets share. A target is one .cc with LLVMFuzzerTestOneInput: linked with clang's libFuzzer
+// where the build has GANTRAIN_FUZZ, and with replay.cc into a plain program everywhere.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+
+#include "core/check.h"
+
+namespace gantrain::fuzz {
+
+// A folder for the readers that want files; in memory where the system has that. It goes away at exit.
+class Scratch {
+ public:
+  Scratch() {
+    const std::filesystem::path base =
+        std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path();
+    std::string name = (base / "gantrain_fuzz_XXXXXX").string();
+    if (!::mkdtemp(name.data())) std::abort();
+    path_ = name;
+  }
+  Scratch(const Scratch&) = delete;
+  ~Scratch() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  std::string write(const char* name, std::string_view bytes) const {
+    const std::string file = path_ + "/" + name;
+    std::FILE* out = std::fopen(file.c_str(), "wb");
+    if (!out || std::fwrite(bytes.data(), 1, bytes.size(), out) != bytes.size() || std::fclose(out) != 0)
+      std::abort();
+    return file;
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// Calls read(bytes). It may come back or throw Error with a message that a person can read. Anything else,
+// another exception, a broken contract of our own (GT_CHECK) or a message of many kilobytes, is a find.
+template <typename Read>
+int expect_refusal_or_success(const uint8_t* data, size_t size, Read read) {
+  try {
+    read(std::string_view(reinterpret_cast<const char*>(data), size));
+  } catch (const Error& error) {
+    const std::string_view text = error.what();
+    if (text.empty() || text.size() > 8192 || text.find("[check failed:") != std::string_view::npos) {
+      std::fprintf(stderr, "FIND: a bad message (%zu bytes): %.600s\n", text.size(), error.what());
+      std::abort();
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "FIND: an exception that is no Error: %.600s\n", error.what());
+    std::abort();
+  }
+  return 0;
+}
+
+// Reads every byte, so that a view that leaves its file is noticed.
+inline void touch(const void* data, size_t size) {
+  unsigned sum = 0;
+  for (size_t i = 0; i < size; ++i) sum += static_cast<const unsigned char*>(data)[i];
+  asm volatile("" ::"r"(sum));  // keeps the loop
+}
+
+}  // namespace gantrain::fuzz

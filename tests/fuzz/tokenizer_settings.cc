@@ -1,0 +1,26 @@
+// tokenizer_config.json and its neighbours, over a tokenizer that is always the same. The first byte chooses
+// the file.
+#include "model/tokenizer/chat_template.h"
+#include "model/tokenizer/formats.h"
+#include "tests/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace gantrain;
+  static const fuzz::Scratch scratch;
+  static const std::string tokenizer = scratch.write(
+      "tokenizer.json",
+      R"({"added_tokens":[{"id":2,"content":"<s>","special":true}],"model":{"type":"BPE","vocab":{"a":0,"b":1},)"
+      R"("merges":[]}})");
+  return fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
+    if (bytes.empty()) return;
+    constexpr const char* kFiles[] = {"config.json", "generation_config.json", "special_tokens_map.json",
+                                      "tokenizer_config.json", "chat_template.jinja"};
+    const std::string file = scratch.write(kFiles[static_cast<unsigned char>(bytes[0]) % 5], bytes.substr(1));
+    struct Remove {
+      const std::string& file;
+      ~Remove() { ::unlink(file.c_str()); }
+    } remove{file};
+    const auto opened = open_tokenizer(scratch.path());
+    detect_chat_template(*opened);
+  });
+}
