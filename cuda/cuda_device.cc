@@ -29,6 +29,11 @@ class CudaDevice final : public Device {
   explicit CudaDevice(int index) : context_(make_context(index)), ops_(context_) {
     stream_ = cuda::make_stream();
     context_.stream = stream_.get();
+    // What is released stays in the pool: it is taken again a moment later.
+    cudaMemPool_t pool = nullptr;
+    GT_CUDA(cudaDeviceGetDefaultMemPool(&pool, context_.device));
+    uint64_t keep = UINT64_MAX;
+    GT_CUDA(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
     GT_CUDA(cudaMalloc(&small_, 512 * sizeof(double)));
     context_.partials = static_cast<double*>(small_);
     context_.total = context_.partials + 256;
@@ -113,8 +118,9 @@ class CudaDevice final : public Device {
         for (size_t i = 0; i < static_cast<size_t>(count); ++i) rounded[i] = bf16(rows[i]);
         from = rounded.data();
       }
-      GT_CUDA(cudaMemcpy(static_cast<std::byte*>(matrix->mutable_data()) + begin * s.cols * size, from,
-                         static_cast<size_t>(count * size), cudaMemcpyHostToDevice));
+      GT_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(matrix->mutable_data()) + begin * s.cols * size, from,
+                              static_cast<size_t>(count * size), cudaMemcpyHostToDevice, context_.stream));
+      synchronize();  // the rows' memory is used again
     }
     return matrix;
   }
