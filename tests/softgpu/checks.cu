@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <vector>
 
 #include "tests/softgpu/check.h"
@@ -368,6 +369,12 @@ int main(int argc, char** argv) {
   } else if (is("double_free")) {
     CHECK_CUDA(cudaFree(x));
     return (g_broken ? cudaFree(x) : cudaFree(nullptr)) == cudaSuccess ? 0 : 86;
+  } else if (is("host_threads")) {  // how many have run the blocks of a launch (options.py)
+    copy<<<8, kN>>>(x, x);
+    CHECK_CUDA(cudaDeviceSynchronize());
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    std::printf("%d host threads\n", static_cast<int>(std::distance(begin(tasks), end(tasks))));
+    return 0;
   } else if (is("capture")) {
     return capture_case();
   } else {

@@ -1,13 +1,83 @@
-"""The options of tools/softgpu that write files: counters as JSON, the trace of launches; wrong usage.
+"""The options of tools/softgpu: files they write, limits, what they switch off, seeds, changed PTX; wrong usage.
 
 usage: options.py ROOT BUILD
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+
+
+def limits_and_switches(run, expect):
+    """Options that change what is checked, and how much there is of something."""
+    done = run(["--arch", "80", "--steps", "10"], "programs")
+    expect("--steps", done, 86, r"the block took more than 10 warp instructions")
+    done = run(["--steps", "1000000"], "checks", "reverse_block", "sound")
+    expect("--steps, enough", done, 0, "")
+    expect("--memory 0", run(["--memory", "0"], "checks", "reverse_block", "sound"), 1, r"out of memory")
+    expect("--memory 1", run(["--memory", "1"], "checks", "reverse_block", "sound"), 0, "")
+    expect("--no-races", run(["--no-races"], "checks", "reverse_block", "broken"), 0, "")
+    expect("--no-init", run(["--no-init"], "checks", "unwritten_global", "broken"), 0, "")
+    expect("--no-init leaves races", run(["--no-init"], "checks", "reverse_block", "broken"), 86, r"race in shared")
+    expect("--arch 75", run(["--arch", "75"], "programs"), 1, r"no PTX for compute capability 7\.5")
+    expect("--trace -", run(["--trace", "-"], "checks", "reverse_block", "sound"), 0, r"^launch 1 \S+reverse_block\S+ grid 1x1x1 block 256x1x1 ")
+
+
+def seeds(run, expect):
+    """A seed fixes the order of things: the same one gives the same words, others give others."""
+    said = {}
+    for seed in range(12):
+        options = ["--threads", "1", "--seed", str(seed)]
+        first, again = (run(options, "checks", "histogram", "broken") for _ in range(2))
+        expect(f"--seed {seed}", first, 86, r"race in shared memory")
+        if first.stderr != again.stderr:
+            expect(f"--seed {seed} twice: {first.stderr} then {again.stderr}", again, None, "")
+        said.setdefault(first.stderr, []).append(seed)
+    if len(said) < 4:
+        expect(f"--seed: only {len(said)} different outcomes of 12 seeds", first, None, "")
+
+
+def threads(run, expect, folder):
+    """However many host threads there are, the same instructions are executed."""
+    seen = []
+    for count in ("1", "2", "3"):
+        path = os.path.join(folder, f"counters{count}")
+        done = run(["--arch", "80", "--threads", count, "--counters", path], "programs")
+        expect(f"--threads {count}", done, 0, "")
+        expect(f"--threads {count}", run(["--threads", count], "checks", "host_threads", "sound"), 0, rf"^{count} host threads$")
+        with open(path, encoding="utf-8") as file:
+            kernels = json.load(file)["kernels"]
+        for kernel in kernels:
+            del kernel["seconds"]
+        seen.append(kernels)
+    if not seen[0] or seen[0] != seen[1] or seen[0] != seen[2]:
+        expect(f"--threads: counters differ: {seen}", done, None, "")
+
+
+def changed_ptx(run, expect, folder):
+    """--dump writes the program's PTX, --ptx takes it from there: changed PTX is what runs."""
+    ptx = os.path.join(folder, "ptx")
+    expect("--dump", run(["--dump", ptx], "checks", "reverse_block", "sound"), 0, "")
+    names = os.listdir(ptx)
+    if not names or not all(re.fullmatch(r"[0-9a-f]{16}\.ptx", n) for n in names):
+        expect(f"--dump wrote {names}", run([], "checks"), None, "")
+    expect("--ptx, unchanged", run(["--ptx", ptx], "checks", "reverse_block", "sound"), 0, r"PTX replaced by .*\.ptx")
+    removed = 0
+    for name in names:
+        path = os.path.join(ptx, name)
+        with open(path, encoding="utf-8") as file:
+            text, n = re.subn(r"(bar\.sync|barrier\.sync)\s+0;", "", file.read())
+        removed += n
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    done = run(["--ptx", ptx], "checks", "reverse_block", "sound")
+    expect(f"--ptx, {removed} barriers removed", done, 86 if removed else None, r"race in shared memory|never written")
+    empty = os.path.join(folder, "empty")
+    os.mkdir(empty)
+    expect("--ptx, empty", run(["--ptx", empty], "checks", "reverse_block", "sound"), 0, "")
 
 
 def main():
@@ -15,6 +85,22 @@ def main():
     tool = os.path.join(root, "tools/softgpu")
     program = os.path.join(build, "bin/softgpu/programs")
     wrong = []
+
+    def run(options, name, *arguments):
+        command = [tool, "--build", build, *options, os.path.join(build, "bin/softgpu", name), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def expect(what, done, status, pattern):
+        """`status` None: wrong in any case."""
+        quiet = pattern or "softgpu:" not in done.stderr
+        if done.returncode != status or not quiet or not re.search(pattern, done.stdout + done.stderr, re.MULTILINE):
+            wrong.append(f"{what}: status {done.returncode}: {done.stdout}{done.stderr}")
+
+    limits_and_switches(run, expect)
+    seeds(run, expect)
+    with tempfile.TemporaryDirectory() as folder:
+        threads(run, expect, folder)
+        changed_ptx(run, expect, folder)
     with tempfile.TemporaryDirectory(prefix="a-name-longer-than-a-short-string-") as folder:
         counters, trace = os.path.join(folder, "counters.json"), os.path.join(folder, "trace.txt")
         command = [tool, "--build", build, "--arch", "80", "--counters", counters, "--trace", trace, program]
