@@ -81,7 +81,7 @@ template <Element EA, Element EB, int kK, bool kHalfC>
 void mma(Warp& w, const Inst& in, Mask m) {
   if (!whole_warp(w, in, &m)) return;
   using T = std::conditional_t<is_integer(EA), i32, float>;
-  constexpr int per = 4 / element_bytes(EA), width = 4 * per, blocks = kK / width;
+  constexpr int per = 32 / element_bits(EA), width = 4 * per, blocks = kK / width;
   constexpr int c_regs = kHalfC ? 2 : 4;
   const Ref* d = in.ops;
   const Ref* a = d + c_regs;
@@ -215,6 +215,13 @@ std::vector<Ref> registers(Decoder& d, size_t arg, int bits, bool destination) {
   return out;
 }
 
+template <int kK>
+Handler mma4(bool signed_a, bool signed_b) {
+  if (signed_a)
+    return signed_b ? mma<Element::kS4, Element::kS4, kK, false> : mma<Element::kS4, Element::kU4, kK, false>;
+  return signed_b ? mma<Element::kU4, Element::kS4, kK, false> : mma<Element::kU4, Element::kU4, kK, false>;
+}
+
 bool decode_mma(Decoder& d) {
   Shape s{};
   if (!shape_of(d, &s) || d.types().size() != 4 || d.has("sp") || d.has("block_scale")) return false;
@@ -252,6 +259,10 @@ bool decode_mma(Decoder& d) {
                  : static_cast<Handler>(mma<Element::kE5m2, Element::kE4m3, 32, false>))
            : (b5 ? static_cast<Handler>(mma<Element::kE4m3, Element::kE5m2, 32, false>)
                  : static_cast<Handler>(mma<Element::kE4m3, Element::kE4m3, 32, false>));
+  } else if (ta.bits == 4 && tb.bits == 4) {
+    const bool sa = ta.kind == 's', sb = tb.kind == 's';
+    if (s.k == 64) h = mma4<64>(sa, sb);
+    if (s.k == 32) h = mma4<32>(sa, sb);
   } else if (ta.bits == 8 && tb.bits == 8) {
     const bool sa = ta.kind == 's', sb = tb.kind == 's';
 #define SOFTGPU_MMA8(K)                                                        \

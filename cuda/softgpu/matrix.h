@@ -5,14 +5,17 @@
 
 namespace softgpu {
 
-enum class Element : u8 { kF16, kBf16, kTf32, kE4m3, kE5m2, kS8, kU8 };
-constexpr int element_bytes(Element e) { return e <= Element::kBf16 ? 2 : e == Element::kTf32 ? 4 : 1; }
+enum class Element : u8 { kF16, kBf16, kTf32, kE4m3, kE5m2, kS8, kU8, kS4, kU4 };
+constexpr int element_bits(Element e) {
+  return e <= Element::kBf16 ? 16 : e == Element::kTf32 ? 32 : e <= Element::kU8 ? 8 : 4;
+}
+constexpr int element_bytes(Element e) { return element_bits(e) / 8; }  // not of 4 bits
 constexpr bool is_integer(Element e) { return e >= Element::kS8; }
 
 // The values of kBytes bytes of elements, as float or i32.
 template <Element E, int kBytes, class T>
 inline void widen(const void* from, T* out) {
-  constexpr int n = kBytes / element_bytes(E);
+  constexpr int n = kBytes * 8 / element_bits(E);
   if constexpr (E == Element::kF16) {
     const u16* h = static_cast<const u16*>(from);
     for (int i = 0; i < n; i += 8)
@@ -26,6 +29,8 @@ inline void widen(const void* from, T* out) {
   } else {
     const u8* b = static_cast<const u8*>(from);
     for (int i = 0; i < n; ++i) {
+      if constexpr (E == Element::kS4) out[i] = static_cast<i8>(b[i / 2] << (i % 2 ? 0 : 4)) >> 4;
+      if constexpr (E == Element::kU4) out[i] = b[i / 2] >> (i % 2 * 4) & 15;
       if constexpr (E == Element::kE4m3) out[i] = e4m3_to_float(b[i]);
       if constexpr (E == Element::kE5m2) out[i] = e5m2_to_float(b[i]);
       if constexpr (E == Element::kS8) out[i] = static_cast<i8>(b[i]);

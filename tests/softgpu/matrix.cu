@@ -32,6 +32,11 @@ At a8_k32(int i, int g, int t) {
   return {(i < 4 || (i >= 8 && i < 12)) ? g : g + 8, i < 8 ? t * 4 + (i & 3) : t * 4 + (i & 3) + 16};
 }
 At b8(int i, int g, int t) { return {i < 4 ? t * 4 + (i & 3) : t * 4 + (i & 3) + 16, g}; }
+At a4_k32(int i, int g, int t) { return {i < 8 ? g : g + 8, t * 8 + (i & 7)}; }
+At a4_k64(int i, int g, int t) {
+  return {(i < 8 || (i >= 16 && i < 24)) ? g : g + 8, i < 16 ? t * 8 + (i & 7) : t * 8 + (i & 7) + 32};
+}
+At b4(int i, int g, int t) { return {i < 8 ? t * 8 + (i & 7) : t * 8 + (i & 7) + 32, g}; }
 At c16(int i, int g, int t) { return {i < 2 ? g : g + 8, t * 2 + (i & 1)}; }
 At a64_m8(int, int g, int t) { return {g, t}; }
 At a64_m16(int i, int g, int t) { return {i % 2 == 0 ? g : g + 8, i / 2 * 4 + t}; }
@@ -84,12 +89,22 @@ const Element kU8{8, [] { return random_bits() & 0xff; }, [](u64 v) { return sta
 const Element kS32{32, [] { return random_bits() % 100000; },
                    [](u64 v) { return static_cast<double>(static_cast<i32>(v)); }};
 
+const Element kS4{4, [] { return random_bits() & 15; },
+                  [](u64 v) { return double{static_cast<float>(static_cast<i8>(v << 4) >> 4)}; }};
+const Element kU4{4, [] { return random_bits() & 15; }, [](u64 v) { return static_cast<double>(v); }};
+
 u64 load(const std::vector<u8>& bytes, size_t i, int bits) {
+  if (bits == 4) return bytes[i / 2] >> (i % 2 * 4) & 15;
   u64 v = 0;
   std::memcpy(&v, bytes.data() + i * bits / 8, bits / 8);
   return v;
 }
 void store(std::vector<u8>* bytes, size_t i, int bits, u64 v) {
+  if (bits == 4) {
+    u8& b = (*bytes)[i / 2];
+    b = static_cast<u8>((b & (i % 2 ? 15 : 240)) | v << (i % 2 * 4));
+    return;
+  }
   std::memcpy(bytes->data() + i * bits / 8, &v, bits / 8);
 }
 
@@ -222,6 +237,9 @@ MMA_424(u8_s8_k32, "m16n8k32.row.col.s32.u8.s8.s32", 32, kU8, kS8, kS32, a8_k32,
 MMA_424(s8_u8_k32, "m16n8k32.row.col.s32.s8.u8.s32", 32, kS8, kU8, kS32, a8_k32, b8, c16, 0)
 MMA_214(s8_k16, "m16n8k16.row.col.s32.s8.s8.s32", 16, kS8, kS8, kS32, a8_k16, b8, c16, 0)
 MMA_214(u8_k16, "m16n8k16.row.col.s32.u8.u8.s32", 16, kU8, kU8, kS32, a8_k16, b8, c16, 0)
+MMA_424(s4_k64, "m16n8k64.row.col.s32.s4.s4.s32", 64, kS4, kS4, kS32, a4_k64, b4, c16, 0)
+MMA_424(u4_s4_k64, "m16n8k64.row.col.s32.u4.s4.s32", 64, kU4, kS4, kS32, a4_k64, b4, c16, 0)
+MMA_214(s4_u4_k32, "m16n8k32.row.col.s32.s4.u4.s32", 32, kS4, kU4, kS32, a4_k32, b4, c16, 0)
 // The sums overflow, or do not by a little: c is near the ends of s32.
 const Element kNearEnds{32,
                         [] {
@@ -230,6 +248,7 @@ const Element kNearEnds{32,
                         },
                         [](u64 v) { return static_cast<double>(static_cast<i32>(v)); }};
 MMA_424(s8_k32_sat, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", 32, kS8, kS8, kNearEnds, a8_k32, b8, c16, -1)
+MMA_214(u4_k32_sat, "m16n8k32.row.col.satfinite.s32.u4.u4.s32", 32, kU4, kU4, kNearEnds, a4_k32, b4, c16, -1)
 MMA_214(u8_k16_sat, "m16n8k16.row.col.satfinite.s32.u8.u8.s32", 16, kU8, kU8, kNearEnds, a8_k16, b8, c16, -1)
 MMA_424(e4m3_k32, "m16n8k32.row.col.f32.e4m3.e4m3.f32", 32, kE4m3, kE4m3, kF32, a8_k32, b8, c16, 4e-6)
 MMA_424(e5m2_k32, "m16n8k32.row.col.f32.e5m2.e5m2.f32", 32, kE5m2, kE5m2, kF32, a8_k32, b8, c16, 4e-6)
