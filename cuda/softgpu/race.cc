@@ -22,7 +22,8 @@ void RaceDetector::start(uint32_t blocks, uint32_t warps, uint32_t bytes, bool s
     byte_writes_.assign(subword_ ? size_t{blocks_} * words_ * 4 : 0, {});
     byte_reads_.assign(subword_ ? size_t{blocks_} * words_ * 4 * readers_ : 0, {});
   }
-  fences_.assign(warps_, {});
+  fences_.resize(warps_);
+  for (auto& list : fences_) list.clear();
   fences_lost_ = false;
   settle_all();
   for (uint32_t a = 0; a < kAgents; ++a) settled_[warps_ + a] = clock_[warps_ + a]++;
@@ -114,7 +115,7 @@ void RaceDetector::proxy_fence(Warp& w, uint32_t mask) {
   auto& list = fences_[warp];
   list.push_back(std::move(f));
   if (list.size() <= kFences) return;
-  list.pop_front();
+  list.erase(list.begin());
   fences_lost_ = true;
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -96,7 +95,7 @@ class RaceDetector {
     std::vector<uint32_t> settled;  // settled_ at the time
   };
   static constexpr size_t kFences = 64;  // kept of each warp
-  std::vector<std::deque<Fence>> fences_;
+  std::vector<std::vector<Fence>> fences_;
   bool fences_lost_ = false;  // some are no longer kept
 
   std::vector<ThreadClock> threads_;
