@@ -6,7 +6,7 @@ namespace gantrain {
 std::string cuda_unavailable() {
   return "this build has no CUDA backend (no nvcc was found when it was configured)";
 }
-std::unique_ptr<Device> make_cuda_device(int) {
+std::unique_ptr<Device> make_cuda_device(const CudaOptions&) {
   fail("device cuda: {}; use --device cpu", cuda_unavailable());
 }
 

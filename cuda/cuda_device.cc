@@ -4,10 +4,12 @@
 #include <nvtx3/nvToolsExt.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "cuda/ops/cuda_ops.h"
+#include "cuda/runtime/blaslt.h"
 #include "cuda/runtime/handle.h"
 #include "cuda/runtime/matrix.h"
 
@@ -16,6 +18,7 @@ namespace {
 
 using cuda::check_call;
 
+constexpr size_t kWorkspace = size_t{32} << 20;     // of cuBLASLt, as NVIDIA advises for Hopper
 constexpr int64_t kFreezeBytes = int64_t{8} << 20;  // of f32 rows read at a time
 
 uint64_t mix(uint64_t h, uint64_t word) {
@@ -26,7 +29,7 @@ uint64_t mix(uint64_t h, uint64_t word) {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(int index) : context_(make_context(index)), ops_(context_) {
+  explicit CudaDevice(const CudaOptions& options) : context_(make_context(options.index)), ops_(context_) {
     stream_ = cuda::make_stream();
     context_.stream = stream_.get();
     // What is released stays in the pool: it is taken again a moment later.
@@ -38,6 +41,7 @@ class CudaDevice final : public Device {
     context_.partials = static_cast<double*>(small_);
     context_.total = context_.partials + 256;
     context_.flag = reinterpret_cast<int*>(context_.total + 1);
+    open_library(options.gemm ? *options.gemm : environment_gemm());
   }
   ~CudaDevice() override {
     (void)cudaStreamSynchronize(stream_.get());
@@ -161,6 +165,19 @@ class CudaDevice final : public Device {
            c.capability / 10, c.capability % 10);
     return c;
   }
+  static CudaGemm environment_gemm() {
+    const char* text = std::getenv("GANTRAIN_GEMM");
+    return text ? parse_cuda_gemm(text, "GANTRAIN_GEMM") : CudaGemm::kOwn;
+  }
+  void open_library(CudaGemm gemm) {
+    context_.gemm = gemm;
+    if (gemm == CudaGemm::kOwn) return;
+    std::string why;
+    library_ = cuda::BlasLt::open(context_.capability >= 90 ? kWorkspace : kWorkspace / 4, &why);
+    if (!library_ && gemm == CudaGemm::kCublasLt)
+      fail("device cuda: {}; install cuBLAS 13, or use our own products (own)", why);
+    context_.library = library_.get();
+  }
   static void read_direct(const MatrixSource& s, int64_t begin, int64_t count, float* out) {
     const auto* from = static_cast<const std::byte*>(s.direct.raw());
     for (int64_t i = 0; i < count; ++i) {
@@ -178,6 +195,7 @@ class CudaDevice final : public Device {
   cuda::Context context_;
   cuda::Stream stream_;
   void* small_ = nullptr;
+  std::unique_ptr<cuda::BlasLt> library_;
   CudaOps ops_;
 };
 
@@ -193,6 +211,8 @@ std::string cuda_unavailable() {
   return count > 0 ? "" : "the CUDA runtime finds no GPU here";
 }
 
-std::unique_ptr<Device> make_cuda_device(int index) { return std::make_unique<CudaDevice>(index); }
+std::unique_ptr<Device> make_cuda_device(const CudaOptions& options) {
+  return std::make_unique<CudaDevice>(options);
+}
 
 }  // namespace gantrain

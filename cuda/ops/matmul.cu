@@ -1,8 +1,13 @@
 #include "cuda/ops/matmul.h"
 
+#include <array>
+#include <bit>
+
 #include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/matmul_simt.cuh"
 #include "cuda/ops/matmul_tensor.cuh"
+#include "cuda/runtime/blaslt.h"
+#include "cuda/runtime/handle.h"
 
 namespace gantrain::cuda {
 namespace {
@@ -63,6 +68,63 @@ void matmul_tensor(const Context& context, const Matmul& a) {
   });
 }
 
+void matmul_own(const Context& context, const Matmul& a) {
+  if (a.kernel != MatmulKernel::kSimt && matmul_on_tensor_cores(a))
+    matmul_tensor(context, a);
+  else
+    matmul_simt(context, a);
+}
+
+bool matmul_library(const Context& context, const Matmul& a) {
+  return context.library->multiply(context.stream, {.m = a.m,
+                                                    .n = a.n,
+                                                    .k = a.k,
+                                                    .a = a.a,
+                                                    .lda = a.lda,
+                                                    .transpose_a = a.transpose_a,
+                                                    .b = a.b,
+                                                    .ldb = a.ldb,
+                                                    .transpose_b = a.transpose_b,
+                                                    .dtype = a.dtype,
+                                                    .c = a.c,
+                                                    .ldc = a.ldc,
+                                                    .c_dtype = a.c_dtype,
+                                                    .bias = a.bias,
+                                                    .addend = a.addend});
+}
+
+// Milliseconds that f's work on the stream takes, the best of three after one for warming up.
+template <typename F>
+float milliseconds(cudaStream_t stream, F f) {
+  const Event begin = make_event(), end = make_event();
+  float best = 0;
+  for (int i = 0; i < 4; ++i) {
+    GT_CUDA(cudaEventRecord(begin.get(), stream));
+    f();
+    GT_CUDA(cudaEventRecord(end.get(), stream));
+    GT_CUDA(cudaEventSynchronize(end.get()));
+    float time = 0;
+    GT_CUDA(cudaEventElapsedTime(&time, begin.get(), end.get()));
+    if (i == 1 || (i > 1 && time < best)) best = time;
+  }
+  return best;
+}
+
+// Whether the library is faster, with the product's own operands and a result that nobody reads.
+bool time_library(const Context& context, Matmul a) {
+  const size_t bytes = static_cast<size_t>(a.m * a.ldc * dtype_size(a.c_dtype));
+  GT_CUDA(cudaMallocAsync(&a.c, bytes, context.stream));
+  GT_CUDA(cudaMemsetAsync(a.c, 0, bytes, context.stream));
+  if (a.addend) a.addend = static_cast<const float*>(a.c);
+  a.squares = nullptr;
+  const bool faster =
+      matmul_library(context, a) && milliseconds(context.stream, [&] { (void)matmul_library(context, a); }) <
+                                        milliseconds(
+                                            context.stream, [&] { matmul_own(context, a); });
+  GT_CUDA(cudaFreeAsync(a.c, context.stream));
+  return faster;
+}
+
 }  // namespace
 
 bool matmul_on_tensor_cores(const Matmul& a) {
@@ -70,8 +132,35 @@ bool matmul_on_tensor_cores(const Matmul& a) {
          (a.transpose_b || a.n % 8 == 0) && aligned_to(16, a.a, a.b);
 }
 
-bool matmul_fuses(const Context&, const Matmul& a) { return matmul_on_tensor_cores(a); }
-bool matmul_always_fuses(const Context&, const Matmul& a) { return matmul_on_tensor_cores(a); }
+bool matmul_by_library(const Context& context, const Matmul& a) {
+  if (!context.library || a.kernel != MatmulKernel::kChosen || a.m == 0 || a.n == 0) return false;
+  if (a.c_dtype == DType::kBF16 && (a.bias || a.addend)) return false;  // they would have to be bf16 too
+  if (context.gemm == CudaGemm::kCublasLt) return true;
+  // Rows by powers of two: their number changes from step to step.
+  const std::array<int64_t, 7> key = {static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(a.m))),
+                                      a.n,
+                                      a.k,
+                                      a.lda,
+                                      a.ldb,
+                                      a.ldc,
+                                      a.transpose_a | a.transpose_b << 1 | (a.dtype == DType::kF32) << 2 |
+                                          (a.c_dtype == DType::kF32) << 3 | (a.bias != nullptr) << 4 |
+                                          (a.addend != nullptr) << 5};
+  if (const auto it = context.library->faster.find(key); it != context.library->faster.end())
+    return it->second;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  GT_CUDA(cudaStreamIsCapturing(context.stream, &status));
+  if (status != cudaStreamCaptureStatusNone) return false;
+  const bool faster = time_library(context, a);
+  context.library->faster.emplace(key, faster);
+  return faster;
+}
+bool matmul_fuses(const Context& context, const Matmul& a) {
+  return matmul_on_tensor_cores(a) && !matmul_by_library(context, a);
+}
+bool matmul_always_fuses(const Context& context, const Matmul& a) {
+  return matmul_on_tensor_cores(a) && !context.library;
+}
 
 MatmulKernel matmul_tile(const Context& context, const Matmul& a) {
   if (a.kernel != MatmulKernel::kChosen) return a.kernel;
@@ -94,10 +183,8 @@ void matmul(const Context& context, const Matmul& a) {
   if (a.m == 0 || a.n == 0) return;
   GT_CHECK(a.dtype == DType::kBF16 || a.c_dtype == DType::kF32, "the product of f32 matrices is f32, not {}",
            dtype_name(a.c_dtype));
-  if (a.kernel != MatmulKernel::kSimt && matmul_on_tensor_cores(a))
-    matmul_tensor(context, a);
-  else
-    matmul_simt(context, a);
+  const bool library = !a.squares && matmul_by_library(context, a);
+  if (!library || !matmul_library(context, a)) matmul_own(context, a);
 }
 
 }  // namespace gantrain::cuda

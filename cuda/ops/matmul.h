@@ -14,7 +14,8 @@ enum class MatmulKernel : uint8_t {
   kSmall    // of 16 x 32: few rows
 };
 
-// c (m, n) = a b + bias + addend, f32 accumulation. All row-major; a row's result does not depend on m.
+// c (m, n) = a b + bias + addend, f32 accumulation. All row-major. By our own kernels a row's result does not
+// depend on m; cuBLASLt (Context::gemm) promises no such thing.
 struct Matmul {
   int64_t m, n, k;
   const void* a;  // (m, k), or (k, m) with transpose_a
@@ -32,15 +33,18 @@ struct Matmul {
   // (m, ceil(n / 16)), with an f32 c: its squares summed over columns 16j .. 16j + 15, for the statistic of
   // the norm that follows (cuda/ops/norm.h).
   float* squares = nullptr;
-  MatmulKernel kernel = MatmulKernel::kChosen;
+  MatmulKernel kernel = MatmulKernel::kChosen;  // one by name is never the library's
 };
 void matmul(const Context&, const Matmul&);
 
 // Whether our tensor-core kernel takes a product: bf16, a not transposed, rows of 16-byte pieces. Does not
 // depend on m.
 bool matmul_on_tensor_cores(const Matmul&);
-// Whether a product goes there now, and so may have an epilogue of its own (cuda/ops/matmul_tensor.cuh);
-// whether every one like it always will, so that its c is never needed.
+// Whether a product goes to cuBLASLt; `c` is not looked at. The first of its shape is timed with
+// CudaGemm::kAuto, unless the stream is being captured: then it is ours.
+bool matmul_by_library(const Context&, const Matmul&);
+// Whether a product goes to our tensor cores now, and so may have an epilogue of its own
+// (cuda/ops/matmul_tensor.cuh); whether every one like it always will, so that its c is never needed.
 bool matmul_fuses(const Context&, const Matmul&);
 bool matmul_always_fuses(const Context&, const Matmul&);
 // Its tile: kLarge, kMedium or kSmall. All of them give the same bits.

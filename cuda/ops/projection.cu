@@ -45,21 +45,28 @@ void CudaOps::project_forward(const ProjectForward& a) {
     round_to_bf16(context_, input, a.a.dtype(), s.input, n * in);
     input = s.input;
   }
-  matmul(context_, {.m = n,
-                    .n = c,
-                    .k = in,
-                    .a = input,
-                    .lda = in,
-                    .b = as_cuda(*a.w).data(),
-                    .ldb = in,
-                    .transpose_b = true,
-                    .dtype = a.w->dtype(),
-                    .c = a.out.raw(),
-                    .ldc = c,
-                    .bias = raw<float>(a.bias),
-                    .addend = raw<float>(a.residual),
-                    .squares = s.squares});
-  if (s.squares) row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
+  Matmul product{.m = n,
+                 .n = c,
+                 .k = in,
+                 .a = input,
+                 .lda = in,
+                 .b = as_cuda(*a.w).data(),
+                 .ldb = in,
+                 .transpose_b = true,
+                 .dtype = a.w->dtype(),
+                 .c = a.out.raw(),
+                 .ldc = c,
+                 .bias = raw<float>(a.bias),
+                 .addend = raw<float>(a.residual)};
+  // The library gives no sums of squares.
+  const bool library = matmul_by_library(context_, product);
+  if (!library) product.squares = s.squares;
+  matmul(context_, product);
+  if (a.rstd.empty()) return;
+  if (library)
+    row_statistic(context_, raw<float>(a.out), raw<float>(a.rstd), n, c, a.eps);
+  else
+    row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
 }
 
 void CudaOps::project_backward(const ProjectBackward& a) {

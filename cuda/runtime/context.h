@@ -5,7 +5,11 @@
 
 #include <cstdint>
 
+#include "cuda/cuda_device.h"
+
 namespace gantrain::cuda {
+
+class BlasLt;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -17,6 +21,8 @@ struct Context {
   double* partials = nullptr;  // (256)
   double* total = nullptr;     // (1)
   int* flag = nullptr;         // (1)
+  CudaGemm gemm = CudaGemm::kOwn;
+  BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
 };
 
 }  // namespace gantrain::cuda

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "cuda/cuda_device.h"
+#include "cuda/runtime/blaslt.h"
 #include "cuda/runtime/handle.h"
 #include "tests/support/compare.h"
 #include "tests/support/fill.h"
@@ -78,7 +79,7 @@ class CudaMatmul : public testing::TestWithParam<int> {
     const Array c(std::vector<float>(z(p.m * ldc), NAN), p.out), bias(random_normal(p.n, 3), DType::kF32),
         addend(random_normal(p.m * ldc, 4), DType::kF32),
         squares(std::vector<float>(z(p.m * ((p.n + 15) / 16)), NAN), DType::kF32);
-    const bool sums = p.more && p.out == DType::kF32;
+    const bool sums = p.more && p.out == DType::kF32 && !context_.library;  // the library's go without
     matmul(context_, {.m = p.m,
                       .n = p.n,
                       .k = p.k,
@@ -143,7 +144,16 @@ class CudaMatmul : public testing::TestWithParam<int> {
     EXPECT_TRUE(within("squares", got.squares, squares, square_limits)) << what;
   }
 
+  bool open_library(CudaGemm gemm) {
+    std::string why;
+    library_ = BlasLt::open(size_t{1} << 20, &why);
+    context_.gemm = gemm;
+    context_.library = library_.get();
+    return library_ != nullptr;
+  }
+
   Context context_;
+  std::unique_ptr<BlasLt> library_;
 
  private:
   Stream stream_;
@@ -223,6 +233,53 @@ TEST_P(CudaMatmul, ARowDoesNotDependOnTheNumberOfRows) {
       EXPECT_TRUE(bitwise_equal("c", got.c, rows(all.c, p.n))) << m;
       EXPECT_TRUE(bitwise_equal("squares", got.squares, rows(all.squares, (p.n + 15) / 16))) << m;
     }
+  }
+}
+
+TEST_P(CudaMatmul, TheLibraryMatchesTruth) {
+  if (!open_library(CudaGemm::kCublasLt)) GTEST_SKIP() << "no cuBLASLt on this machine";
+  for (const DType type : {DType::kF32, DType::kBF16})
+    for (const bool transpose_a : {false, true})
+      for (const bool transpose_b : {false, true})
+        for (Product p : {Product{1, 40, 24}, Product{33, 7, 35}, Product{70, 24, 64}}) {
+          p.transpose_a = transpose_a;
+          p.transpose_b = transpose_b;
+          p.type = type;
+          p.more = p.m % 2 == 1;
+          p.out = type == DType::kBF16 && !p.more ? DType::kBF16 : DType::kF32;
+          check(p, MatmulKernel::kChosen,
+                fmt::format("{} {} {} {} {}{}", dtype_name(type), p.m, p.n, p.k, transpose_a, transpose_b));
+        }
+}
+
+// Timed once for a shape (rows by powers of two), into memory of its own; never while the stream is captured.
+TEST_P(CudaMatmul, AutoTimesEachShapeOnce) {
+  if (!open_library(CudaGemm::kAuto)) GTEST_SKIP() << "no cuBLASLt on this machine";
+  const Product p{.m = 33, .n = 40, .k = 24, .more = true};
+  check(p, MatmulKernel::kChosen, "first");
+  check({.m = 60, .n = 40, .k = 24, .more = true}, MatmulKernel::kChosen, "as many rows, nearly");
+  EXPECT_EQ(library_->faster.size(), 1u);
+  check({.m = 65, .n = 40, .k = 24, .more = true}, MatmulKernel::kChosen, "more rows");
+  EXPECT_EQ(library_->faster.size(), 2u);
+  const Matmul other{
+      .m = 8, .n = 8, .k = 8, .a = nullptr, .lda = 8, .b = nullptr, .ldb = 8, .c = nullptr, .ldc = 8};
+  GT_CUDA(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal));
+  EXPECT_FALSE(matmul_by_library(context_, other));
+  cudaGraph_t graph = nullptr;
+  GT_CUDA(cudaStreamEndCapture(context_.stream, &graph));
+  const Graph owned(graph);
+  EXPECT_EQ(library_->faster.size(), 2u);
+}
+
+TEST(CudaGemmOption, IsCheckedAndNamed) {
+  EXPECT_EQ(parse_cuda_gemm("auto", "GANTRAIN_GEMM"), CudaGemm::kAuto);
+  try {
+    (void)parse_cuda_gemm("cublas", "GANTRAIN_GEMM");
+    FAIL() << "took an unknown name";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("GANTRAIN_GEMM: 'cublas', expected own, cublaslt or auto"),
+              std::string::npos)
+        << e.what();
   }
 }
 
