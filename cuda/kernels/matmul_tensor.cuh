@@ -66,11 +66,12 @@ __device__ inline void gather_quad(float (&v)[4]) {
 // C (m, n) = A (m, k) B, then `epilogue`; B is (n, k) with kTransposeB, else (k, n), all row-major bf16. k,
 // lda, ldb and, without kTransposeB, n are multiples of 8; both addresses of 16. A block owns one tile of C;
 // its threads copy slices of A and B into shared memory kStages - 1 ahead, one barrier a slice. Rows and
-// columns outside are copies of the last one and never stored; past k both are zero. k is summed in steps of
-// 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the tile. Traffic a
-// block: k (kRows + kCols) bf16 read. grid: tiles, kMatmulGroup rows of tiles at a time; shared memory
-// Tile::kSharedBytes. Epilogue: `store(row, column, v[4], inside)` with 4 columns of a lane, or, paired,
-// `store(row, pair, a, b, inside)` with the first and second halves of some pairs; all lanes of a warp call.
+// columns outside are copies of the last one, or zeros, and never stored; past k both are zero. k is summed
+// in steps of 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the
+// tile. Traffic a block: k (kRows + kCols) bf16 read. grid: tiles, kMatmulGroup rows of tiles at a time;
+// shared memory Tile::kSharedBytes. Epilogue: `store(row, column, v[4], inside)` with 4 columns of a lane,
+// or, paired, `store(row, pair, a, b, inside)` with the first and second halves of some pairs; all lanes of a
+// warp call.
 template <typename Tile, bool kTransposeB, typename Epilogue>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_kernel(
     const __nv_bfloat16* __restrict__ a, int64_t lda, const __nv_bfloat16* __restrict__ b, int64_t ldb,
@@ -105,7 +106,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
             warp_col = warp % Tile::kWarpsN * Tile::kWarpCols;
 
   // Where this thread's copies come from, and go to in the first slice.
-  const __nv_bfloat16 *from_a[kCopiesA], *from_b[kCopiesB][kTimesB];
+  const __nv_bfloat16 *from_a[kCopiesA], *from_b[kCopiesB];
   const int chunk_a = thread % kChunksA, chunk_b = thread % kAcrossB;
   const int first_a = thread / kChunksA, first_b = thread / kAcrossB;
   int64_t half = 0;
@@ -116,19 +117,19 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
 #pragma unroll
   for (int i = 0; i < kCopiesB; ++i) {
     const int row = first_b + i * kPassB;
-#pragma unroll
-    for (int j = 0; j < kTimesB; ++j) {
-      if constexpr (kTransposeB)
-        from_b[i][j] = b + min(column_of<kPaired, kGroups>(col0, row, half), n - 1) * ldb + chunk_b * 8;
-      else
-        from_b[i][j] = b + row * ldb + min(col0 + (chunk_b + j * kAcrossB) * 8, n - 8);
-    }
+    if constexpr (kTransposeB)
+      from_b[i] = b + min(column_of<kPaired, kGroups>(col0, row, half), n - 1) * ldb + chunk_b * 8;
+    else
+      from_b[i] = b + row * ldb + col0 + chunk_b * 8;
   }
   const uint32_t to_a = shared_a + swizzled<kChunksA>(first_a, chunk_a),
                  to_b = shared_b + swizzled<kChunksB>(first_b, chunk_b);
 
   const int slices = static_cast<int>((k + kDepth - 1) / kDepth);
-  int left = static_cast<int>(k);  // of k, from the slice that is copied next
+  int left = static_cast<int>(k),
+      left_b[kTimesB];  // of k, from the slice that is copied next; none in columns past n
+#pragma unroll
+  for (int j = 0; j < kTimesB; ++j) left_b[j] = col0 + (chunk_b + j * kAcrossB) * 8 < n ? left : 0;
   const auto copy_slice = [&](uint32_t stage) {
 #pragma unroll
     for (int i = 0; i < kCopiesA; ++i) {
@@ -137,14 +138,15 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
     }
 #pragma unroll
     for (int i = 0; i < kCopiesB; ++i) {
-      const bool valid = kTransposeB ? chunk_b * 8 < left : first_b + i * kPassB < left;
 #pragma unroll
-      for (int j = 0; j < kTimesB; ++j) {
-        copy_async(to_b + stage + (i * kPassB * kChunksB + j * kAcrossB) * 16, from_b[i][j], valid);
-        from_b[i][j] += kTransposeB ? kDepth : kDepth * ldb;
-      }
+      for (int j = 0; j < kTimesB; ++j)
+        copy_async(to_b + stage + (i * kPassB * kChunksB + j * kAcrossB) * 16, from_b[i] + j * kAcrossB * 8,
+                   kTransposeB ? chunk_b * 8 < left : first_b + i * kPassB < left_b[j]);
+      from_b[i] += kTransposeB ? kDepth : kDepth * ldb;
     }
     left -= kDepth;
+#pragma unroll
+    for (int j = 0; j < kTimesB; ++j) left_b[j] -= kTransposeB ? 0 : kDepth;
   };
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
