@@ -23,7 +23,7 @@ MUTATIONS = (
     ("matrix", r"(mma\S+m16n8k16\S+\.bf16\.bf16\.f32\s+\{[^}]*\},\s*\{)([^,]+, *)([^,]+, *)([^,]+, *)([^}]+\})", r"\1\2\4\3\5", "bf16_k16"),
     ("matrix", r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.u8\.s8", "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8", "u8_s8_k32"),
     ("matrix", r"(ldmatrix\S+\.x4)(\.shared)", r"\1.trans\2", "ldmatrix_4_false"),
-    ("matrix", r"m16n8k32\.row\.col\.satfinite\.s32", "m16n8k32.row.col.s32", "s8_k32_sat"),
+    ("matrix", r"m16n8k32\.row\.col\.satfinite\.s32\.s8", "m16n8k32.row.col.s32.s8", "s8_k32_sat"),
     ("matrix", r"m16n8k64\.row\.col\.s32\.u4\.s4", "m16n8k64.row.col.s32.s4.s4", "u4_s4_k64"),
     ("matrix", r"stmatrix(\S+)\.x1\.trans", r"stmatrix\1.x1", "stmatrix_1_true"),
     ("floating", r"setp\.ltu\.f32", "setp.lt.f32", "setp_ltu"),
