@@ -36,6 +36,11 @@ ROOTS = (
 NARROW = (
     (re.compile(r"cuda/kernels/"), re.compile(r"cuda/device/"), "cuda/kernels includes cuda/device only"),
     (
+        re.compile(r"cuda/standalone/"),
+        re.compile(r"cuda/(kernels|device|standalone)/"),
+        "cuda/standalone includes cuda/kernels and cuda/device only",
+    ),
+    (
         re.compile(r"cuda/device/"),
         re.compile(r"cuda/device/|core/dtype\.h$"),
         "cuda/device includes cuda/device and core/dtype.h only",

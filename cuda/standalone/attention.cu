@@ -1,0 +1,122 @@
+// Attention of two segments that share a prompt: forward, backward, and appending to a cache.
+#include "cuda/kernels/attention_general.cuh"
+#include "cuda/standalone/harness.cuh"
+
+using namespace gantrain::cuda;
+using namespace gantrain::standalone;
+
+int main() {
+  // Rows 0 .. 4 are the prompt (causal), then 21 and 9 rows that see it and themselves. Two query heads a key
+  // head.
+  constexpr int kPrompt = 5, kFirst = 21, kSecond = 9, kN = kPrompt + kFirst + kSecond, kHeads = 4, kKv = 2,
+                kD = 40;
+  constexpr int kGroup = kHeads / kKv, kColumns = 2, kPerTask = kGeneralRows / kGroup;
+  constexpr float kScale = 0.17f;
+  const std::vector<PlanSegment> segments = {{0, kPrompt, 0, 0, 0},
+                                             {kPrompt, kFirst, 0, 1, kPrompt},
+                                             {kPrompt + kFirst, kSecond, 0, 1, kPrompt + kFirst}};
+  const std::vector<PlanSpan> spans = {{0, kPrompt}};
+  std::vector<PlanTask> tasks;
+  for (int s = 0; s < 3; ++s)
+    for (int i = 0; i < segments[s].q_count; i += kPerTask)
+      tasks.push_back({s, i, std::min(kPerTask, segments[s].q_count - i)});
+  // For each block of key rows: which rows of which segment's keys lie in it.
+  std::vector<PlanPart> parts;
+  std::vector<int32_t> offsets = {0};
+  constexpr int kBlocks = (kN + kGeneralRows - 1) / kGeneralRows;
+  for (int b = 0; b < kBlocks; ++b) {
+    const int begin = b * kGeneralRows, end = std::min(kN, begin + kGeneralRows);
+    const auto add = [&](int segment, int row, int count, int key) {
+      const int low = std::max(row, begin), high = std::min(row + count, end);
+      if (low < high) parts.push_back({segment, low, high - low, key + low - row});
+    };
+    for (int s = 0; s < 3; ++s) {
+      if (segments[s].span_count) add(s, 0, kPrompt, 0);
+      add(s, segments[s].kv_begin, segments[s].q_count, segments[s].span_count ? kPrompt : 0);
+    }
+    offsets.push_back(static_cast<int32_t>(parts.size()));
+  }
+  const auto q = normal(size_t{kN} * kHeads * kD, 1), k = normal(size_t{kN} * kKv * kD, 2),
+             v = normal(size_t{kN} * kKv * kD, 3), d_o = normal(size_t{kN} * kHeads * kD, 4);
+  Values<float> q_d(q), k_d(k), v_d(v), d_o_d(d_o), o_d(q.size()), lse_d(size_t{kN} * kHeads),
+      delta_d(size_t{kN} * kHeads), dq_d(q.size()), dk_d(k.size()), dv_d(v.size());
+  Values<PlanSegment> segments_d(segments);
+  Values<PlanSpan> spans_d(spans);
+  Values<PlanTask> tasks_d(tasks);
+  Values<PlanPart> parts_d(parts);
+  Values<int32_t> offsets_d(offsets);
+  const dim3 block(kWarp, kGeneralWarps), grid(static_cast<unsigned>(tasks.size()), kKv);
+  attention_general_forward_kernel<float, kColumns><<<grid, block, general_shared_bytes(kD, false)>>>(
+      q_d, k_d, v_d, segments_d, spans_d, tasks_d, kScale, o_d, lse_d, kHeads, kKv, kD);
+  finished("attention_general_forward_kernel");
+  attention_delta_kernel<float, float, 4>
+      <<<(kN * kHeads + 3) / 4, dim3(kWarp, 4)>>>(o_d, d_o_d, delta_d, kN * kHeads, kD);
+  finished("attention_delta_kernel");
+  attention_general_query_backward_kernel<float, float, kColumns>
+      <<<grid, block, general_shared_bytes(kD, true)>>>(q_d, k_d, v_d, d_o_d, lse_d, delta_d, segments_d,
+                                                        spans_d, tasks_d, kScale, dq_d, kHeads, kKv, kD);
+  finished("attention_general_query_backward_kernel");
+  attention_general_key_backward_kernel<float, float, kColumns>
+      <<<dim3(kBlocks, kKv), block, general_shared_bytes(kD, true)>>>(
+          q_d, k_d, v_d, d_o_d, lse_d, delta_d, segments_d, spans_d, offsets_d, parts_d, kScale, dk_d, dv_d,
+          kN, kHeads, kKv, kD);
+  finished("attention_general_key_backward_kernel");
+
+  std::vector<double> o(q.size()), lse(size_t{kN} * kHeads), dq(q.size()), dk(k.size()), dv(v.size());
+  for (const PlanSegment& s : segments)
+    for (int i = 0; i < s.q_count; ++i)
+      for (int h = 0; h < kHeads; ++h) {
+        const size_t row = (size_t(s.q_begin + i) * kHeads + h) * kD;
+        std::vector<size_t> keys;  // where the rows that it sees begin
+        for (int j = 0; s.span_count && j < kPrompt; ++j) keys.push_back((size_t(j) * kKv + h / kGroup) * kD);
+        for (int j = 0; j <= i; ++j) keys.push_back((size_t(s.kv_begin + j) * kKv + h / kGroup) * kD);
+        std::vector<double> p;
+        double max = -INFINITY, sum = 0, delta = 0;
+        for (size_t key : keys) {
+          double score = 0;
+          for (int j = 0; j < kD; ++j) score += double(q[row + j]) * double(k[key + j]);
+          p.push_back(score * double(kScale));
+          max = std::fmax(max, p.back());
+        }
+        for (double x : p) sum += std::exp(x - max);
+        lse[row / kD] = max + std::log(sum);
+        for (size_t t = 0; t < keys.size(); ++t) {
+          p[t] = std::exp(p[t] - lse[row / kD]);
+          for (int j = 0; j < kD; ++j) o[row + j] += p[t] * double(v[keys[t] + j]);
+        }
+        for (int j = 0; j < kD; ++j) delta += o[row + j] * double(d_o[row + j]);
+        for (size_t t = 0; t < keys.size(); ++t) {
+          double dp = 0;
+          for (int j = 0; j < kD; ++j) dp += double(d_o[row + j]) * double(v[keys[t] + j]);
+          const double ds = p[t] * (dp - delta) * double(kScale);
+          for (int j = 0; j < kD; ++j) {
+            dq[row + j] += ds * double(k[keys[t] + j]);
+            dk[keys[t] + j] += ds * double(q[row + j]);
+            dv[keys[t] + j] += p[t] * double(d_o[row + j]);
+          }
+        }
+      }
+  // Rows go to their slots; -1 is not kept.
+  std::vector<int32_t> slots;
+  std::vector<double> cache(k.size() + size_t{kKv} * kD);
+  constexpr size_t kWidth = size_t{kKv} * kD;
+  for (int n = 0; n < kN; ++n) {
+    slots.push_back(n % 7 == 3 ? -1 : kN - n);
+    for (size_t j = 0; j < kWidth && slots[n] >= 0; ++j)
+      cache[slots[n] * kWidth + j] = double(k[n * kWidth + j]);
+  }
+  Values<int32_t> slots_d(slots);
+  Values<float> cache_k(cache.size()), cache_v(cache.size());
+  kv_append_kernel<float, 64><<<kN, 64>>>(k_d, k_d, slots_d, cache_k, cache_v, kWidth);
+  finished("kv_append_kernel");
+
+  Verdict verdict;
+  verdict.check("o", o_d.host(), o);
+  verdict.check("lse", lse_d.host(), lse);
+  verdict.check("dq", dq_d.host(), dq);
+  verdict.check("dk", dk_d.host(), dk);
+  verdict.check("dv", dv_d.host(), dv);
+  verdict.check("cache of k", cache_k.host(), cache, 0.0);
+  verdict.check("cache of v", cache_v.host(), cache, 0.0);
+  return verdict.finish();
+}
