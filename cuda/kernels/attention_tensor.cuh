@@ -208,6 +208,10 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
   start_tile(0, 0);
   uint32_t a[kD / 16][4];
   float acc[kD / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  int last[2];  // the last key that a row sees: spans come first
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    last[i] = min(key_count - 1, spans_total + task.begin + (row0 + lane / 4 + 8 * i) / h.width);
   int stage = 0;
   for (int k0 = 0; k0 < key_count; k0 += kForwardKeys, stage ^= 1) {
     if (k0 + kForwardKeys < key_count) {
@@ -227,13 +231,8 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
       multiply_rows<kD, kForwardKeys>(p, a[step], tiles + 2 * stage * kTile, step);
     // Only the last tiles hold keys that some query does not see.
     const bool masked = k0 + kForwardKeys > min(key_count, spans_total + task.begin + 1);
-    int query[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) query[i] = task.begin + (row0 + lane / 4 + 8 * i) / h.width;
-    softmax_tile<kD, kForwardKeys>(p, acc, max, sum, scale * kLog2E, masked, [&](int i, int column) {
-      const int key = k0 + column;
-      return key < key_count && (key < spans_total || key - spans_total <= query[i]);
-    });
+    softmax_tile<kD, kForwardKeys>(p, acc, max, sum, scale * kLog2E, masked,
+                                   [&](int i, int column) { return k0 + column <= last[i]; });
     multiply_columns<kD, kForwardKeys>(acc, p, tiles + (2 * stage + 1) * kTile);
     __syncthreads();
   }
@@ -281,9 +280,10 @@ __global__ __launch_bounds__(kDecodeWarps<kD>* kWarp) void attention_decode_kern
 #pragma unroll
   for (int step = 0; step < kD / 16; ++step) load_a<kD>(a[step], queries, 0, step);
   float acc[kD / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-  int query[2];
+  int last[2];  // the last key that a row sees: spans come first
 #pragma unroll
-  for (int i = 0; i < 2; ++i) query[i] = task.begin + (lane / 4 + 8 * i) / h.width;
+  for (int i = 0; i < 2; ++i)
+    last[i] = min(key_count - 1, spans_total + task.begin + (lane / 4 + 8 * i) / h.width);
   for (int k0 = warp * kDecodeKeys; k0 < key_count; k0 += kDecodeWarps<kD> * kDecodeKeys) {
     const int count = min(kDecodeKeys, key_count - k0);
     const auto row = [&](int r) { return key_row(s, spans, spans_total, k0 + r) * kv_heads + h.head; };
@@ -296,10 +296,8 @@ __global__ __launch_bounds__(kDecodeWarps<kD>* kWarp) void attention_decode_kern
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) multiply_rows<kD, kDecodeKeys>(p, a[step], own, step);
     const bool masked = k0 + kDecodeKeys > min(key_count, spans_total + task.begin + 1);
-    softmax_tile<kD, kDecodeKeys>(p, acc, max, sum, scale * kLog2E, masked, [&](int i, int column) {
-      const int key = k0 + column;
-      return key < key_count && (key < spans_total || key - spans_total <= query[i]);
-    });
+    softmax_tile<kD, kDecodeKeys>(p, acc, max, sum, scale * kLog2E, masked,
+                                  [&](int i, int column) { return k0 + column <= last[i]; });
     multiply_columns<kD, kDecodeKeys>(acc, p, own + kTile);
     __syncwarp();
   }
@@ -373,11 +371,11 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_query_backwar
   copy_tile<kD, kTensorRows, kTensorThreads>(grads, d_o, threadIdx.x, rows, head_row);
   start_tile(0, 0);
   float row_lse[2], row_delta[2];
-  int query[2];
+  int last[2];  // the last key that a row sees: spans come first
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = row0 + lane / 4 + 8 * i;
-    query[i] = task.begin + r / h.width;
+    last[i] = min(key_count - 1, spans_total + task.begin + r / h.width);
     row_lse[i] = r < rows ? lse[head_row(r)] * kLog2E : 0.0f;
     row_delta[i] = r < rows ? delta[head_row(r)] : 0.0f;
   }
@@ -407,8 +405,7 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_query_backwar
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = e / 2, key = k0 + 8 * t + 2 * (lane % 4) + e % 2;
-        const bool seen =
-            !masked || (key < key_count && (key < spans_total || key - spans_total <= query[i]));
+        const bool seen = !masked || key <= last[i];
         ds[t][e] = seen ? exp2f(p[t][e] * (scale * kLog2E) - row_lse[i]) * (ds[t][e] - row_delta[i]) : 0.0f;
       }
     }
@@ -490,14 +487,22 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
         load_a<kD>(a, values, row0, step);
         multiply_rows<kD, kRows>(ds, a, grads, step);
       }
+      // The first row of the tile that sees a key, for this lane's two keys; none where the part does not
+      // hold it.
+      int first[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int own = row0 + lane / 4 + 8 * i, in_part = static_cast<int>(base - part.row) + own;
+        first[i] = in_part < 0 || in_part >= part.count ? kRows
+                   : own_part                           ? (key0 + own - spans_total) * group - r0
+                                                        : 0;
+      }
 #pragma unroll
       for (int t = 0; t < kRows / 8; ++t) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int own = row0 + lane / 4 + 8 * (e / 2), column = 8 * t + 2 * (lane % 4) + e % 2;
-          const int in_part = static_cast<int>(base - part.row) + own, query = (r0 + column) / group;
-          const bool seen = r0 + column < rows && in_part >= 0 && in_part < part.count &&
-                            (!own_part || key0 + own - spans_total <= query);
+          const int column = 8 * t + 2 * (lane % 4) + e % 2;
+          const bool seen = column >= first[e / 2] && column < rows - r0;
           const float* of_tile = statistics + 2 * stage * kRows + column;
           p[t][e] = seen ? exp2f(p[t][e] * (scale * kLog2E) - of_tile[0]) : 0.0f;
           ds[t][e] = p[t][e] * (ds[t][e] - of_tile[kRows]);

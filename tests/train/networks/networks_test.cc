@@ -296,6 +296,7 @@ TEST_P(Networks, JudgeMatchesTruthInValueAndGradient) {
   check_parameters(device(), judge.head().parameters(), [&](const reference::Parameters<Complex>& q) {
     return dot(truth(widened(table), q), to_double(dd));
   });
+  if (!host_sees_values()) return;
   EXPECT_THROW(judge.forward({0, 5}, {0, 2}), Error);
   EXPECT_THROW(judge.forward({0, 1}, {0, 3}), Error);
 }
