@@ -1,5 +1,6 @@
 #include "core/ops/attention.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -264,6 +265,170 @@ TEST_P(AttentionOps, BackwardOfLongSegmentsAgreesAlongDirections) {
               << t.name << ", " << p.name << ", part " << part << ", heads of " << a.d;
         }
       }
+}
+
+// What the kernels for bf16 and heads of 64 and 128 are made for: tiles of queries and of keys that are full,
+// one short and one over, prompts longer than a tile with several readers, and one to eight heads a key head.
+struct Tuned {
+  Problem problem;
+  Heads heads;
+};
+std::vector<Tuned> tuned() {
+  return {{causal("around a tile", {63, 64, 65, 2}, 1), {3, 3, 64}},
+          {causal("several tiles", {170, 30}), {3, 1, 64}},
+          {forest("a prompt of several tiles", 200, 1, 20), {4, 1, 64}},
+          {forest("inputs longer than answers", 20, 70, 9), {8, 1, 64}},
+          {cross("spans alone"), {9, 3, 64}},
+          {causal("around a tile", {31, 32, 33, 65}, 1), {2, 2, 128}},
+          {forest("inputs longer than answers", 20, 70, 9), {3, 1, 128}},
+          {causal("several tiles", {130}), {4, 1, 128}},
+          {forest("a prompt of several tiles", 140, 5, 17), {8, 1, 128}},
+          {cross("spans alone"), {12, 3, 128}}};
+}
+constexpr Types kTunedTypes{"bf16", DType::kBF16, DType::kBF16};
+
+// What rounding softmax's weights and the result to the stored type may cost: a unit of each term.
+V output_limits(const Problem& p, const Heads& a, const Data& x, const V& want, DType kept) {
+  const double f32 = 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10);  // as in ForwardMatchesTruth
+  const V terms = reference::grouped_attention(to_double(x.q), to_double(x.k), absolute(to_double(x.v)),
+                                               seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a))
+                      .o;
+  const double unit = unit_of(kept);
+  return rounding_limits(1.0, unit, 0.0, plus(plus(absolute(want), terms), V(want.size(), f32 / unit)));
+}
+
+TEST_P(AttentionOps, TunedHeadsMatchTruthInEveryCoordinate) {
+  const Types& t = kTunedTypes;
+  const auto cpu = make_cpu();
+  for (const auto& [p, a] : tuned()) {
+    SCOPED_TRACE(fmt::format("{}, {} heads of {} for {} key heads", p.name, a.h, a.d, a.k));
+    const Data x = make(p, a, t.kept);
+    const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
+    const V q = to_double(x.q), k = to_double(x.k), v = to_double(x.v), dd = to_double(d_o);
+    const auto sees = seen_rows(p);
+    const auto of = [&](const auto& at_q, const auto& at_k, const auto& at_v) {
+      return reference::grouped_attention(at_q, at_k, at_v, sees, z(a.h), z(a.k), z(a.d), scale_of(a));
+    };
+    const auto o = of(q, k, v);
+    const auto got = forward(device(), p, a, x, t);
+    EXPECT_TRUE(within("o", got[0], o.o, output_limits(p, a, x, o.o, t.kept)));
+    EXPECT_TRUE(within("lse", got[1], o.lse, 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10)));
+
+    const auto want =
+        reference::grouped_attention_gradients(q, k, v, dd, sees, z(a.h), z(a.k), z(a.d), scale_of(a));
+    const V direction = to_double(random_normal(static_cast<int64_t>(k.size()), 5));
+    const VC cq = to_complex(q), cv = to_complex(v);
+    EXPECT_NEAR(complex_step_along(k, direction, [&](const VC& at) { return dot(of(cq, at, cv).o, dd); }),
+                dot(want.dk, direction), 1e-10);
+    const auto gradients = backward(device(), p, a, x, d_o, t);
+    const auto baseline = backward(*cpu, p, a, x, d_o, t);
+    const V* wants[] = {&want.dq, &want.dk, &want.dv};
+    const char* names[] = {"dq", "dk", "dv"};
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_TRUE(within(names[i], gradients[i], *wants[i], limit(t, *wants[i])));
+      EXPECT_TRUE(within_baseline(names[i], gradients[i], baseline[i], *wants[i], kUnitBF16));
+    }
+  }
+}
+
+// Few queries, and contexts around the pieces into which decoding cuts them; the queries' own rows lie apart.
+TEST_P(AttentionOps, FewQueriesOfLongContextsMatchTruth) {
+  Problem p{"contexts", 0, 40, {}};
+  for (const int32_t keys : {1, 31, 32, 33, 255, 257, 520, 1000})
+    for (int32_t queries = 1; queries <= (keys == 257 ? 3 : 1); ++queries) {
+      const auto n = static_cast<int32_t>(p.n);
+      p.plan.spans.push_back({static_cast<int32_t>(p.m), keys});
+      p.plan.segments.push_back({n, queries, static_cast<int32_t>(p.plan.spans.size()) - 1, 1, n});
+      p.n += queries;
+      p.m += keys + 3;
+    }
+  for (const Types& t : {kTypes[0], kTunedTypes})
+    for (const Heads& a : {Heads{2, 2, 64}, Heads{3, 1, 64}, Heads{8, 1, 64}, Heads{4, 1, 128},
+                           Heads{8, 1, 128}, Heads{20, 1, 128}}) {
+      if (t.kept == DType::kF32 && a.h > 2) continue;
+      const Data x = make(p, a, t.kept);
+      const auto got = run_deterministic([&](Device& d) { return forward(d, p, a, x, t); });
+      const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v),
+                                                     seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a));
+      EXPECT_TRUE(within("o", got[0], want.o, output_limits(p, a, x, want.o, t.kept)))
+          << t.name << ", " << a.h << " heads of " << a.d;
+      EXPECT_TRUE(within("lse", got[1], want.lse, 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10)))
+          << t.name << ", " << a.h << " heads of " << a.d;
+    }
+}
+
+// The rows [begin, begin + count) of a tensor of rows of `width`.
+std::vector<float> rows_of(const std::vector<float>& x, int64_t begin, int64_t count, int64_t width) {
+  return {x.begin() + begin * width, x.begin() + (begin + count) * width};
+}
+
+TEST_P(AttentionOps, AQueryDoesNotDependOnTheOtherSegments) {
+  for (const Types& t : {kTypes[0], kTunedTypes})
+    for (const auto& [p, a] :
+         {Tuned{forest("forest", 20, 9, 70), {3, 1, 64}}, Tuned{cross("cross"), {4, 2, 128}},
+          Tuned{decoding("decoding"), {8, 1, 128}}}) {
+      const Data x = make(p, a, t.kept);
+      const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
+      const auto all = forward(device(), p, a, x, t);
+      const auto dq = backward(device(), p, a, x, d_o, t)[0];
+      for (size_t i = 0; i < p.plan.segments.size(); ++i) {
+        SCOPED_TRACE(fmt::format("{}, {}, segment {}", t.name, p.name, i));
+        Problem one = p;
+        const AttentionSegment s = p.plan.segments[i];
+        one.plan.segments = {s};
+        const auto alone = forward(device(), one, a, x, t);
+        const auto dq_alone = backward(device(), one, a, x, d_o, t)[0];
+        const auto same = [&](const char* what, const auto& in_all, const auto& by_itself, int64_t width) {
+          EXPECT_TRUE(bitwise_equal(what, rows_of(in_all, s.q_begin, s.q_count, width),
+                                    rows_of(by_itself, s.q_begin, s.q_count, width)));
+        };
+        same("o", all[0], alone[0], a.h * a.d);
+        same("lse", all[1], alone[1], a.h);
+        same("dq", dq, dq_alone, a.h * a.d);
+      }
+    }
+}
+
+// The same keys in the same order, first in one piece and then in pieces here and there.
+TEST_P(AttentionOps, WhereKeysLieChangesNothing) {
+  constexpr int32_t kPieces[][2] = {{130, 1}, {0, 30}, {90, 37}, {31, 20}, {132, 8}};  // row, count
+  Problem whole{"in one piece", 75, 200, {}}, pieces{"in pieces", 75, 200, {}};
+  whole.plan.spans = {{3, 96}};
+  whole.plan.segments = {{0, 3, 0, 1, 150}, {3, 72, 0, 1, -1}};
+  pieces.plan.segments = {{0, 3, 0, 5, 150}, {3, 72, 0, 5, -1}};
+  std::vector<int64_t> place(200, -1);  // where row r of `whole` lies in `pieces`
+  int64_t at = 3;
+  for (const auto& [row, count] : kPieces) {
+    pieces.plan.spans.push_back({row, count});
+    for (int32_t i = 0; i < count; ++i) place[z(at++)] = row + i;
+  }
+  for (int64_t r = 150; r < 153; ++r) place[z(r)] = r;
+  for (const Types& t : {kTypes[0], kTunedTypes})
+    for (const Heads& a : {Heads{3, 1, 64}, Heads{2, 2, 128}}) {
+      if (t.kept == DType::kF32 && a.d > 64) continue;
+      SCOPED_TRACE(fmt::format("{}, heads of {}", t.name, a.d));
+      const int64_t width = a.k * a.d;
+      const Data x = make(whole, a, t.kept);
+      Data moved = x;
+      const auto d_o = rounded_to(t.weights, random_normal(whole.n * a.h * a.d, 4));
+      for (int64_t r = 0; r < 200; ++r) {
+        if (place[z(r)] < 0) continue;
+        std::copy_n(x.k.begin() + r * width, width, moved.k.begin() + place[z(r)] * width);
+        std::copy_n(x.v.begin() + r * width, width, moved.v.begin() + place[z(r)] * width);
+      }
+      const auto want = forward(device(), whole, a, x, t), got = forward(device(), pieces, a, moved, t);
+      EXPECT_TRUE(bitwise_equal("o", got[0], want[0]));
+      EXPECT_TRUE(bitwise_equal("lse", got[1], want[1]));
+      const auto g_want = backward(device(), whole, a, x, d_o, t),
+                 g_got = backward(device(), pieces, a, moved, d_o, t);
+      EXPECT_TRUE(bitwise_equal("dq", g_got[0], g_want[0]));
+      for (size_t part = 1; part < 3; ++part)
+        for (int64_t r = 0; r < 200; ++r) {
+          if (place[z(r)] < 0) continue;
+          EXPECT_EQ(rows_of(g_got[part], place[z(r)], 1, width), rows_of(g_want[part], r, 1, width))
+              << "row " << r;
+        }
+    }
 }
 
 TEST_P(AttentionOps, CachedRowsAreCopiedToTheirSlots) {

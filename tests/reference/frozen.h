@@ -83,6 +83,40 @@ Attended<T> grouped_attention(const std::vector<T>& q, const std::vector<T>& k, 
   return r;
 }
 
+struct AttendedGradients {
+  std::vector<double> dq, dk, dv;
+};
+// The gradients of <o, d_o>, with o of grouped_attention: p = softmax(scale q k^T), dv = p^T d_o,
+// ds = p * (d_o v^T - <o, d_o>), dq = scale ds k, dk = scale ds^T q.
+inline AttendedGradients grouped_attention_gradients(const std::vector<double>& q,
+                                                     const std::vector<double>& k,
+                                                     const std::vector<double>& v,
+                                                     const std::vector<double>& d_o,
+                                                     const std::vector<std::vector<int>>& sees, size_t heads,
+                                                     size_t kv_heads, size_t d, double scale) {
+  AttendedGradients g{std::vector<double>(q.size()), std::vector<double>(k.size()),
+                      std::vector<double>(v.size())};
+  const Attended<double> a = grouped_attention(q, k, v, sees, heads, kv_heads, d, scale);
+  for (size_t n = 0; n < sees.size(); ++n)
+    for (size_t h = 0; h < heads; ++h) {
+      const size_t at = (n * heads + h) * d, head = h / (heads / kv_heads);
+      double delta = 0;
+      for (size_t c = 0; c < d; ++c) delta += a.o[at + c] * d_o[at + c];
+      for (const int row : sees[n]) {
+        const size_t key = (static_cast<size_t>(row) * kv_heads + head) * d;
+        double score = 0, dp = 0;
+        for (size_t c = 0; c < d; ++c) score += q[at + c] * k[key + c], dp += d_o[at + c] * v[key + c];
+        const double p = std::exp(score * scale - a.lse[n * heads + h]), ds = scale * p * (dp - delta);
+        for (size_t c = 0; c < d; ++c) {
+          g.dq[at + c] += ds * k[key + c];
+          g.dk[key + c] += ds * q[at + c];
+          g.dv[key + c] += p * d_o[at + c];
+        }
+      }
+    }
+  return g;
+}
+
 // silu(g) * u
 template <typename T>
 std::vector<T> swiglu(const std::vector<T>& g, const std::vector<T>& u) {
