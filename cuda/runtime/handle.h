@@ -28,6 +28,7 @@ class Handle {
 };
 using Stream = Handle<cudaStream_t, cudaStreamDestroy>;
 using Event = Handle<cudaEvent_t, cudaEventDestroy>;
+using Graph = Handle<cudaGraph_t, cudaGraphDestroy>;
 
 inline Stream make_stream() {
   cudaStream_t s = nullptr;
