@@ -64,6 +64,29 @@ TEST(Config, ChosenValuesFollowKindAndLoss) {
   EXPECT_EQ(own.optimizer.beta1, 0.5);
 }
 
+TEST(Config, MethodAndGeneratorKindSayTheSameThing) {
+  const auto method = [](const std::vector<std::string>& words) {
+    return kMethodNames[static_cast<size_t>(load_train_config("", words).method)];
+  };
+  EXPECT_STREQ(method({}), "gan");
+  EXPECT_STREQ(method({"generator.kind=static"}), "prompt");
+  EXPECT_STREQ(method({"generator.kind=mlp"}), "ptuning");
+  EXPECT_EQ(load_train_config("", {"method=prompt"}).generator.kind, GeneratorKind::kStatic);
+  EXPECT_EQ(load_train_config("", {"method=ptuning"}).generator.kind, GeneratorKind::kMlp);
+  EXPECT_THROW(load_train_config("", {"method=prompt", "generator.kind=mlp"}), Error);
+  EXPECT_EQ(load_train_config("", {"method=lora"}).generator.prompt_length, 0);
+  EXPECT_THROW(load_train_config("", {"method=lora", "generator.prompt_length=3"}), Error);
+  // A run's own file has all keys: it reads back, and the command line wins over it.
+  TextFile lora(to_toml(load_train_config("", {"method=lora"}))),
+      prompt(to_toml(load_train_config("", {"method=prompt"})));
+  EXPECT_EQ(load_train_config(lora.path).method, Method::kLora);
+  EXPECT_EQ(load_train_config(prompt.path, {"generator.kind=conditional"}).method, Method::kGan);
+  EXPECT_EQ(load_train_config(prompt.path, {"method=lora"}).generator.prompt_length, 0);
+  const TrainConfig back = load_train_config(lora.path, {"method=ptuning"});
+  EXPECT_EQ(back.generator.kind, GeneratorKind::kMlp);
+  EXPECT_EQ(back.generator.prompt_length, 20);
+}
+
 TEST(Config, FileThenOverridesInOrder) {
   TextFile file("model = 'm'\nseed = 5\n[train]\nbatch = 4\n[data]\nlabel_map = { '0' = ' negative' }\n");
   const TrainConfig config = load_train_config(
