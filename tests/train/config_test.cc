@@ -120,7 +120,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
   const std::string given =
       "model=\"a\\\"b\\\\c\"\ndevice='cuda'\ndtype='bf16'\nthreads=3\nseed=9223372036854775807\noutput="
       "\"x\\ty\"\n"
-      "memory_limit=12345\n"
+      "memory_limit=12345\nmethod='ptuning'\nadapter='z'\n"
       "[data]\ntrain='t'\nvalid='v'\ntest='w'\nformat='csv'\nencoding='latin1'\nprompt_template=\"{x}"
       "\\né\"\n"
       "completion_template='{y}'\ncolumns=['x','y']\ndelimiter=\"\\t\"\nline_pattern='{a}:{b}'\n"
@@ -131,6 +131,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[generator]\nkind='mlp'\nprompt_length=5\ninit='text'\ninit_text='hello'\nwidth=64\nblocks=2\nnoise_"
       "dim=1\n"
       "hidden=99\nfeature_layer=3\nplacement='suffix'\nnorm_penalty=0.25\n"
+      "[lora]\nrank=7\nalpha=0.5\nrslora=true\ntargets=['k','up']\n"
       "[discriminator]\nfeature_layer=4\nwidth=65\nloss='hinge'\ngamma=0.3\ngamma_end=0.2\n"
       "sigma=0.11\ncenter_penalty=0.12\nlabel_smoothing=0.13\nspectral_norm=true\nreplay=0.14\n"
       "[loss]\nkind='gumbel'\nalpha=0.15\nalpha_end=0.16\nbeta=0.17\nsamples=3\n"

@@ -37,7 +37,7 @@ def main():
         folder = pathlib.Path(name)
 
         def run(*words, status=0):
-            done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True)
+            done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, errors="replace")
             if done.returncode != status:
                 sys.exit(f"FAIL: gantrain {' '.join(words)}: exit status {done.returncode}, expected {status}\n{done.stderr}")
             return done
