@@ -491,8 +491,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   summary["alarms"] = alarms;
   summary["nearest_tokens"] = nearest_tokens(llama, tokenizer, trainer.prompt_table());
   // Answers of a model need not be UTF-8.
-  folder.write(folder.summary_file(),
-               summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
+  folder.write(folder.summary_file(), summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
 
   if (!results.empty()) {
     fmt::print("{} items of the {} split\n\n{}", items.size(), has_test ? "test" : "valid",
