@@ -13,6 +13,7 @@
 #include "train/log/events.h"
 #include "train/log/progress.h"
 #include "train/log/tensorboard.h"
+#include "train/networks/lora.h"
 #include "train/trainer.h"
 #include "train/verbs/arms.h"
 #include "train/verbs/dataset.h"
@@ -94,8 +95,12 @@ Plan plan_memory(Device& device, const Llama& llama, const TrainConfig& config,
       }
   }
   const Runner runner(device, llama);
+  std::unique_ptr<OwnedLora> lora;
+  if (config.method == Method::kLora)
+    lora = std::make_unique<OwnedLora>(device, llama.config(), lora_shape(config.lora), false);
   plan.workspace = runner.plan_bytes(
-      batch, scored, config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, true);
+      batch, scored, config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, true,
+      lora ? &lora->adapter() : nullptr);
   if (adversarial) plan.cache = KvCache::bytes(llama, slots);
   return plan;
 }
@@ -227,6 +232,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       folder.write(folder.config_file(), to_toml(config));
     }
   } else {
+    if (!config.adapter.empty())
+      trainer.start_from(read_peft(config.adapter, llama.config()), config.adapter);
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
@@ -373,7 +380,12 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
 
   const Totals& t = trainer.totals();
   json summary;
+  const char* const method = config.method == Method::kGan       ? "gan"
+                             : config.method == Method::kPrompt  ? "prompt"
+                             : config.method == Method::kPtuning ? "ptuning"
+                                                                 : "lora";
   summary["run"] = {{"model", config.model},
+                    {"method", method},
                     {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
                                   : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
                                                                                   : "conditional"},
