@@ -205,6 +205,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   }
   fmt::print(stderr, "{}", plan_text);
 
+  std::optional<PeftAdapter> start;
+  if (!options.resume && !config.adapter.empty()) start = read_peft(config.adapter, llama.config());
   RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
   Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
   int64_t events_kept = -1;
@@ -232,8 +234,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       folder.write(folder.config_file(), to_toml(config));
     }
   } else {
-    if (!config.adapter.empty())
-      trainer.start_from(read_peft(config.adapter, llama.config()), config.adapter);
+    if (start) trainer.start_from(*start, config.adapter);
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
@@ -380,12 +381,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
 
   const Totals& t = trainer.totals();
   json summary;
-  const char* const method = config.method == Method::kGan       ? "gan"
-                             : config.method == Method::kPrompt  ? "prompt"
-                             : config.method == Method::kPtuning ? "ptuning"
-                                                                 : "lora";
   summary["run"] = {{"model", config.model},
-                    {"method", method},
+                    {"method", kMethodNames[static_cast<size_t>(config.method)]},
                     {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
                                   : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
                                                                                   : "conditional"},
