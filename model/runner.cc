@@ -16,8 +16,11 @@ void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving
   GT_CHECK(batch.rows() > 0, "an empty batch");
   Arena counting;
   take_activations(counting, device_, llama_, batch.rows(), saving, n, batch.plan());
-  Arena& arena = workspace_.reserve(counting.peak());
-  acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan());
+  {
+    const Range range(device_, "activations");
+    Arena& arena = workspace_.reserve(counting.peak());
+    acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan());
+  }
   batch_.emplace(device_, batch);
   prompt_ = prompt;
   llama_forward(device_, args());
