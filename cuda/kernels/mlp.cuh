@@ -113,4 +113,23 @@ __global__ __launch_bounds__(kThreads) void swiglu_backward_kernel(const S* __re
   }
 }
 
+// a = silu(g) * u of what was kept, the same bits as forward's. Grid ceil(count / (kVector kThreads)), no
+// shared memory; a thread owns kVector values, aligned to their size, each read and written once:
+// deterministic.
+template <typename S, typename T, int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads) void swiglu_again_kernel(const S* __restrict__ gate,
+                                                                const S* __restrict__ up, T* __restrict__ out,
+                                                                int64_t count) {
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector;
+  if (i >= count) return;
+  const Vector<S, kVector> gs = load_vector<kVector>(gate + i), us = load_vector<kVector>(up + i);
+  Vector<T, kVector> as;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    const float x = to_float(gs.value[j]);
+    as.value[j] = from_float<T>(x * sigmoid(x) * to_float(us.value[j]));
+  }
+  store_vector(out + i, as);
+}
+
 }  // namespace gantrain::cuda

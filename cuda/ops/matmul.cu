@@ -162,21 +162,34 @@ bool matmul_always_fuses(const Context& context, const Matmul& a) {
   return matmul_on_tensor_cores(a) && !context.library;
 }
 
-MatmulKernel matmul_tile(const Context& context, const Matmul& a) {
+namespace {
+
+// Time of a wave of tiles over the multiprocessors; `speed` is what share of the largest tile's rate a
+// smaller one is expected to reach (fewer multiplications for each byte it reads).
+template <typename Tile>
+double wave_time(const Context& context, const Matmul& a, double speed) {
+  const int64_t tiles = int64_t{blocks_for(a.m, Tile::kRows)} * blocks_for(a.n, Tile::kCols);
+  return static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
+                             Tile::kCols) /
+         speed;
+}
+MatmulKernel fastest(double large, double medium, double small, std::array<MatmulKernel, 3> kernels) {
+  if (small < large && small < medium) return kernels[2];
+  return kernels[medium < large ? 1 : 0];
+}
+
+}  // namespace
+
+MatmulKernel matmul_tile(const Context& context, const Matmul& a, bool hopper) {
   if (a.kernel != MatmulKernel::kChosen) return a.kernel;
+  if (hopper && context.capability == 90)
+    return fastest(wave_time<HopperLargeTile>(context, a, 1.0), wave_time<HopperMediumTile>(context, a, 0.8),
+                   wave_time<HopperSmallTile>(context, a, 0.25),
+                   {MatmulKernel::kHopperLarge, MatmulKernel::kHopperMedium, MatmulKernel::kHopperSmall});
   if (a.m <= SmallMatmulTile::kRows) return MatmulKernel::kSmall;
-  // Time of a wave of tiles over the multiprocessors; `speed` is what share of the large tile's rate a
-  // smaller one is expected to reach (fewer multiplications for each byte it reads).
-  const auto time = [&]<typename Tile>(Tile, double speed) {
-    const int64_t tiles = int64_t{blocks_for(a.m, Tile::kRows)} * blocks_for(a.n, Tile::kCols);
-    return static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
-                               Tile::kCols) /
-           speed;
-  };
-  const double large = time(LargeMatmulTile{}, 1.0), medium = time(MediumMatmulTile{}, 0.9),
-               small = time(SmallMatmulTile{}, 0.15);
-  if (small < large && small < medium) return MatmulKernel::kSmall;
-  return medium < large ? MatmulKernel::kMedium : MatmulKernel::kLarge;
+  return fastest(wave_time<LargeMatmulTile>(context, a, 1.0), wave_time<MediumMatmulTile>(context, a, 0.9),
+                 wave_time<SmallMatmulTile>(context, a, 0.15),
+                 {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kSmall});
 }
 
 void matmul(const Context& context, const Matmul& a) {

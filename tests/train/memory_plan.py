@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SLACK = 32 << 20
 WORDS = "the of and to in is was for on with as he it at by that".split()
 
-STATIC, MLP, CONDITIONAL = ("generator.kind=" + kind for kind in ("static", "mlp", "conditional"))
+STATIC, MLP, CONDITIONAL = ("method=" + kind for kind in ("prompt", "ptuning", "gan"))
 CE, RLOO, GUMBEL = ("loss.kind=" + kind for kind in ("ce", "rloo", "gumbel"))
 # name -> (model, words of prompt and completion, settings)
 SMALL, LARGE = "stories", "smollm"
@@ -35,6 +35,7 @@ MATRIX = {
     "smollm c1 conditional accumulated": (
         LARGE, 12, 12, [CONDITIONAL, RLOO, "loss.samples=2", "train.batch=2", "train.accumulate=2"],
     ),
+    "smollm lora": (LARGE, 20, 20, ["method=lora", "lora.targets=all", CE, "train.batch=4"]),
     "smollm c2": (LARGE, 12, 12, [CONDITIONAL, GUMBEL, "loss.samples=1", "train.batch=4"]),
 }
 

@@ -30,6 +30,7 @@ class CountingOps final : public Ops {
   void project_backward(const ProjectBackward&) override {}
   void gate_up_forward(const GateUpForward&) override {}
   void gate_up_backward(const GateUpBackward&) override {}
+  void swiglu(const Swiglu&) override {}
   void head_logits(const HeadLogits&) override {}
   void head_loss(const HeadLoss&) override {}
   void sample(const Sample&) override {}

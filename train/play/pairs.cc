@@ -56,7 +56,8 @@ std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenize
       }
       requests.push_back(std::move(r));
     }
-  std::vector<GeneratedSequence> sequences = generate(device, llama, prompts.view(), requests, params);
+  std::vector<GeneratedSequence> sequences =
+      generate(device, llama, prompts.view(), requests, params, kDecodedTogether, {}, prompts.adapter);
   for (size_t i = 0; i < rollouts.size(); ++i) {
     Rollout& r = rollouts[i];
     r.tokens = std::move(sequences[i].tokens);

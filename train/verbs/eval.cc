@@ -38,9 +38,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
 
   const uint64_t base = llama.memory_hash();
   Runner runner(device, llama);
-  const std::unique_ptr<Generator> trained =
-      load_generator(checkpoint, config.generator, device, llama, false);
-  const std::unique_ptr<Generator> warm = load_generator(checkpoint, config.generator, device, llama, true);
+  const std::unique_ptr<Generator> trained = load_generator(checkpoint, config, device, llama, false);
+  const std::unique_ptr<Generator> warm = load_generator(checkpoint, config, device, llama, true);
   NoPrompt none;
   GeneratorPrompts trained_prompts(runner, *trained, config.generator);
   std::unique_ptr<GeneratorPrompts> warm_prompts;

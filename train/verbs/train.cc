@@ -179,6 +179,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       folder.write(folder.config_file(), to_toml(config));
     }
   } else {
+    if (!config.adapter.empty())
+      trainer.start_from(read_peft(config.adapter, llama.config()), config.adapter);
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
@@ -325,7 +327,12 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
 
   const Totals& t = trainer.totals();
   json summary;
+  const char* const method = config.method == Method::kGan       ? "gan"
+                             : config.method == Method::kPrompt  ? "prompt"
+                             : config.method == Method::kPtuning ? "ptuning"
+                                                                 : "lora";
   summary["run"] = {{"model", config.model},
+                    {"method", method},
                     {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
                                   : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
                                                                                   : "conditional"},
