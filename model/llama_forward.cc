@@ -12,11 +12,6 @@ KvCache::KvCache(Device& device, const Llama& llama, int64_t slots) {
   }
 }
 
-int64_t KvCache::bytes(const Llama& llama, int64_t slots) {
-  const LlamaConfig& c = llama.config();
-  return 2 * c.num_layers * slots * c.num_kv_heads * c.head_dim * dtype_size(llama.dtype());
-}
-
 DeviceBatch::DeviceBatch(Device& device, const PackedBatch& batch)
     : host(&batch), tokens(upload(device, batch.tokens())), positions(upload(device, batch.positions())) {}
 

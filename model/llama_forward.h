@@ -10,7 +10,6 @@ namespace gantrain {
 struct KvCache {
   std::vector<OwnedTensor> k, v;
   KvCache(Device& device, const Llama& llama, int64_t slots);
-  static int64_t bytes(const Llama& llama, int64_t slots);
 };
 
 // A packed batch on the device.

@@ -23,8 +23,11 @@ void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving
   GT_CHECK(batch.rows() > 0, "an empty batch");
   Arena counting;
   take_activations(counting, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
-  Arena& arena = workspace_.reserve(counting.peak());
-  acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
+  {
+    const Range range(device_, "activations");
+    Arena& arena = workspace_.reserve(counting.peak());
+    acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
+  }
   batch_.emplace(device_, batch);
   prompt_ = prompt;
   lora_ = lora;
@@ -144,35 +147,6 @@ OwnedTensor Runner::input_gradient_rows(const std::vector<int32_t>& rows) {
   const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
   gather_rows(device_, {.x = acts_.dx, .rows = rows_d, .y = out});
   return out;
-}
-
-int64_t Runner::plan_bytes(const PackedBatch& batch, int64_t scored, Saving saving, bool backward,
-                           const LoraAdapter* lora) const {
-  Arena counting;
-  const Activations acts = take_activations(counting, device_, llama_, batch.rows(), saving,
-                                            static_cast<int>(llama_.layers().size()), batch.plan(), lora);
-  static std::byte present;
-  auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device_.kind()); };
-  const Tensor x = view(DType::kF32, {batch.rows(), llama_.config().hidden_size}),
-               r = view(DType::kF32, {scored});
-  const HeadLoss op{.x = x,
-                    .rows = view(DType::kI32, {scored}),
-                    .gain = llama_.final_gain(),
-                    .w = &llama_.head(),
-                    .eps = 1e-5f,
-                    .labels = view(DType::kI32, {scored}),
-                    .ce_weight = r,
-                    .reference = {},
-                    .kl_weight = {},
-                    .embedding_grad = {},
-                    .key = {},
-                    .counter = {},
-                    .nll = r,
-                    .kl = {},
-                    .argmax = {},
-                    .dx = backward ? x : Tensor(),
-                    .scratch = {}};
-  return counting.peak() + (scored > 0 ? head_loss_scratch(device_, op) : 0);
 }
 
 }  // namespace gantrain

@@ -55,10 +55,6 @@ class Runner {
   void add_prompt_gradient(Tensor dprompt);                           // (R, C) f32  +=
   OwnedTensor input_gradient_rows(const std::vector<int32_t>& rows);  // (R, C) f32: dL/d(embedding row)
 
-  // Bytes of workspace for a batch of `rows` rows, `scored` of them scored; nothing is allocated.
-  int64_t plan_bytes(const PackedBatch& batch, int64_t scored, Saving saving, bool backward,
-                     const LoraAdapter* lora = nullptr) const;
-
   Device& device() const { return device_; }
   const Llama& llama() const { return llama_; }
 

@@ -338,8 +338,9 @@ std::vector<Key> make_keys() {
       integer_key("seed", GT_AT(seed), 0, std::numeric_limits<int64_t>::max(),
                   "the one seed of the run: weights, batches, noise, sampling"),
       text_key("output", GT_AT(output), "run folder: checkpoints, resolved configuration, logs"),
-      bytes_key("memory_limit", GT_AT(memory_limit),
-                "a run whose memory plan is larger is refused before it starts; 0: no limit"),
+      bytes_key(
+          "memory_limit", GT_AT(memory_limit),
+          "a run whose memory plan is larger is refused before it starts; 0: what is free on this machine"),
 
       text_key("data.train", GT_AT(data.train), "training file"),
       text_key("data.valid", GT_AT(data.valid),

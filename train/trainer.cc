@@ -508,29 +508,16 @@ struct Trainer::State {
           inputs.push_back(&(data.valid.empty() ? data.train : data.valid)[static_cast<size_t>(n)]);
       const size_t sampled_inputs = inputs.size();
 
-      // Answers of the model under the present prompts. Held-out inputs get one sample each.
+      // Answers of the model under the present prompts, all decoded together: a step of decoding reads every
+      // weight, however many answers it serves. Held-out inputs get one sample each.
       const Prompts made = prompts->make(inputs, noise_key);
-      std::vector<Rollout> rollouts =
-          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), fresh_inputs),
-                   config.generator.placement, config.loss.samples, config.train.max_new_tokens,
-                   key(kPurposeRollout, index(m)), gumbel);
-      const size_t fresh = rollouts.size();
-      if (sampled_inputs > fresh_inputs) {
-        Prompts rest;
-        if (made.count > 0) rest.rows = copy_of(device, made.view());
-        rest.count = made.count;
-        rest.adapter = made.adapter;
-        rest.first.assign(made.first.begin() + static_cast<std::ptrdiff_t>(fresh_inputs), made.first.end());
-        std::vector<Rollout> held =
-            roll_out(device, llama, tokenizer, rest,
-                     ExampleSpan(inputs.data() + fresh_inputs, sampled_inputs - fresh_inputs),
-                     config.generator.placement, 1, config.train.max_new_tokens,
-                     key(kPurposeRollout, index(m) + 2048), gumbel);
-        for (Rollout& h : held) {
-          h.input += fresh_inputs;
-          rollouts.push_back(std::move(h));
-        }
-      }
+      const RolloutGroup groups[] = {
+          {0, fresh_inputs, config.loss.samples, key(kPurposeRollout, index(m))},
+          {fresh_inputs, sampled_inputs, 1, key(kPurposeRollout, index(m) + 2048)}};
+      const size_t fresh = fresh_inputs * static_cast<size_t>(config.loss.samples);
+      const std::vector<Rollout> rollouts =
+          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), sampled_inputs),
+                   config.generator.placement, groups, config.train.max_new_tokens, gumbel);
       for (const Rollout& o : rollouts) {
         totals.sampled_tokens += static_cast<int64_t>(o.tokens.size());
         length += static_cast<double>(o.tokens.size());
@@ -716,10 +703,11 @@ struct Trainer::State {
       for (size_t i = begin; i < std::min(count, begin + batch); ++i)
         inputs.push_back(&items[i * items.size() / count]);
       const Prompts made = prompts->make(inputs, key(kPurposeSignal, 2 * begin));
+      const RolloutGroup all{0, inputs.size(), 1, key(kPurposeSignal, 2 * begin + 1)};
       const std::vector<Rollout> rollouts =
           roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), inputs.size()),
-                   config.generator.placement, 1, config.train.max_new_tokens,
-                   key(kPurposeSignal, 2 * begin + 1), config.loss.kind == LossKind::kGumbel);
+                   config.generator.placement, {&all, 1}, config.train.max_new_tokens,
+                   config.loss.kind == LossKind::kGumbel);
       std::vector<AnswerPair> pairs;
       for (size_t i = 0; i < rollouts.size(); ++i) {
         const Rollout& o = rollouts[i];

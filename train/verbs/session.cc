@@ -1,7 +1,5 @@
 #include "train/verbs/session.h"
 
-#include <sys/resource.h>
-
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -95,12 +93,6 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
                          return v;
                        });
   return g;
-}
-
-int64_t peak_memory_bytes() {
-  struct rusage usage {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
 }
 
 }  // namespace gantrain

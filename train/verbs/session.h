@@ -29,7 +29,4 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
 // The configuration a checkpoint was trained with.
 TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides);
 
-// The most memory this process has had so far, as the system counts it.
-int64_t peak_memory_bytes();
-
 }  // namespace gantrain
