@@ -5,17 +5,18 @@
 
 namespace gantrain::cuda {
 
-// to[i] = from[i], rounded once to To. A thread owns kVector values, aligned to their size.
-template <typename From, typename To, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void convert_kernel(const From* __restrict__ from, To* __restrict__ to,
-                                                           int64_t count) {
+// to[i] = from[i], rounded once to bf16. A thread owns kVector values: 8, so that it stores 16 bytes and
+// loads 16 at a time, or 1. grid (count / kVector / kThreads); `count` is a multiple of kVector.
+template <typename From, int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads,
+                             kFullBlocks<kThreads>) void round_to_bf16_kernel(const From* __restrict__ from,
+                                                                              __nv_bfloat16* __restrict__ to,
+                                                                              int64_t count) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector;
   if (i >= count) return;
-  const Vector<From, kVector> in = load_vector<kVector>(from + i);
-  Vector<To, kVector> out;
-#pragma unroll
-  for (int j = 0; j < kVector; ++j) out.value[j] = from_float<To>(to_float(in.value[j]));
-  store_vector(to + i, out);
+  float in[kVector];
+  load_row(from + i, in);
+  store_row(to + i, in);
 }
 
 }  // namespace gantrain::cuda
