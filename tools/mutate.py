@@ -76,7 +76,7 @@ class Baseline:
 
     def __init__(self, runner, folder, chosen=FILTER):
         self.modules = {}  # hash -> (arch, lines, {kernel: Kernel})
-        self.tests = collections.defaultdict(dict)  # kernel -> {(program, test): seconds}
+        self.tests = collections.defaultdict(dict)  # (arch, kernel) -> {(program, test): seconds}
         self.seconds = {}  # (program, test) -> seconds
         build = runner.build
         self.programs = {p: os.path.join(build, "bin", p) for p in PROGRAMS}
@@ -124,7 +124,7 @@ class Baseline:
                 seconds = int(match.group(2)) / 1000
                 self.seconds[name, test] = max(seconds, self.seconds.get((name, test), 0))
                 for kernel in launched:
-                    self.tests[kernel][name, test] = seconds
+                    self.tests[arch, kernel][name, test] = seconds
 
     def take(self, dump, arch):
         for name in sorted(n for n in os.listdir(dump) if n.endswith(".ptx")) if os.path.isdir(dump) else []:
@@ -186,22 +186,27 @@ def family_of(kernel):
 def choose_ptx(baseline, root, seed):
     """Mutants of the kernels: of each kernel template a few, of the products and of attention more, each of another kind
     before one comes again; which, the seed decides for each kernel alone, so that a changed kernel does not change the others'."""
-    source, groups, unreached = SourceLines(root), collections.defaultdict(list), []
+    source, groups, reached = SourceLines(root), collections.defaultdict(list), set()
     short = audit_machine.demangle({k for _, _, found in baseline.modules.values() for k in found})
-    for module, (arch, _, found) in baseline.modules.items():
+    holders = collections.defaultdict(list)  # (arch, kernel) -> modules: a header's static kernel may lie in several
+    for module, (arch, _, found) in sorted(baseline.modules.items(), key=lambda m: (m[1][0], m[0])):
         for name, kernel in found.items():
-            if name not in baseline.tests:
-                unreached.append(short[name])
-                continue
-            groups[re.sub(r"<.*", "", short[name])].append((module, arch, kernel, short[name]))
+            # compute_90a's PTX repeats what compute_80's has; only the kernels made for it are broken there.
+            if arch == "80" or any(s.op.startswith("wgmma") for s in kernel.statements):
+                holders[arch, name].append(module)
+    for (arch, name), modules in holders.items():
+        if (arch, name) in baseline.tests:
+            reached.add(name)
+            groups[re.sub(r"<.*", "", short[name])].append((modules, arch, baseline.modules[modules[0]][2][name], short[name]))
+    unreached = {short[name] for arch, name in holders if name not in reached and not (arch == "80" and ("90", name) in holders)}
     mutants = []
     for base, members in sorted(groups.items()):
         by_operator = collections.defaultdict(list)
         seen = set()
-        for module, arch, kernel, name in members:
-            for place in mutate_ptx.places(baseline.modules[module][1], kernel):
+        for modules, arch, kernel, name in members:
+            for place in mutate_ptx.places(baseline.modules[modules[0]][1], kernel):
                 rank = digest(seed, name, place.operator, place.ordinal)
-                by_operator[place.operator].append((rank, module, arch, kernel, name, place))
+                by_operator[place.operator].append((rank, modules, arch, kernel, name, place))
         tensor = any("mma" in s.op for _, _, k, _ in members for s in k.statements)
         quota = 12 if tensor else 6 if sum(map(len, by_operator.values())) > 1000 else 3
         for candidates in by_operator.values():
@@ -211,19 +216,19 @@ def choose_ptx(baseline, root, seed):
         while quota and any(number < len(by_operator[o]) for o in order):
             for operator in order:
                 if quota and number < len(by_operator[operator]):
-                    _, module, arch, kernel, name, place = by_operator[operator][number]
+                    _, modules, arch, kernel, name, place = by_operator[operator][number]
                     if (name, place.line, place.after) in seen:
                         continue
                     seen.add((name, place.line, place.after))
-                    body = "\n".join(baseline.modules[module][1][kernel.begin : kernel.end])
+                    body = "\n".join(baseline.modules[modules[0]][1][kernel.begin : kernel.end])
                     mutants.append(Mutant(
                         "ptx", family_of(kernel), name, operator, place.ordinal,
                         f"{place.source[0]}:{place.source[1]}" if place.source else "", source.at(place.source),
                         place.before.strip(), place.after.strip(), digest("ptx", body, place.line - kernel.begin, place.after),
-                        (module, arch, kernel.name, place)))  # fmt: skip
+                        (modules, arch, kernel.name, place)))  # fmt: skip
                     quota -= 1
             number += 1
-    return mutants, sorted(set(unreached))
+    return mutants, sorted(unreached)
 
 
 def choose_source(root, seed):
@@ -284,11 +289,12 @@ class Campaign:
 
     def tests_of(self, mutant):
         if mutant.kind == "ptx":
-            return dict(self.baseline.tests[mutant.data[2]])
+            return dict(self.baseline.tests[mutant.data[1], mutant.data[2]])
         tests = {}
         names = self.rebuild.kernels_of(mutant.kernel)
-        for kernel in names & set(self.baseline.tests):
-            tests.update(self.baseline.tests[kernel])
+        for (arch, kernel), launching in self.baseline.tests.items():
+            if kernel in names:
+                tests.update(launching)
         if not tests:  # the runtime's own files: everything
             tests = dict(self.baseline.seconds)
         return tests
@@ -317,20 +323,23 @@ class Campaign:
         reached = None
         with tempfile.TemporaryDirectory() as folder:
             if mutant.kind == "ptx":
-                module, arch, _, place = mutant.data
-                lines = self.baseline.modules[module][1]
+                modules, arch, name, place = mutant.data
 
-                def put(text):
-                    with open(os.path.join(folder, module + ".ptx"), "w", encoding="utf-8") as file:
-                        file.write(text)
+                def put(change):
+                    for module in modules:
+                        _, lines, found = self.baseline.modules[module]
+                        there = place if module == modules[0] else next(
+                            p for p in mutate_ptx.places(lines, found[name]) if (p.operator, p.ordinal) == (place.operator, place.ordinal))
+                        with open(os.path.join(folder, module + ".ptx"), "w", encoding="utf-8") as file:
+                            file.write(change(lines, there))
 
-                put(mutate_ptx.apply(lines, place))
+                put(mutate_ptx.apply)
                 for seed in SEEDS[: 1 if self.o.sample else None]:
                     outcome, how = self.attempt(tests, self.baseline.programs.get, arch, seed, folder)
                     if outcome != "survived":
                         break
                 if outcome == "survived" and not self.o.sample:
-                    put(mutate_ptx.probe(lines, place))
+                    put(mutate_ptx.probe)
                     reached = self.attempt(tests, self.baseline.programs.get, arch, 0, folder)[0] == "caught"
             else:
                 status, said = self.rebuild.compile(mutant.data.path, mutant.data.changed, folder)
@@ -344,8 +353,8 @@ class Campaign:
                             linked[name] = self.rebuild.link(name, folder)
                         return linked[name]
 
-                    for seed in SEEDS[: 1 if self.o.sample else None]:
-                        outcome, how = self.attempt(tests, program, "80", seed, None)
+                    for arch, seed in list(zip(("80", "90"), SEEDS))[: 1 if self.o.sample else None]:
+                        outcome, how = self.attempt(tests, program, arch, seed, None)
                         if outcome != "survived":
                             break
         return {"key": mutant.key, "programs": self.baseline.hash, "kind": mutant.kind, "family": mutant.family,
@@ -487,13 +496,13 @@ def sample(mutants, count):
 def check_identity(campaign, baseline):
     """Changing nothing must be noticed by nobody, or 'caught' would mean nothing."""
     for module, (arch, lines, found) in sorted(baseline.modules.items()):
-        name = next((k for k in sorted(found) if k in baseline.tests), None)
+        name = next((k for k in sorted(found) if (arch, k) in baseline.tests), None)
         if name is None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, module + ".ptx"), "w", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n// unchanged\n")
-            quick = sorted(baseline.tests[name].items(), key=lambda t: t[1])[:2]
+            quick = sorted(baseline.tests[arch, name].items(), key=lambda t: t[1])[:2]
             outcome, how = campaign.attempt(dict(quick), baseline.programs.get, arch, 0, folder)
         if outcome != "survived":
             sys.exit(f"mutate: {module}: PTX that was not changed is '{outcome}' ({how})")

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
-#include <sstream>
 #include <thread>
 
 #include "model/runner.h"
@@ -131,11 +130,30 @@ int64_t scratch_of_threads(const Device& device, const Llama& llama, int64_t thr
          kLibrary;
 }
 
-int64_t read_number(const char* path) {
+int64_t read_number(const std::string& path) {
   std::ifstream in(path);
   int64_t value = -1;
   in >> value;
-  return in ? value : -1;
+  return in ? value : -1;  // "max" is no number: no limit
+}
+
+// A line "NAME VALUE" of a file; 0 where there is none.
+int64_t read_entry(const std::string& path, const std::string& name) {
+  std::ifstream in(path);
+  std::string word;
+  for (int64_t value = 0; in >> word >> value;)
+    if (word == name) return value;
+  return 0;
+}
+
+// What a control group leaves to this process: its limit less what others of it hold. Caches of files are
+// given up when memory is asked for. -1: no limit.
+int64_t left_by_group(const std::string& limit, const std::string& usage, const std::string& stat,
+                      const char* cache, int64_t held) {
+  const int64_t most = read_number(limit), taken = read_number(usage);
+  if (most <= 0 || taken < 0) return -1;
+  const int64_t others = std::max<int64_t>(0, taken - held - read_entry(stat, cache));
+  return std::max<int64_t>(0, most - others);
 }
 
 }  // namespace
@@ -199,17 +217,24 @@ MemoryLimit memory_limit(int64_t configured, const ProcessMemory& now) {
   const int64_t held = now.own;
   for (std::string line; std::getline(in, line);)
     if (line.starts_with("MemAvailable:"))
-      limit = {std::stoll(line.substr(13)) * 1024 + held, "this machine's free memory"};
-  // Version 2, then version 1; "max" is no number.
-  for (const auto& [most, used] :
-       {std::pair("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
-    const int64_t all = read_number(most), taken = read_number(used);
-    // What others of the group hold is taken as it is; caches of files among it are given up when asked for.
-    if (all <= 0 || taken < 0) continue;
-    const int64_t own = std::max(all - std::max<int64_t>(0, taken - held - now.files), held);
-    if (limit.bytes == 0 || own < limit.bytes) limit = {own, "the control group's limit"};
+      limit = {std::stoll(line.substr(13)) * 1024 + held, "what this machine has free"};
+  std::vector<int64_t> groups{left_by_group("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                                            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+                                            "/sys/fs/cgroup/memory/memory.stat", "cache", held)};
+  // Version 2: this process's group and all above it, "0::/a/b".
+  std::ifstream own("/proc/self/cgroup");
+  for (std::string line; std::getline(own, line);) {
+    if (!line.starts_with("0::")) continue;
+    for (std::string path = line.substr(3);;) {
+      const std::string folder = "/sys/fs/cgroup" + path + "/";
+      groups.push_back(left_by_group(folder + "memory.max", folder + "memory.current", folder + "memory.stat",
+                                     "file", held));
+      if (path.size() <= 1) break;
+      path.erase(std::max<size_t>(path.rfind('/'), 1));
+    }
   }
+  for (const int64_t left : groups)
+    if (left >= 0 && (limit.bytes == 0 || left < limit.bytes)) limit = {left, "the control group's limit"};
   return limit;
 }
 
@@ -227,7 +252,8 @@ void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainC
     TrainConfig changed = config;
     change(changed);
     const int64_t total = plan_of(changed).total();
-    if (total < plan.total() - plan.total() / 200) remedies.push_back({text, total});
+    constexpr int64_t kWorthIt = 1'000'000;
+    if (total + kWorthIt < plan.total()) remedies.push_back({text, total});
   };
   if (config.train.recompute == Recompute::kNone)
     consider("train.recompute=layer (same bits, about a third more time)",

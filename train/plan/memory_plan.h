@@ -40,7 +40,7 @@ MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& toke
 // the process holds already counts as given.
 struct MemoryLimit {
   int64_t bytes = 0;
-  std::string source;  // "memory_limit", "this machine", "the control group"
+  std::string source;  // for people: "memory_limit", ...
 };
 MemoryLimit memory_limit(int64_t configured, const ProcessMemory& now);
 
