@@ -78,7 +78,7 @@ TEST(Config, MethodAndGeneratorKindSayTheSameThing) {
   EXPECT_THROW(load_train_config("", {"method=lora", "generator.prompt_length=3"}), Error);
   // A run's own file has all keys: it reads back, and the command line wins over it.
   TextFile lora(to_toml(load_train_config("", {"method=lora"}))),
-      prompt(to_toml(load_train_config("", {"method=prompt"})));
+      prompt(to_toml(load_train_config("", {"method=prompt"})), "prompt.toml");
   EXPECT_EQ(load_train_config(lora.path).method, Method::kLora);
   EXPECT_EQ(load_train_config(prompt.path, {"generator.kind=conditional"}).method, Method::kGan);
   EXPECT_EQ(load_train_config(prompt.path, {"method=lora"}).generator.prompt_length, 0);
