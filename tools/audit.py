@@ -8,10 +8,12 @@ import re
 import sys
 import tomllib
 
+import audit_counts
 import audit_machine
 
 # How a page's table is marked, so that a run can replace it.
 BEGIN, END = "<!-- audit: made by tools/audit --write -->", "<!-- end of audit -->"
+COUNTS_BEGIN, COUNTS_END = "<!-- counts: made by tools/audit --build --write -->", "<!-- end of counts -->"
 AT_LEAST = ("occupancy", "mma_share", "mma_per_load", "wide", "hgmma", "tma")
 
 
@@ -160,6 +162,7 @@ def options():
     p.add_argument("--json", metavar="FILE", help="write everything that was read, as JSON")
     p.add_argument("--strict", action="store_true", help="known misses fail as well")
     p.add_argument("--kernel", metavar="REGEX", help="print what is known of the kernels whose name matches, and stop")
+    p.add_argument("--build", metavar="DIR", help="count a step on the software GPU of this build as well, against cuda/counts.toml")
     p.add_argument("--thresholds", metavar="FILE", default=os.path.join(root, "cuda/audit.toml"), help=argparse.SUPPRESS)
     p.add_argument("--sources", metavar="GLOB", default="cuda/ops/*.cu", help="sources, from --root (default cuda/ops/*.cu)")
     p.add_argument("--root", default=root, help=argparse.SUPPRESS)
@@ -192,12 +195,23 @@ def main():
     if o.json:
         with open(o.json, "w", encoding="utf-8") as file:
             json.dump({"nvcc": release, "kernels": rows}, file, indent=1)
+    counts = None
+    if o.build:
+        limits = os.path.join(o.root, "cuda/counts.toml")
+        counts, count_misses, notes = audit_counts.run(o.root, os.path.abspath(o.build), limits)
+        for text, known in count_misses:
+            fresh += not known or o.strict
+            print(f"{'known miss' if known else 'MISS'}: {text}")
+        for note in notes:
+            print(f"{limits}: {note}")
     page_path = os.path.join(o.root, "docs/audit.md")
     stale = False
     if o.write or o.check:
         with open(page_path, encoding="utf-8") as file:
             page = file.read()
         made = replace_section(page, BEGIN, END, table(rows, release))
+        if counts:
+            made = replace_section(made, COUNTS_BEGIN, COUNTS_END, counts)
         stale = made != page
         if stale and o.write:
             with open(page_path, "w", encoding="utf-8") as file:

@@ -28,7 +28,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 def find_tool(name):
     """Path of nvcc, cuobjdump or nvdisasm: from PATH, the toolkit, or the packages of requirements-audit.txt."""
-    places = [os.path.join(p, "bin") for p in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if p]
+    cache = os.environ.get("GANTRAIN_CACHE", os.path.expanduser("~/.cache/gantrain"))
+    places = [os.path.join(p, "bin") for p in (os.environ.get("CUDA_HOME"), "/usr/local/cuda", os.path.join(cache, "cuda")) if p]
     try:
         import nvidia
 
@@ -37,7 +38,7 @@ def find_tool(name):
         pass
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
     if not found:
-        sys.exit(f"audit: no {name} in PATH, CUDA_HOME/bin, /usr/local/cuda/bin or the packages of requirements-audit.txt")
+        sys.exit(f"audit: no {name} in PATH, CUDA_HOME/bin, /usr/local/cuda/bin, {cache}/cuda/bin or the packages of requirements-audit.txt")
     return found
 
 

@@ -553,7 +553,7 @@ bool is_section(std::string_view name) {
              did_you_mean(name, known_names()));
 }
 
-// Names of the keys that were set, by file or command line.
+// Names of the keys that were set.
 using Seen = std::set<std::string>;
 
 void apply_table(TrainConfig& config, Seen& seen, const toml::table& table, const std::string& prefix,
@@ -627,30 +627,36 @@ void apply_override(TrainConfig& config, Seen& seen, const std::string& override
   seen.insert(key->name);
 }
 
-// method and generator.kind say the same thing of a prompt: either may be left out.
-void resolve_method(TrainConfig& c, const Seen& seen) {
+// method and generator.kind say the same thing of a prompt: either may be left out, and what the command line
+// says wins over both of the file's.
+void resolve_method(TrainConfig& c, const Seen& file, const Seen& line) {
   constexpr std::array kKinds{GeneratorKind::kConditional, GeneratorKind::kStatic, GeneratorKind::kMlp,
                               GeneratorKind::kStatic};
   constexpr std::array kNames{"conditional", "static", "mlp", "static"};
-  const bool kind_seen = seen.contains("generator.kind");
-  if (!seen.contains("method")) {
+  const bool by_line = line.contains("method") || line.contains("generator.kind");
+  const Seen& last = by_line ? line : file;
+  if (!last.contains("method")) {
     c.method = c.generator.kind == GeneratorKind::kStatic ? Method::kPrompt
                : c.generator.kind == GeneratorKind::kMlp  ? Method::kPtuning
                                                           : Method::kGan;
-    return;
+  } else {
+    const auto m = static_cast<size_t>(c.method);
+    if (last.contains("generator.kind") && c.generator.kind != kKinds[m])
+      fail_usage(
+          "configuration: method and generator.kind: this method has generator.kind = \"{}\"; leave one of "
+          "them out",
+          kNames[m]);
+    c.generator.kind = kKinds[m];
   }
-  const auto m = static_cast<size_t>(c.method);
-  if (kind_seen && c.generator.kind != kKinds[m])
-    fail_usage(
-        "configuration: method and generator.kind: this method has generator.kind = \"{}\"; leave one of "
-        "them out",
-        kNames[m]);
-  c.generator.kind = kKinds[m];
-  if (c.method != Method::kLora) return;
-  if (seen.contains("generator.prompt_length") && c.generator.prompt_length != 0)
-    fail_usage(
-        "configuration: method and generator.prompt_length: lora has no prompt; leave prompt_length out");
-  c.generator.prompt_length = 0;
+  const char* const length = "generator.prompt_length";
+  if (c.method == Method::kLora) {
+    if ((line.contains(length) || (!by_line && file.contains(length))) && c.generator.prompt_length != 0)
+      fail_usage(
+          "configuration: method and generator.prompt_length: lora has no prompt; leave prompt_length out");
+    c.generator.prompt_length = 0;
+  } else if (by_line && c.generator.prompt_length == 0 && !line.contains(length)) {
+    c.generator.prompt_length = GeneratorConfig().prompt_length;  // the file was a run's of adapters
+  }
 }
 
 void resolve(TrainConfig& c) {
@@ -728,10 +734,10 @@ TrainConfig parse_train_config(std::string_view text, const std::string& name,
   } catch (const toml::parse_error& error) {
     fail_usage("{}:{}: not TOML: {}", name, error.source().begin.line, error.description());
   }
-  Seen seen;
-  apply_table(config, seen, table, "", name);
-  for (const std::string& override_text : overrides) apply_override(config, seen, override_text);
-  resolve_method(config, seen);
+  Seen file, line;
+  apply_table(config, file, table, "", name);
+  for (const std::string& override_text : overrides) apply_override(config, line, override_text);
+  resolve_method(config, file, line);
   resolve(config);
   check_together(config);
   return config;

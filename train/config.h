@@ -22,6 +22,7 @@ enum class ChatTemplateChoice : uint8_t { kNone, kAuto, kChatML, kLlama2, kLlama
 enum class BadItems : uint8_t { kError, kDrop };
 enum class Duplicates : uint8_t { kError, kDrop };
 enum class Method : uint8_t { kGan, kPrompt, kPtuning, kLora };
+inline constexpr const char* kMethodNames[] = {"gan", "prompt", "ptuning", "lora"};
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };

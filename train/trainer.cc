@@ -912,7 +912,7 @@ void Trainer::start_from(const PeftAdapter& adapter, const std::string& folder) 
   ParameterSet& own = s.generator->parameters();
   if (adapter.is_lora() != (s.config.method == Method::kLora))
     fail_usage("{}: an adapter of type {}; the run has method {}", folder, adapter.type,
-               s.config.method == Method::kLora ? "lora" : "with a prompt");
+               kMethodNames[static_cast<size_t>(s.config.method)]);
   if (adapter.is_lora()) {
     const LoraShape &theirs = adapter.shape, &ours = s.generator->adapter()->shape;
     const auto describe = [](const LoraShape& shape) {

@@ -20,7 +20,7 @@ struct WgmmaTile {
   static constexpr int kGroups = kRows / 64, kWarps = 4 * kGroups;  // that multiply
   // 128 sums a thread and what is done with them need more registers than three warps on a quarter of the
   // multiprocessor can have each: then the copying warp becomes a warpgroup, which can give registers away.
-  static constexpr bool kGivesRegisters = kCols > 128;
+  static constexpr bool kGivesRegisters = kCols > 192;
   static constexpr int kThreads = (kWarps + (kGivesRegisters ? 4 : 1)) * kWarp;
   static constexpr int kBytesA = kRows * kDepth * 2, kBytesB = kCols * kDepth * 2;
   static constexpr int kStageBytes = kBytesA + kBytesB;
@@ -29,9 +29,10 @@ struct WgmmaTile {
   static constexpr int kAcross = kCols < 64 ? kCols : 64;
   static_assert(kStages >= 2 && kRows % 64 == 0 && kCols % kAcross == 0 && (kAcross == 32 || kAcross == 64));
 };
-// 64 x 256 and 64 x 128 a warpgroup; the third for few rows, where the weight is read once and the measure is
-// bytes under way.
+// 64 x 256, 64 x 192 and 64 x 128 a warpgroup; the last for few rows, where the weight is read once and the
+// measure is bytes under way.
 using HopperLargeTile = WgmmaTile<128, 256, 4, 1>;
+using HopperMiddleTile = WgmmaTile<128, 192, 5, 1>;
 using HopperMediumTile = WgmmaTile<128, 128, 6, 1>;
 using HopperSmallTile = WgmmaTile<64, 32, 8, 2>;
 constexpr int kHopperGroup = 8;  // rows of tiles that run side by side: the second-level cache keeps their B
@@ -39,13 +40,20 @@ constexpr int kHopperGroup = 8;  // rows of tiles that run side by side: the sec
 // How the columns of a paired product lie in tiles. The product's columns are `heads` of 2 * half; pair i of
 // a head is its columns i and i + half. A tile of kCols has kCols / 2 slots for pairs, its first half the
 // columns i, its second half the columns i + half of the same pairs, so that both come by one box each and
-// lie in one lane. A head takes `padded` slots: half, rounded up to kCols / 2, or, where it is less than
-// that, to a power of two. In slots past half nothing is stored.
+// lie in one lane. Of a tile's slots a head has `box`: all, or, where half is less, as few as hold it and
+// divide them; a head takes `padded` slots, half rounded up to boxes. In slots past half nothing is stored.
 struct PairedColumns {
-  int half, padded;
-  int log2_box;  // slots that one head has in a tile
+  int half, box, padded;
   int heads;
 };
+// half is a multiple of four.
+template <typename Tile>
+constexpr PairedColumns paired_columns(int half, int heads) {
+  constexpr int kSlots = Tile::kCols / 2;
+  int box = 4;  // four neighbours lie in one box
+  while (box < kSlots && (box < half || kSlots % box != 0)) box += 4;
+  return {half, box, (half + box - 1) / box * box, heads};
+}
 
 // Of 16 columns, lane q of four has 2q, 2q + 1 of both groups of 8; afterwards the four neighbours from
 // quad_column() on: lane q gives one pair to lane q ^ 1 and gets one.
@@ -195,8 +203,9 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_ke
           float a[4], b[4];
           quad(a, 2 * j);
           quad(b, 2 * j + kSlots / 8);
-          const int at = 16 * j + quad_column(), in_head = first + (at & ((1 << paired.log2_box) - 1));
-          const int64_t pair = static_cast<int64_t>(head + (at >> paired.log2_box)) * paired.half + in_head;
+          const uint32_t at = 16 * j + quad_column(), box = paired.box;
+          const int in_head = first + static_cast<int>(at % box);
+          const int64_t pair = static_cast<int64_t>(head + at / box) * paired.half + in_head;
           epilogue.store(row, pair, a, b, row < m && in_head < paired.half);
         }
       } else {

@@ -1,5 +1,6 @@
 #include "cuda/ops/matmul.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 
@@ -164,32 +165,41 @@ bool matmul_always_fuses(const Context& context, const Matmul& a) {
 
 namespace {
 
-// Time of a wave of tiles over the multiprocessors; `speed` is what share of the largest tile's rate a
-// smaller one is expected to reach (fewer multiplications for each byte it reads).
+// A tile, and the time of the product by it: of whole waves of tiles over the multiprocessors. `speed` is
+// what share of the largest tile's rate it is expected to reach (fewer multiplications for each byte it
+// reads).
+struct TimedTile {
+  MatmulKernel kernel;
+  double time;
+};
 template <typename Tile>
-double wave_time(const Context& context, const Matmul& a, double speed) {
-  const int64_t tiles = int64_t{blocks_for(a.m, Tile::kRows)} * blocks_for(a.n, Tile::kCols);
-  return static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
-                             Tile::kCols) /
-         speed;
+TimedTile timed_tile(const Context& context, int64_t m, int64_t columns, double speed, MatmulKernel kernel) {
+  const int64_t tiles = int64_t{blocks_for(m, Tile::kRows)} * blocks_for(columns, Tile::kCols);
+  return {kernel, static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
+                                      Tile::kCols) /
+                      speed};
 }
-MatmulKernel fastest(double large, double medium, double small, std::array<MatmulKernel, 3> kernels) {
-  if (small < large && small < medium) return kernels[2];
-  return kernels[medium < large ? 1 : 0];
+MatmulKernel fastest(std::initializer_list<TimedTile> tiles) {
+  return std::min(tiles, [](const TimedTile& a, const TimedTile& b) { return a.time < b.time; }).kernel;
 }
 
 }  // namespace
 
-MatmulKernel matmul_tile(const Context& context, const Matmul& a, bool hopper) {
+MatmulKernel matmul_tile(const Context& context, const Matmul& a, const HopperColumns& hopper) {
   if (a.kernel != MatmulKernel::kChosen) return a.kernel;
-  if (hopper && context.capability == 90)
-    return fastest(wave_time<HopperLargeTile>(context, a, 1.0), wave_time<HopperMediumTile>(context, a, 0.8),
-                   wave_time<HopperSmallTile>(context, a, 0.25),
-                   {MatmulKernel::kHopperLarge, MatmulKernel::kHopperMedium, MatmulKernel::kHopperSmall});
+  if (hopper.allowed && context.capability == 90) {
+    const auto timed = [&]<typename Tile>(Tile, double speed, MatmulKernel kernel) {
+      return timed_tile<Tile>(context, a.m, hopper_columns<Tile>(a.n, hopper.half), speed, kernel);
+    };
+    return fastest({timed(HopperLargeTile{}, 1.0, MatmulKernel::kHopperLarge),
+                    timed(HopperMiddleTile{}, 0.95, MatmulKernel::kHopperMiddle),
+                    timed(HopperMediumTile{}, 0.8, MatmulKernel::kHopperMedium),
+                    timed(HopperSmallTile{}, 0.25, MatmulKernel::kHopperSmall)});
+  }
   if (a.m <= SmallMatmulTile::kRows) return MatmulKernel::kSmall;
-  return fastest(wave_time<LargeMatmulTile>(context, a, 1.0), wave_time<MediumMatmulTile>(context, a, 0.9),
-                 wave_time<SmallMatmulTile>(context, a, 0.15),
-                 {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kSmall});
+  return fastest({timed_tile<LargeMatmulTile>(context, a.m, a.n, 1.0, MatmulKernel::kLarge),
+                  timed_tile<MediumMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kMedium),
+                  timed_tile<SmallMatmulTile>(context, a.m, a.n, 0.15, MatmulKernel::kSmall)});
 }
 
 void matmul(const Context& context, const Matmul& a) {

@@ -14,6 +14,7 @@ enum class MatmulKernel : uint8_t {
   kSmall,   // of 16 x 32: few rows
   // Hopper's tensor cores (compute capability 9.0): the same bits.
   kHopperLarge,   // tiles of 128 x 256
+  kHopperMiddle,  // of 128 x 192
   kHopperMedium,  // of 128 x 128
   kHopperSmall    // of 64 x 32: few rows
 };
@@ -51,8 +52,13 @@ bool matmul_by_library(const Context&, const Matmul&);
 // (cuda/ops/matmul_tensor.cuh); whether every one like it always will, so that its c is never needed.
 bool matmul_fuses(const Context&, const Matmul&);
 bool matmul_always_fuses(const Context&, const Matmul&);
-// Its tile: kLarge, kMedium or kSmall, or, where `hopper` may be, on compute capability 9.0 one of Hopper's.
+// How a product's epilogue takes its columns (cuda/ops/matmul_wgmma.cuh).
+struct HopperColumns {
+  bool allowed;      // Hopper's kernel may be taken
+  int64_t half = 0;  // paired: of a head's columns; else 0
+};
+// Its tile: kLarge, kMedium or kSmall, or, where it is allowed, on compute capability 9.0 one of Hopper's.
 // Which of both does not depend on m.
-MatmulKernel matmul_tile(const Context&, const Matmul&, bool hopper);
+MatmulKernel matmul_tile(const Context&, const Matmul&, const HopperColumns&);
 
 }  // namespace gantrain::cuda

@@ -19,9 +19,10 @@ void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue&
 // A product that matmul_on_tensor_cores takes; c, bias and addend are the epilogue's.
 template <bool kTransposeB, typename Epilogue>
 void launch_matmul_tensor(const Context& context, const Matmul& a, const Epilogue& epilogue) {
-  const MatmulKernel kernel = matmul_tile(context, a, hopper_takes(a, epilogue));
+  const MatmulKernel kernel = matmul_tile(context, a, hopper_columns_of(a, epilogue));
   switch (kernel) {
     case MatmulKernel::kHopperLarge:
+    case MatmulKernel::kHopperMiddle:
     case MatmulKernel::kHopperMedium:
     case MatmulKernel::kHopperSmall:
       return launch_matmul_wgmma<kTransposeB>(context, a, kernel, epilogue);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 
 #include "cuda/kernels/matmul_wgmma.cuh"
 #include "cuda/ops/dispatch.cuh"
@@ -11,14 +10,22 @@
 
 namespace gantrain::cuda {
 
-// Whether Hopper's kernel takes a product that matmul_on_tensor_cores takes: four neighbours of a half lie in
-// one head. Does not depend on m.
+// What matmul_tile needs to know of an epilogue: its half, and whether Hopper's kernel takes a product that
+// matmul_on_tensor_cores takes: four neighbours of a half lie in one head. Does not depend on m.
 template <typename Epilogue>
-bool hopper_takes(const Matmul& a, const Epilogue& epilogue) {
+HopperColumns hopper_columns_of(const Matmul& a, const Epilogue& epilogue) {
   if constexpr (Epilogue::kPaired)
-    return a.k > 0 && epilogue.half % 4 == 0;
+    return {.allowed = a.k > 0 && epilogue.half % 4 == 0, .half = epilogue.half};
   else
-    return a.k > 0;
+    return {.allowed = a.k > 0};
+}
+
+// Columns of a product in tiles, with those of paired halves that stay empty; half 0: not paired.
+template <typename Tile>
+int64_t hopper_columns(int64_t n, int64_t half) {
+  if (half == 0) return n;
+  const PairedColumns p = paired_columns<Tile>(static_cast<int>(half), static_cast<int>(n / (2 * half)));
+  return int64_t{p.heads} * p.padded * 2;
 }
 
 template <typename Tile, bool kTransposeB, typename Epilogue>
@@ -31,17 +38,12 @@ void launch_wgmma_tile(const Context& context, const Matmul& a, const Epilogue& 
   CUtensorMap map_b;
   int64_t columns = a.n;
   if constexpr (Epilogue::kPaired) {
-    constexpr int64_t kSlots = Tile::kCols / 2;
-    const int64_t half = epilogue.half,
-                  box = std::min(kSlots, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(half))));
-    paired = {.half = static_cast<int>(half),
-              .padded = static_cast<int>((half + box - 1) / box * box),
-              .log2_box = std::countr_zero(static_cast<uint64_t>(box)),
-              .heads = static_cast<int>(a.n / (2 * half))};
-    columns = int64_t{paired.heads} * paired.padded * 2;
-    map_b = tensor_map(a.b, {.extent = {a.k, half, 2, paired.heads},
-                             .stride = {a.ldb, half * a.ldb, 2 * half * a.ldb},
-                             .box = {Tile::kDepth, box, 1, kSlots / box}});
+    paired =
+        paired_columns<Tile>(static_cast<int>(epilogue.half), static_cast<int>(a.n / (2 * epilogue.half)));
+    columns = hopper_columns<Tile>(a.n, epilogue.half);
+    map_b = tensor_map(a.b, {.extent = {a.k, paired.half, 2, paired.heads},
+                             .stride = {a.ldb, paired.half * a.ldb, 2 * paired.half * a.ldb},
+                             .box = {Tile::kDepth, paired.box, 1, Tile::kCols / 2 / paired.box}});
   } else if constexpr (kTransposeB) {
     map_b = tensor_map(a.b, {.extent = {a.k, a.n}, .stride = {a.ldb}, .box = {Tile::kDepth, Tile::kCols}});
   } else {
@@ -62,6 +64,8 @@ void launch_matmul_wgmma(const Context& context, const Matmul& a, MatmulKernel k
   switch (kernel) {
     case MatmulKernel::kHopperLarge:
       return launch_wgmma_tile<HopperLargeTile, kTransposeB>(context, a, epilogue);
+    case MatmulKernel::kHopperMiddle:
+      return launch_wgmma_tile<HopperMiddleTile, kTransposeB>(context, a, epilogue);
     case MatmulKernel::kHopperMedium:
       return launch_wgmma_tile<HopperMediumTile, kTransposeB>(context, a, epilogue);
     default:

@@ -110,9 +110,10 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
       if (a.w->dtype() != DType::kF32) normalise(DType::kF32, s.input);
       lora_forward(context_, a.lora, n, s.input, s.product, 2 * f);
     }
-    launch(aligned(kWide<T>) ? swiglu_forward_kernel<S, T, kWide<T>, kThreads>
-                             : swiglu_forward_kernel<S, T, 1, kThreads>,
-           blocks_for(n, 1), kThreads, 0, context_.stream, s.product, gate, up, out, f);
+    const bool wide = aligned(kWide<T>);
+    launch(wide ? swiglu_forward_kernel<S, T, kWide<T>, kThreads> : swiglu_forward_kernel<S, T, 1, kThreads>,
+           dim3(blocks_for(n, 1), blocks_for(f, (wide ? kWide<T> : 1) * kThreads)), kThreads, 0,
+           context_.stream, s.product, gate, up, out, f);
   });
 }
 
@@ -138,7 +139,8 @@ void CudaOps::gate_up_backward(const GateUpBackward& a) {
     const bool wide = f % kWide<T> == 0 && aligned_to(16, gate, up, da, s.dy);
     launch(
         wide ? swiglu_backward_kernel<S, T, kWide<T>, kThreads> : swiglu_backward_kernel<S, T, 1, kThreads>,
-        blocks_for(n, 1), kThreads, 0, context_.stream, gate, up, da, static_cast<T*>(s.dy), f);
+        dim3(blocks_for(n, 1), blocks_for(f, (wide ? kWide<T> : 1) * kThreads)), kThreads, 0, context_.stream,
+        gate, up, da, static_cast<T*>(s.dy), f);
   });
   matmul(context_, {.m = n,
                     .n = c,

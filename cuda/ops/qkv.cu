@@ -74,6 +74,11 @@ bool aligned_heads(const QkvHeads<S>& heads) {
   return heads.half % kVector == 0 && aligned_to(kVector * sizeof(S), heads.q, heads.k, heads.v);
 }
 
+// Rows of `width` values: half as many pairs, four or one a thread.
+dim3 rotate_grid(int64_t n, int64_t width, bool vectors) {
+  return dim3(blocks_for(n, 1), blocks_for(width / 2, (vectors ? 4 : 1) * kThreads));
+}
+
 }  // namespace
 
 int64_t CudaOps::scratch(const QkvForward& a) const {
@@ -124,8 +129,9 @@ void CudaOps::qkv_forward(const QkvForward& a) {
       if (a.w->dtype() != DType::kF32) normalise(DType::kF32, s.input);
       lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows());
     }
-    launch(wide ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
-           blocks_for(n, 1), kThreads, 0, context_.stream, s.product, s.table, to);
+    const bool vectors = aligned_heads<kWide<S>>(to);
+    launch(vectors ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
+           rotate_grid(n, product.n, vectors), kThreads, 0, context_.stream, s.product, s.table, to);
   });
 }
 
@@ -141,9 +147,9 @@ void CudaOps::qkv_backward(const QkvBackward& a) {
                                  .heads = static_cast<int>(a.dq.dim(1)),
                                  .kv_heads = static_cast<int>(a.dk.dim(1)),
                                  .half = static_cast<int>(a.dq.dim(2) / 2)};
-    launch(aligned_heads<kWide<T>>(from) ? rotate_backward_kernel<T, kWide<T>, kThreads>
-                                         : rotate_backward_kernel<T, 1, kThreads>,
-           blocks_for(n, 1), kThreads, 0, context_.stream, from, s.table, static_cast<T*>(s.dy));
+    const bool vectors = aligned_heads<kWide<T>>(from);
+    launch(vectors ? rotate_backward_kernel<T, 4, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
+           rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, s.table, static_cast<T*>(s.dy));
   });
   matmul(context_, {.m = n,
                     .n = c,

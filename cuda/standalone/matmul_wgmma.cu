@@ -15,6 +15,7 @@ namespace {
 
 // The engine's tiles with as many stages as fit into 96 KB.
 using Large = WgmmaTile<128, 256, 2, 1>;
+using Middle = WgmmaTile<128, 192, 2, 1>;
 using Medium = WgmmaTile<128, 128, 3, 1>;
 using Small = HopperSmallTile;
 
@@ -95,14 +96,10 @@ struct Paired {
 };
 template <typename Tile>
 Paired paired(const __nv_bfloat16* b, int half, int heads) {
-  constexpr int kSlots = Tile::kCols / 2;
-  int log2_box = 0;
-  while ((1 << log2_box) < kSlots && (1 << log2_box) < half) ++log2_box;
-  const int box = 1 << log2_box;
-  return {{half, (half + box - 1) / box * box, log2_box, heads},
-          tensor_map(b, {kK, cuuint64_t(half), 2, cuuint64_t(heads)},
-                     {kK, cuuint64_t(half) * kK, cuuint64_t(2 * half) * kK},
-                     {64, cuuint32_t(box), 1, cuuint32_t(kSlots / box)})};
+  const PairedColumns p = paired_columns<Tile>(half, heads);
+  return {p, tensor_map(b, {kK, cuuint64_t(half), 2, cuuint64_t(heads)},
+                        {kK, cuuint64_t(half) * kK, cuuint64_t(2 * half) * kK},
+                        {64, cuuint32_t(p.box), 1, cuuint32_t(Tile::kCols / 2 / p.box)})};
 }
 
 template <typename Tile>
@@ -183,16 +180,21 @@ int main() {
   Verdict verdict;
   stored<Large, true>("128 x 256, B (n, k)", verdict);
   stored<Large, false>("128 x 256, B (k, n)", verdict);
+  stored<Middle, true>("128 x 192, B (n, k)", verdict);
+  stored<Middle, false>("128 x 192, B (k, n)", verdict);
   stored<Medium, true>("128 x 128, B (n, k)", verdict);
   stored<Medium, false>("128 x 128, B (k, n)", verdict);
   stored<Small, true>("64 x 32, B (n, k)", verdict);
   stored<Small, false>("64 x 32, B (k, n)", verdict);
   rotated<Large>(32, "128 x 256, rotated, half heads of 32", verdict);
   rotated<Large>(192, "128 x 256, rotated, half heads of 192", verdict);
+  rotated<Middle>(32, "128 x 192, rotated, half heads of 32", verdict);
+  rotated<Middle>(20, "128 x 192, rotated, half heads of 20", verdict);
   rotated<Medium>(12, "128 x 128, rotated, half heads of 12", verdict);
   rotated<Small>(64, "64 x 32, rotated, half heads of 64", verdict);
   rotated<Small>(20, "64 x 32, rotated, half heads of 20", verdict);
   gated<Large>(200, "128 x 256, SwiGLU", verdict);
+  gated<Middle>(200, "128 x 192, SwiGLU", verdict);
   gated<Medium>(96, "128 x 128, SwiGLU", verdict);
   gated<Small>(44, "64 x 32, SwiGLU", verdict);
   return verdict.finish();

@@ -171,11 +171,11 @@ class CudaMatmul : public testing::TestWithParam<int> {
 INSTANTIATE_TEST_SUITE_P(On, CudaMatmul, testing::Values(0), [](const auto&) { return "cuda"; });
 
 constexpr MatmulKernel kTiles[] = {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kSmall};
-constexpr MatmulKernel kHopperTiles[] = {MatmulKernel::kHopperLarge, MatmulKernel::kHopperMedium,
-                                         MatmulKernel::kHopperSmall};
+constexpr MatmulKernel kHopperTiles[] = {MatmulKernel::kHopperLarge, MatmulKernel::kHopperMiddle,
+                                         MatmulKernel::kHopperMedium, MatmulKernel::kHopperSmall};
 const char* name(MatmulKernel k) {
-  constexpr const char* kNames[] = {"chosen", "simt",         "large",         "medium",
-                                    "small",  "Hopper large", "Hopper medium", "Hopper small"};
+  constexpr const char* kNames[] = {"chosen",       "simt",          "large",         "medium",      "small",
+                                    "Hopper large", "Hopper middle", "Hopper medium", "Hopper small"};
   return kNames[static_cast<int>(k)];
 }
 
@@ -226,6 +226,8 @@ TEST_P(CudaMatmul, EveryTileIsVisited) {
   for (const bool transpose_b : {true, false}) {
     check({.m = 1160, .n = 264, .k = 136, .transpose_b = transpose_b}, MatmulKernel::kHopperLarge,
           "Hopper large");
+    check({.m = 1160, .n = 200, .k = 72, .transpose_b = transpose_b}, MatmulKernel::kHopperMiddle,
+          "Hopper middle");
     check({.m = 1160, .n = 136, .k = 136, .transpose_b = transpose_b}, MatmulKernel::kHopperMedium,
           "Hopper medium");
     check({.m = 600, .n = 72, .k = 72, .transpose_b = transpose_b}, MatmulKernel::kHopperSmall,
@@ -272,26 +274,28 @@ TEST_P(CudaMatmul, ARowDoesNotDependOnTheNumberOfRows) {
     }
 }
 
-// Hopper's kernels where, and only where, the device is one; never by the number of rows.
+// Hopper's kernels where, and only where, the device is one; never by the number of rows. And the tile whose
+// waves take least time.
 TEST_P(CudaMatmul, TheTileIsOfTheDevice) {
+  const auto tile = [&](int64_t m, int64_t n, const HopperColumns& columns) {
+    return matmul_tile(
+        context_,
+        {.m = m, .n = n, .k = 64, .a = nullptr, .lda = 64, .b = nullptr, .ldb = 64, .c = nullptr, .ldc = n},
+        columns);
+  };
   for (const int capability : {80, 90, 100, 120})
     for (const int64_t m : {1, 16, 100, 5000}) {
       context_.capability = capability;
-      const Matmul p{.m = m,
-                     .n = 512,
-                     .k = 64,
-                     .a = nullptr,
-                     .lda = 64,
-                     .b = nullptr,
-                     .ldb = 64,
-                     .c = nullptr,
-                     .ldc = 512};
-      const auto is_hopper = [&](bool allowed) {
-        return matmul_tile(context_, p, allowed) >= MatmulKernel::kHopperLarge;
-      };
-      EXPECT_EQ(is_hopper(true), capability == 90) << m;
-      EXPECT_FALSE(is_hopper(false)) << m;
+      EXPECT_EQ(tile(m, 512, {.allowed = true}) >= MatmulKernel::kHopperLarge, capability == 90) << m;
+      EXPECT_LT(tile(m, 512, {.allowed = false}), MatmulKernel::kHopperLarge) << m;
     }
+  context_.capability = 90;
+  context_.processors = 132;
+  EXPECT_EQ(tile(8192, 4096, {.allowed = true}), MatmulKernel::kHopperLarge);
+  EXPECT_EQ(tile(8192, 576, {.allowed = true}), MatmulKernel::kHopperMiddle);  // three columns of tiles
+  // Heads of 2 x 64 pairs leave a third of a tile of 192 empty, not of one of 128.
+  EXPECT_EQ(tile(128 * 132, 128, {.allowed = true, .half = 64}), MatmulKernel::kHopperMedium);
+  EXPECT_EQ(tile(1, 4096, {.allowed = true}), MatmulKernel::kHopperSmall);
 }
 
 TEST_P(CudaMatmul, TheLibraryMatchesTruth) {

@@ -34,10 +34,8 @@ MODELS = {spec[0]: spec for spec in make_random_llamas.MODELS}
 # model, rank, alpha, rsLoRA, layers
 ADAPTERS = [
     ("tied_mha_d16", 8, 16, False, ["q_proj", "v_proj"]),
-    ("untied_gqa3_d64", 4, 8, False, ALL),
     ("mlp_bias", 16, 8, True, ALL),
     ("d100", 3, 5, False, ["k_proj", "o_proj", "down_proj"]),
-    ("sharded_bf16", 8, 16, False, ["v_proj", "gate_proj"]),
 ]
 STEPS, LR = 10, 1e-2
 PAIRS = [("The harbour at dawn", " was quiet and grey."), ("Seven", " boats lay side by side,"), ("Rain", " fell on the roofs of the old town"),

@@ -70,7 +70,7 @@ CASES = (
 
 def main():
     root = sys.argv[1]
-    if not shutil.which("nvcc", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin"):
+    if not shutil.which("nvcc", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin:" + os.path.join(os.environ.get("GANTRAIN_CACHE", os.path.expanduser("~/.cache/gantrain")), "cuda/bin")):
         print("SKIP: no nvcc on this machine")
         sys.exit(77)
     with open(os.path.join(root, "cuda/audit.toml"), encoding="utf-8") as file:

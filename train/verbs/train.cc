@@ -152,6 +152,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     check_memory(plan, memory_limit(config.memory_limit, before), config, plan_of);
   if (options.dry_run) return 0;
 
+  std::optional<PeftAdapter> start;
+  if (!options.resume && !config.adapter.empty()) start = read_peft(config.adapter, llama.config());
   RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
   Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
   int64_t events_kept = -1;
@@ -179,8 +181,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       folder.write(folder.config_file(), to_toml(config));
     }
   } else {
-    if (!config.adapter.empty())
-      trainer.start_from(read_peft(config.adapter, llama.config()), config.adapter);
+    if (start) trainer.start_from(*start, config.adapter);
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
@@ -327,12 +328,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
 
   const Totals& t = trainer.totals();
   json summary;
-  const char* const method = config.method == Method::kGan       ? "gan"
-                             : config.method == Method::kPrompt  ? "prompt"
-                             : config.method == Method::kPtuning ? "ptuning"
-                                                                 : "lora";
   summary["run"] = {{"model", config.model},
-                    {"method", method},
+                    {"method", kMethodNames[static_cast<size_t>(config.method)]},
                     {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
                                   : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
                                                                                   : "conditional"},
@@ -440,7 +437,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                     signal.accuracy > kSignal ? "" : ": there is no adversarial signal"));
   summary["alarms"] = alarms;
   summary["nearest_tokens"] = nearest_tokens(llama, tokenizer, trainer.prompt_table());
-  folder.write(folder.summary_file(), summary.dump(2) + "\n");
+  // Answers of a model need not be UTF-8.
+  folder.write(folder.summary_file(), summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
 
   if (!results.empty()) {
     fmt::print("{} items of the {} split\n\n{}", items.size(), has_test ? "test" : "valid",
