@@ -10,6 +10,7 @@
 
 #include "cuda/ops/cuda_ops.h"
 #include "cuda/runtime/blaslt.h"
+#include "cuda/runtime/cudnn.h"
 #include "cuda/runtime/handle.h"
 #include "cuda/runtime/matrix.h"
 
@@ -42,6 +43,7 @@ class CudaDevice final : public Device {
     context_.total = context_.partials + 256;
     context_.flag = reinterpret_cast<int*>(context_.total + 1);
     open_library(options.gemm ? *options.gemm : environment_gemm());
+    open_attention(options.attention ? *options.attention : environment_attention());
   }
   ~CudaDevice() override {
     (void)cudaStreamSynchronize(stream_.get());
@@ -170,6 +172,17 @@ class CudaDevice final : public Device {
     const char* text = std::getenv("GANTRAIN_GEMM");
     return text ? parse_cuda_gemm(text, "GANTRAIN_GEMM") : CudaGemm::kOwn;
   }
+  static CudaAttention environment_attention() {
+    const char* text = std::getenv("GANTRAIN_ATTENTION");
+    return text ? parse_cuda_attention(text, "GANTRAIN_ATTENTION") : CudaAttention::kOwn;
+  }
+  void open_attention(CudaAttention attention) {
+    if (attention == CudaAttention::kOwn) return;
+    std::string why;
+    attention_ = cuda::Cudnn::open(&why);
+    if (!attention_) fail("device cuda: {}; install cuDNN 9, or use our own attention (own)", why);
+    context_.attention = attention_.get();
+  }
   void open_library(CudaGemm gemm) {
     context_.gemm = gemm;
     if (gemm == CudaGemm::kOwn) return;
@@ -197,6 +210,7 @@ class CudaDevice final : public Device {
   cuda::Stream stream_;
   void* small_ = nullptr;
   std::unique_ptr<cuda::BlasLt> library_;
+  std::unique_ptr<cuda::Cudnn> attention_;
   CudaOps ops_;
 };
 

@@ -27,12 +27,22 @@ inline CudaGemm parse_cuda_gemm(const std::string& text, const std::string& wher
   fail_usage("{}: '{}', expected own, cublaslt or auto", where, text);
 }
 
+// Who computes attention of plain causal batches in bf16; the rest is always ours.
+enum class CudaAttention : uint8_t { kOwn, kCudnn };
+// "own" or "cudnn"; fails with a usage error that names `where`.
+inline CudaAttention parse_cuda_attention(const std::string& text, const std::string& where) {
+  if (text == "own") return CudaAttention::kOwn;
+  if (text == "cudnn") return CudaAttention::kCudnn;
+  fail_usage("{}: '{}', expected own or cudnn", where, text);
+}
+
 struct CudaOptions {
-  int index = 0;                 // of the CUDA runtime
-  std::optional<CudaGemm> gemm;  // not given: the environment's GANTRAIN_GEMM, else kOwn
+  int index = 0;                                // of the CUDA runtime
+  std::optional<CudaGemm> gemm;                 // not given: the environment's GANTRAIN_GEMM, else kOwn
+  std::optional<CudaAttention> attention = {};  // not given: the environment's GANTRAIN_ATTENTION, else kOwn
 };
-// Throws Error with the line of cuda_unavailable() and what to do, or if cuBLASLt is asked for and cannot be
-// opened.
+// Throws Error with the line of cuda_unavailable() and what to do, or if cuBLASLt or cuDNN is asked for and
+// cannot be opened.
 std::unique_ptr<Device> make_cuda_device(const CudaOptions& options = {});
 // The stream (cudaStream_t) that all work of this CUDA device is put on: for timing it by events.
 void* cuda_stream(const Device& device);

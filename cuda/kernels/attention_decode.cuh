@@ -3,8 +3,8 @@
 // order (Flash-Decoding).
 #pragma once
 
+#include "cuda/device/attention_tile.cuh"
 #include "cuda/device/plan.cuh"
-#include "cuda/kernels/attention_tile.cuh"
 
 namespace gantrain::cuda {
 

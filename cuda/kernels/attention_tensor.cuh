@@ -6,8 +6,8 @@
 // is added by atomics: every sum has a fixed order.
 #pragma once
 
+#include "cuda/device/attention_tile.cuh"
 #include "cuda/device/plan.cuh"
-#include "cuda/kernels/attention_tile.cuh"
 
 namespace gantrain::cuda {
 
@@ -166,7 +166,7 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
 // dq. grid (tasks, K * slices), block 128, ownership as in forward: 64 rows a block; q and d_o stay in
 // registers. Tiles of keys, double buffered. Shared memory: the rows of q and d_o, two tiles each of k and v.
 template <int kD>
-__global__ __launch_bounds__(kTensorThreads) void attention_tensor_query_backward_kernel(
+__global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_backward_kernel(
     const __nv_bfloat16* __restrict__ q, const __nv_bfloat16* __restrict__ k,
     const __nv_bfloat16* __restrict__ v, const __nv_bfloat16* __restrict__ d_o,
     const float2* __restrict__ statistics,  // (N, H): lse log2(e), delta
@@ -315,7 +315,11 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
   __syncthreads();
   start();
 
+#if __CUDA_ARCH__ >= 1000  // where the compiler keeps them by itself, and spills others for it if told to
   const uint32_t along = along_offset<kD>(), down = down_offset<kD>();
+#else
+  const uint32_t along = opaque(along_offset<kD>()), down = opaque(down_offset<kD>());
+#endif
   const uint32_t lane_row = row0 * kRowBytes<kD> + down;
   float acc_k[kD / 8][4] = {}, acc_v[kD / 8][4] = {};
   uint32_t a_k[kSteps][4], a_v[kKept][4];

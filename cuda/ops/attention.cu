@@ -3,6 +3,7 @@
 #include "cuda/kernels/attention_tensor.cuh"
 
 #include "cuda/ops/dispatch.cuh"
+#include "cuda/runtime/cudnn.h"
 #include "cuda/runtime/plan.h"
 
 namespace gantrain {
@@ -145,6 +146,9 @@ void CudaOps::attention_forward(const AttentionForward& a) {
   const Sizes z = sizes(a);
   const bool tensor =
       on_tensor_cores(z, a.q.dtype(), DType::kBF16, a.q.raw(), a.k.raw(), a.v.raw(), a.o.raw());
+  if (tensor && context_.attention && is_plain_batch(*a.plan, z.n, z.m) &&
+      context_.attention->forward(context_.stream, a))
+    return;
   const DevicePlan& plan = plans_.get(*a.plan, tensor ? tensor_forward_shape(z) : general_shape(z, false));
   if (!plan.covers_queries) {  // rows of no segment
     GT_CUDA(cudaMemsetAsync(a.o.raw(), 0, static_cast<size_t>(a.o.bytes()), context_.stream));
@@ -186,6 +190,9 @@ void CudaOps::attention_backward(const AttentionBackward& a) {
   const Sizes z = sizes(a);
   const bool tensor = on_tensor_cores(z, a.q.dtype(), a.d_o.dtype(), a.q.raw(), a.k.raw(), a.v.raw(),
                                       a.d_o.raw(), a.dq.raw(), a.dk.raw(), a.dv.raw());
+  if (tensor && context_.attention && is_plain_batch(*a.plan, z.n, z.m) &&
+      context_.attention->backward(context_.stream, a))
+    return;
   const PlanShape shape = tensor ? tensor_backward_shape(z) : general_shape(z, true);
   const DevicePlan& plan = plans_.get(*a.plan, shape);
   auto* statistics = raw<float2>(a.scratch);

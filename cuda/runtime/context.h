@@ -10,6 +10,7 @@
 namespace gantrain::cuda {
 
 class BlasLt;
+class Cudnn;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -22,7 +23,8 @@ struct Context {
   double* total = nullptr;     // (1)
   int* flag = nullptr;         // (1)
   CudaGemm gemm = CudaGemm::kOwn;
-  BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
+  Cudnn* attention = nullptr;  // cuda/runtime/cudnn.h; null with CudaAttention::kOwn
+  BlasLt* library = nullptr;   // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
 };
 
 }  // namespace gantrain::cuda
