@@ -6,7 +6,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "core/packed.h"
 #include "core/tensor.h"
 
 namespace gantrain {
@@ -40,6 +42,9 @@ struct MatrixSource {
   std::function<void(int64_t begin, int64_t n, float* out)> read;
   ConstTensor direct{};  // the same values already in memory (f32 or bf16, row-major), if that is so
   std::shared_ptr<const void> owner{};  // keeps `direct` alive
+  // All rows as they lie packed, in order, if that is so: a device may expand them itself (the same bits) and
+  // then asks for each row once, and never calls `read`.
+  std::vector<PackedRows> packed{};
 };
 
 class Device {

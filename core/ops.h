@@ -5,6 +5,7 @@
 
 #include "core/ops/adversarial.h"
 #include "core/ops/attention.h"
+#include "core/ops/dequantize.h"
 #include "core/ops/embedding.h"
 #include "core/ops/head.h"
 #include "core/ops/mlp.h"
@@ -40,6 +41,7 @@ class Ops {
   virtual void head_logits(const HeadLogits&) = 0;
   virtual void head_loss(const HeadLoss&) = 0;
   virtual void sample(const Sample&) = 0;
+  virtual void dequantize(const Dequantize&) = 0;
 
   // Bytes of scratch for these arguments; tensors may be empty views but for their shapes' sources named
   // below.

@@ -48,6 +48,9 @@ class CpuOps final : public Ops {
   void sample(const Sample&) override;
   int64_t scratch(const Sample&) const override;
 
+  // cpu/dequantize.cc
+  void dequantize(const Dequantize&) override;
+
   // cpu/trainable.cc
   void linear_forward(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;

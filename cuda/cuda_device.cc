@@ -8,7 +8,9 @@
 #include <cstring>
 #include <vector>
 
+#include "core/buffer.h"
 #include "cuda/ops/cuda_ops.h"
+#include "cuda/ops/dequantize.h"
 #include "cuda/runtime/blaslt.h"
 #include "cuda/runtime/cudnn.h"
 #include "cuda/runtime/handle.h"
@@ -106,11 +108,16 @@ class CudaDevice final : public Device {
              dtype_name(dtype));
     GT_CHECK(s.rows > 0 && s.cols > 0, "a frozen matrix needs rows and columns, got ({}, {})", s.rows,
              s.cols);
-    GT_CHECK(s.read || !s.direct.empty(), "a matrix source needs `read` or `direct`");
+    GT_CHECK(s.read || !s.direct.empty() || !s.packed.empty(),
+             "a matrix source needs `read`, `direct` or `packed`");
     if (!s.direct.empty())
       GT_CHECK(s.direct.shape() == (Shape{s.rows, s.cols}), "direct source is {}, expected ({}, {})",
                to_string(s.direct.shape()), s.rows, s.cols);
     auto matrix = std::make_unique<cuda::CudaMatrix>(s.rows, s.cols, dtype);
+    if (!s.packed.empty()) {
+      expand(s, *matrix);
+      return matrix;
+    }
     const int64_t size = dtype_size(dtype), step = std::max<int64_t>(1, kFreezeBytes / (4 * s.cols));
     std::vector<float> rows(static_cast<size_t>(std::min(step, s.rows) * s.cols));
     std::vector<bf16> rounded(dtype == DType::kBF16 ? rows.size() : 0);
@@ -191,6 +198,36 @@ class CudaDevice final : public Device {
     if (!library_ && gemm == CudaGemm::kCublasLt)
       fail("device cuda: {}; install cuBLAS 13, or use our own products (own)", why);
     context_.library = library_.get();
+  }
+  // Packed rows go to the device as they are, some at a time, and are expanded there.
+  void expand(const MatrixSource& s, cuda::CudaMatrix& matrix) {
+    const int64_t size = dtype_size(matrix.dtype());
+    int64_t done = 0;
+    std::vector<std::byte> rows;
+    for (const PackedRows& part : s.packed) {
+      const PackedBlock block = packed_block(part.type);
+      GT_CHECK(part.begin == done && part.rows > 0 && s.cols % block.values == 0,
+               "packed rows of {} from {} on, {} of them, {} wide: expected rows from {} on and whole blocks",
+               block.name, part.begin, part.rows, s.cols, done);
+      done += part.rows;
+      const int64_t row = packed_row_bytes(part.type, s.cols),
+                    step = std::clamp<int64_t>(kFreezeBytes / row, 1, part.rows);
+      rows.resize(std::max(rows.size(), static_cast<size_t>(step * row)));
+      const Buffer staging(*this, step * row);
+      for (int64_t begin = 0; begin < part.rows; begin += step) {
+        const int64_t n = std::min(step, part.rows - begin);
+        for (int64_t i = 0; i < n; ++i)
+          std::memcpy(rows.data() + i * row, part.row(begin + i), static_cast<size_t>(row));
+        GT_CUDA(cudaMemcpyAsync(staging.data(), rows.data(), static_cast<size_t>(n * row),
+                                cudaMemcpyHostToDevice, context_.stream));
+        cuda::dequantize_blocks(
+            context_, part.type, staging.data(), matrix.dtype(),
+            static_cast<std::byte*>(matrix.mutable_data()) + (part.begin + begin) * s.cols * size,
+            n * s.cols / block.values);
+        synchronize();  // the rows' memory is used again
+      }
+    }
+    GT_CHECK(done == s.rows, "packed rows: {} of {}", done, s.rows);
   }
   static void read_direct(const MatrixSource& s, int64_t begin, int64_t count, float* out) {
     const auto* from = static_cast<const std::byte*>(s.direct.raw());

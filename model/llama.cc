@@ -58,34 +58,56 @@ class Loader {
     source.rows = rows;
     source.cols = cols;
     const uint64_t salt = salt_++;
+    // Rows [from, to) of the matrix, which are `part`'s: every row passes here once.
+    const auto check = [&](const Part& part, int64_t from, int64_t to, const float* values) {
+      uint64_t h = 0;
+      std::vector<double> row_sums;
+      for (int64_t r = from; r < to; ++r) {
+        const float* row = values + (r - from) * cols;
+        double squares = 0.0;
+        for (int64_t i = 0; i < cols; ++i) squares += static_cast<double>(row[i]) * row[i];
+        if (!std::isfinite(squares))
+          fail(
+              "{}: tensor {} holds a value that is not finite in row {}; the file is damaged or was saved "
+              "after a "
+              "diverged run",
+              weights_.path(), part.name, r - part.begin);
+        row_sums.push_back(squares);
+        h += hash_row(row, cols, (salt << 32) + static_cast<uint64_t>(r));
+      }
+      hash += h;
+      if (measure_rms) {
+        std::lock_guard lock(mutex);
+        for (double s : row_sums) sum += s;
+      }
+    };
     source.read = [&](int64_t begin, int64_t n, float* out) {
       for (const Part& part : parts) {
         const int64_t from = std::max(begin, part.begin), to = std::min(begin + n, part.begin + part.rows);
         if (from >= to) continue;
         float* rows_out = out + (from - begin) * cols;
         weights_.read_rows(part.name, from - part.begin, to - from, rows_out);
-        uint64_t h = 0;
-        std::vector<double> row_sums;
-        for (int64_t r = from; r < to; ++r) {
-          const float* row = rows_out + (r - from) * cols;
-          double squares = 0.0;
-          for (int64_t i = 0; i < cols; ++i) squares += static_cast<double>(row[i]) * row[i];
-          if (!std::isfinite(squares))
-            fail(
-                "{}: tensor {} holds a value that is not finite in row {}; the file is damaged or was saved "
-                "after a "
-                "diverged run",
-                weights_.path(), part.name, r - part.begin);
-          row_sums.push_back(squares);
-          h += hash_row(row, cols, (salt << 32) + static_cast<uint64_t>(r));
-        }
-        hash += h;
-        if (measure_rms) {
-          std::lock_guard lock(mutex);
-          for (double s : row_sums) sum += s;
-        }
+        check(part, from, to, rows_out);
       }
     };
+    // Packed blocks may go to the device as they are; the host expands each row only to check it.
+    for (const Part& part : parts) {
+      auto packed = weights_.packed(part.name);
+      if (!packed) {
+        source.packed.clear();
+        break;
+      }
+      const auto row = packed->row;
+      packed->begin = part.begin;
+      packed->row = [&part, &check, row, type = packed->type, cols](int64_t i) {
+        const void* blocks = row(i);
+        std::vector<float> values(static_cast<size_t>(cols));
+        unpack_blocks(type, blocks, cols / packed_block(type).values, values.data());
+        check(part, part.begin + i, part.begin + i + 1, values.data());
+        return blocks;
+      };
+      source.packed.push_back(std::move(*packed));
+    }
     std::unique_ptr<const FrozenMatrix> frozen = device_.freeze(source, dtype_);
     content_hash_ += hash.load();
     // Rounded to f32 far above the order-dependent last bits of the double sum.

@@ -112,6 +112,18 @@ class StoredWeights : public Weights {
                out + r * cols);
   }
 
+  std::optional<PackedRows> packed(std::string_view name) const override {
+    const Stored& s = at(name);
+    if (!s.packed || s.entry.shape.rank != 2) return {};
+    const auto type = GgufFile::packed_type(*s.packed);
+    if (!type) return {};
+    const int64_t rows = s.entry.shape[0];
+    return PackedRows{*type, 0, rows, [&s, rows](int64_t i) {
+                        return s.packed_file->packed_row(
+                            *s.packed, s.rope_heads > 0 ? paired_row(i, rows, s.rope_heads) : i);
+                      }};
+  }
+
   ConstTensor direct(std::string_view name) const override {
     const Stored& s = at(name);
     const auto address = reinterpret_cast<uintptr_t>(s.dense.raw());

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "core/packed.h"
 #include "core/tensor.h"
 #include "model/config.h"
 
@@ -33,6 +35,8 @@ class Weights {
   // The stored bytes if they are row-major f32, bf16 or f16 in that order and aligned for their type; else an
   // empty view.
   virtual ConstTensor direct(std::string_view name) const = 0;
+  // Rows as they are stored, in that order, where they are packed blocks (`begin` is 0); else nothing.
+  virtual std::optional<PackedRows> packed(std::string_view) const { return {}; }
   // What was accepted and not used, a line each.
   virtual std::vector<std::string> notes() const { return {}; }
 };

@@ -49,6 +49,9 @@ class CudaOps final : public Ops {
   void sample(const Sample&) override;
   int64_t scratch(const Sample&) const override;
 
+  // cuda/ops/dequantize.cu
+  void dequantize(const Dequantize&) override;
+
   // cuda/ops/trainable.cu
   void linear_forward(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;

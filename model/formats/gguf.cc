@@ -11,10 +11,20 @@ struct Block {
   GgufType type;
   const char* name;
   int64_t values, bytes;  // in one block
+  std::optional<PackedType> packed{};
 };
-constexpr Block kBlocks[] = {{GgufType::kF32, "F32", 1, 4},     {GgufType::kF16, "F16", 1, 2},
-                             {GgufType::kQ4_0, "Q4_0", 32, 18}, {GgufType::kQ4_1, "Q4_1", 32, 20},
-                             {GgufType::kQ8_0, "Q8_0", 32, 34}, {GgufType::kBF16, "BF16", 1, 2}};
+constexpr Block packed(GgufType type, PackedType t) {
+  const PackedBlock b = packed_block(t);
+  return {type, b.name, b.values, b.bytes, t};
+}
+constexpr Block kBlocks[] = {{GgufType::kF32, "F32", 1, 4},
+                             {GgufType::kF16, "F16", 1, 2},
+                             {GgufType::kBF16, "BF16", 1, 2},
+                             packed(GgufType::kQ8_0, PackedType::kQ8_0),
+                             packed(GgufType::kQ4_0, PackedType::kQ4_0),
+                             packed(GgufType::kQ4_1, PackedType::kQ4_1),
+                             packed(GgufType::kQ4_K, PackedType::kQ4_K),
+                             packed(GgufType::kQ6_K, PackedType::kQ6_K)};
 
 const Block* find_block(uint32_t type) {
   for (const Block& b : kBlocks)
@@ -28,11 +38,10 @@ struct OtherType {
   const char* name;
 };
 constexpr OtherType kOtherTypes[] = {
-    {6, "Q5_0"},   {7, "Q5_1"},    {9, "Q8_1"},   {10, "Q2_K"},    {11, "Q3_K"},   {12, "Q4_K"},
-    {13, "Q5_K"},  {14, "Q6_K"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
-    {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"},   {23, "IQ4_XS"}, {24, "I8"},
-    {25, "I16"},   {26, "I32"},    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},  {34, "TQ1_0"},
-    {35, "TQ2_0"}, {39, "MXFP4"}};
+    {6, "Q5_0"},   {7, "Q5_1"},     {9, "Q8_1"},    {10, "Q2_K"},    {11, "Q3_K"},  {13, "Q5_K"},
+    {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"},
+    {21, "IQ3_S"}, {22, "IQ2_S"},   {23, "IQ4_XS"}, {24, "I8"},      {25, "I16"},   {26, "I32"},
+    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},  {34, "TQ1_0"},   {35, "TQ2_0"}, {39, "MXFP4"}};
 
 std::string other_type_name(uint32_t type) {
   for (const OtherType& t : kOtherTypes)
@@ -79,12 +88,6 @@ class Cursor {
   std::span<const unsigned char> bytes_;
   uint64_t at_ = 0;
 };
-
-float half(const unsigned char* p) {
-  f16 h;
-  std::memcpy(&h.bits, p, 2);
-  return static_cast<float>(h);
-}
 
 }  // namespace
 
@@ -198,9 +201,8 @@ GgufFile::GgufFile(const std::string& path) : file_(std::make_unique<MappedFile>
     const Block* block = find_block(type);
     if (!block)
       fail(
-          "{}: tensor '{}': type {} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1; use a "
-          "file "
-          "of one of these",
+          "{}: tensor '{}': type {} is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, "
+          "Q6_K; use a file of one of these",
           path, t.name, other_type_name(type));
     if (ne[0] % static_cast<uint64_t>(block->values) != 0)
       fail("{}: tensor '{}': row of {} values is not a multiple of {}'s block of {}", path, t.name, ne[0],
@@ -255,51 +257,37 @@ ConstTensor GgufFile::direct(const Tensor& t) const {
   return {};
 }
 
-void GgufFile::read_rows(const Tensor& t, int64_t begin, int64_t n, float* out) const {
+std::optional<PackedType> GgufFile::packed_type(const Tensor& t) {
+  return find_block(static_cast<uint32_t>(t.type))->packed;
+}
+
+const void* GgufFile::packed_row(const Tensor& t, int64_t row) const {
   const Block& block = *find_block(static_cast<uint32_t>(t.type));
+  return file_->bytes().data() + t.offset + row * (t.shape[t.shape.rank - 1] / block.values) * block.bytes;
+}
+
+void GgufFile::read_rows(const Tensor& t, int64_t begin, int64_t n, float* out) const {
   const int64_t cols = t.shape[t.shape.rank - 1], rows = t.shape.count() / cols;
   GT_CHECK(begin >= 0 && n >= 0 && begin + n <= rows, "{}: rows [{}, {}) of {}", t.name, begin, begin + n,
            rows);
-  const unsigned char* p = file_->bytes().data() + t.offset + begin * (cols / block.values) * block.bytes;
-  const int64_t blocks = n * (cols / block.values);
-  for (int64_t b = 0; b < blocks; ++b, p += block.bytes, out += block.values) {
-    switch (t.type) {
-      case GgufType::kF32:
-        std::memcpy(out, p, 4);
-        break;
-      case GgufType::kF16:
-        *out = half(p);
-        break;
-      case GgufType::kBF16: {
-        bf16 v;
-        std::memcpy(&v.bits, p, 2);
-        *out = static_cast<float>(v);
-        break;
-      }
-      case GgufType::kQ8_0: {  // d, 32 signed bytes: d * q
-        const float d = half(p);
-        for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(static_cast<int8_t>(p[2 + i]));
-        break;
-      }
-      case GgufType::kQ4_0: {  // d, 16 bytes: low nibbles are values 0..15, high ones 16..31; d * (q - 8)
-        const float d = half(p);
-        for (int i = 0; i < 16; ++i) {
-          out[i] = d * static_cast<float>((p[2 + i] & 15) - 8);
-          out[i + 16] = d * static_cast<float>((p[2 + i] >> 4) - 8);
-        }
-        break;
-      }
-      case GgufType::kQ4_1: {  // d, m, 16 bytes: d * q + m
-        const float d = half(p), m = half(p + 2);
-        for (int i = 0; i < 16; ++i) {
-          // Product rounded before the sum, as ggml does it without fused multiply-add.
-          const float low = d * static_cast<float>(p[4 + i] & 15),
-                      high = d * static_cast<float>(p[4 + i] >> 4);
-          out[i] = low + m;
-          out[i + 16] = high + m;
-        }
-        break;
-      }
+  const auto* p = static_cast<const unsigned char*>(packed_row(t, begin));
+  if (const auto type = packed_type(t))
+    return unpack_blocks(*type, p, n * (cols / packed_block(*type).values), out);
+  if (t.type == GgufType::kF32) {
+    std::memcpy(out, p, static_cast<size_t>(n * cols) * 4);
+    return;
+  }
+  for (int64_t i = 0; i < n * cols; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, p + 2 * i, 2);
+    if (t.type == GgufType::kF16) {
+      f16 v;
+      v.bits = bits;
+      out[i] = static_cast<float>(v);
+    } else {
+      bf16 v;
+      v.bits = bits;
+      out[i] = static_cast<float>(v);
     }
   }
 }

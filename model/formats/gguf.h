@@ -1,5 +1,5 @@
 // GGUF version 2 and 3 (llama.cpp's format): metadata, tensor table, dequantisation of F32, F16, BF16, Q8_0,
-// Q4_0, Q4_1.
+// Q4_0, Q4_1, Q4_K, Q6_K.
 #pragma once
 
 #include <map>
@@ -10,12 +10,22 @@
 #include <variant>
 #include <vector>
 
+#include "core/packed.h"
 #include "core/tensor.h"
 #include "model/formats/mapped_file.h"
 
 namespace gantrain {
 
-enum class GgufType : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kBF16 = 30 };
+enum class GgufType : uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ6_K = 14,
+  kBF16 = 30
+};
 const char* gguf_type_name(GgufType type);
 
 class GgufFile {
@@ -35,6 +45,9 @@ class GgufFile {
   const Tensor* find(std::string_view name) const;
   // Rows [begin, begin + n) of the last extent's width as f32.
   void read_rows(const Tensor& tensor, int64_t begin, int64_t n, float* out) const;
+  // The blocks' type, and where a row of them lies; nothing for F32, F16 and BF16.
+  static std::optional<PackedType> packed_type(const Tensor& tensor);
+  const void* packed_row(const Tensor& tensor, int64_t row) const;
   // The bytes of an F32, F16 or BF16 tensor; empty for the others.
   ConstTensor direct(const Tensor& tensor) const;
 

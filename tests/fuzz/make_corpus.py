@@ -151,9 +151,10 @@ def gguf_files():
     yield "version_2", gguf(shape | scored, dense, version=2)
     yield "version_9", gguf(shape, {}, version=9)
     blocks = {"q8": ([1, 32], 8, bytes(34)), "q4_0": ([2, 32], 2, bytes(36)), "q4_1": ([1, 64], 3, bytes(40)),
+              "q4_k": ([1, 256], 12, bytes(144)), "q6_k": ([1, 256], 14, bytes(210)),
               "f16": ([3], 1, bytes(6)), "bf16": ([2, 1], 30, bytes(4))}  # fmt: skip
     yield "quantised", gguf({}, blocks)
-    yield "unknown_type", gguf({}, {"a": ([256], 12, bytes(144))})
+    yield "unknown_type", gguf({}, {"a": ([256], 13, bytes(176))})
     yield "linear_rope", gguf(shape | {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, dense)
     yield "yarn", gguf(shape | {"llama.rope.scaling.type": "yarn"}, dense)
     # The second one's offset, 64, becomes 0.

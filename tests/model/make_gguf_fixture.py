@@ -39,6 +39,14 @@ def write_blocks(out):
         packed = gguf.quants.quantize(values, kind)
         writer.add_tensor(kind.name, packed, raw_dtype=kind)
         expected[kind.name] = np.ascontiguousarray(gguf.quants.dequantize(packed, kind).astype(np.float32))
+    # The package does not quantise to these: random blocks, every bit of which counts, with finite scales.
+    for kind, size, halves in ((TYPES.Q4_K, 144, (0, 2)), (TYPES.Q6_K, 210, (208,))):
+        packed = rng.integers(0, 256, (7, 2 * size), dtype=np.uint8)
+        for block in (0, size):
+            for at in halves:
+                packed[:, block + at + 1] &= 0xBF
+        writer.add_tensor(kind.name, packed, raw_dtype=kind)
+        expected[kind.name] = np.ascontiguousarray(gguf.quants.dequantize(packed, kind).astype(np.float32))
     finish(writer)
     save_file(expected, out / "blocks.safetensors")
 

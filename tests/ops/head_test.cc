@@ -204,13 +204,17 @@ const Parts kParts[] = {{true, false, false, false},          {false, false, fal
                         {false, false, false, true, 5, 1.3f}, {true, true, true, true, 0, 1.0f}};
 
 TEST_P(HeadOps, LossesMatchTruthAndSeedsAreTheGradient) {
-  const Problem p{5, 12, 37, {4, 0, 2, 2}, true};
-  for (const DType weights : {DType::kF32, DType::kBF16}) {
+  // A vocabulary that is no multiple of 16 bytes, and one that is.
+  constexpr std::pair<int64_t, DType> kCases[] = {
+      {37, DType::kF32}, {37, DType::kBF16}, {40, DType::kF32}, {40, DType::kBF16}};
+  for (const auto& [v, weights] : kCases) {
+    const Problem p{5, 12, v, {4, 0, 2, 2}, true};
     const Types t{"", weights, weights};
     const Data a = make(p, weights);
     const Inputs in = inputs_of(p, weights);
     for (const Parts& parts : kParts) {
-      const auto got = run_deterministic([&](Device& d) { return loss(d, p, a, in, parts, weights); });
+      const auto got =
+          run_deterministic([&, weights = weights](Device& d) { return loss(d, p, a, in, parts, weights); });
       V nll, kl, best;
       for (size_t r = 0; r < p.rows.size(); ++r) {
         const V l = logits_of(p, a, to_double(a.x), z(p.rows[r])), log_p = reference::log_softmax(l);

@@ -248,27 +248,29 @@ TEST_P(TrainableOps, ScaledAddBackwardIsTheGradient) {
 }
 
 TEST_P(TrainableOps, GatherAndScatterAreTransposes) {
-  const int64_t n = 9, width = 70, count = 31;
-  auto rows = random_ints(count, 1, 0, static_cast<int32_t>(n - 1));
-  rows[0] = 0, rows[1] = 0, rows[2] = static_cast<int32_t>(n - 1);  // repeats and both ends
-  const auto x = random_normal(n * width, 2), dy = random_normal(count * width, 3),
-             dx0 = random_normal(n * width, 4);
-  const auto got = run_deterministic([&](Device& d) {
-    GuardedMemory m(d);
-    const ConstTensor r = m.input(rows, {count});
-    const Tensor y = m.output({count, width}), dx = m.accumulator(dx0, {n, width});
-    gather_rows(d, {.x = m.input(x, {n, width}), .rows = r, .y = y});
-    scatter_add_rows(d, {.dy = m.input(dy, {count, width}), .rows = r, .dx = dx});
-    return std::vector<std::vector<float>>{m.read(y), m.read(dx)};
-  });
-  EXPECT_TRUE(within("y", got[0], reference::gather_rows(to_double(x), rows, z(width)), 0.0));
-  V dx = to_double(dx0), terms = absolute(dx);
-  for (size_t r = 0; r < rows.size(); ++r)
-    for (size_t j = 0; j < z(width); ++j) {
-      dx[z(rows[r]) * z(width) + j] += double(dy[r * z(width) + j]);
-      terms[z(rows[r]) * z(width) + j] += std::abs(double(dy[r * z(width) + j]));
-    }
-  EXPECT_TRUE(within("dx", got[1], dx, rounding_limits(1.0, 0, double(count), terms)));
+  for (const int64_t width : {70, 72}) {
+    const int64_t n = 9, count = 31;
+    auto rows = random_ints(count, 1, 0, static_cast<int32_t>(n - 1));
+    rows[0] = 0, rows[1] = 0, rows[2] = static_cast<int32_t>(n - 1);  // repeats and both ends
+    const auto x = random_normal(n * width, 2), dy = random_normal(count * width, 3),
+               dx0 = random_normal(n * width, 4);
+    const auto got = run_deterministic([&](Device& d) {
+      GuardedMemory m(d);
+      const ConstTensor r = m.input(rows, {count});
+      const Tensor y = m.output({count, width}), dx = m.accumulator(dx0, {n, width});
+      gather_rows(d, {.x = m.input(x, {n, width}), .rows = r, .y = y});
+      scatter_add_rows(d, {.dy = m.input(dy, {count, width}), .rows = r, .dx = dx});
+      return std::vector<std::vector<float>>{m.read(y), m.read(dx)};
+    });
+    EXPECT_TRUE(within("y", got[0], reference::gather_rows(to_double(x), rows, z(width)), 0.0));
+    V dx = to_double(dx0), terms = absolute(dx);
+    for (size_t r = 0; r < rows.size(); ++r)
+      for (size_t j = 0; j < z(width); ++j) {
+        dx[z(rows[r]) * z(width) + j] += double(dy[r * z(width) + j]);
+        terms[z(rows[r]) * z(width) + j] += std::abs(double(dy[r * z(width) + j]));
+      }
+    EXPECT_TRUE(within("dx", got[1], dx, rounding_limits(1.0, 0, double(count), terms)));
+  }
 }
 
 TEST_P(TrainableOps, RowsOutOfRangeThrow) {
