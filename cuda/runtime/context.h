@@ -10,6 +10,8 @@
 namespace gantrain::cuda {
 
 class BlasLt;
+class Memory;
+class Staging;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -22,7 +24,9 @@ struct Context {
   double* total = nullptr;     // (1)
   int* flag = nullptr;         // (1)
   CudaGemm gemm = CudaGemm::kOwn;
-  BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
+  Memory* memory = nullptr;    // cuda/runtime/memory.h: what buffers are made of
+  Staging* staging = nullptr;  // cuda/runtime/staging.h: pinned, for copies that do not wait
+  BlasLt* library = nullptr;   // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
 };
 
 }  // namespace gantrain::cuda

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "cuda/runtime/check.h"
+#include "cuda/runtime/memory.h"
+#include "cuda/runtime/staging.h"
 
 namespace gantrain::cuda {
 namespace {
@@ -52,46 +54,89 @@ template <typename T>
 size_t append(std::vector<int32_t>& words, const std::vector<T>& items) {
   static_assert(sizeof(T) % sizeof(int32_t) == 0 && alignof(T) == alignof(int32_t));
   const size_t begin = words.size();
-  words.resize(begin + items.size() * sizeof(T) / sizeof(int32_t));
-  if (!items.empty()) std::memcpy(words.data() + begin, items.data(), items.size() * sizeof(T));
+  std::vector<int32_t> copy(items.size() * sizeof(T) / sizeof(int32_t));
+  if (!items.empty()) std::memcpy(copy.data(), items.data(), items.size() * sizeof(T));
+  words.insert(words.end(), copy.begin(), copy.end());
   return begin;
 }
 
 }  // namespace
 
-PlanCache::~PlanCache() {
-  for (Entry& e : entries_) (void)cudaFreeAsync(e.memory, context_.stream);
+PlanCache::~PlanCache() { forget(); }
+
+void PlanCache::forget() {
+  for (auto* list : {&entries_, &open_}) {
+    for (Entry& e : *list) context_.memory->release(e.memory);
+    list->clear();
+  }
 }
 
 const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& shape) {
-  const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) {
-    return e.shape == shape && e.plan.segments == plan.segments && e.plan.spans == plan.spans;
+  std::list<Entry>& list = plan.id != 0 ? open_ : entries_;
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Entry& e) {
+    if (!(e.shape == shape)) return false;
+    return plan.id != 0 ? e.plan.id == plan.id
+                        : e.plan.segments == plan.segments && e.plan.spans == plan.spans;
   });
-  if (found != entries_.end()) {
-    entries_.splice(entries_.begin(), entries_, found);
-    return entries_.front().device;
+  if (found != list.end()) {
+    list.splice(list.begin(), list, found);
+    return list.front().device;
   }
-  Entry e{.plan = plan, .shape = shape, .words = {}, .memory = nullptr, .device = {}};
+  if (plan.id == 0 && entries_.size() == kKept) {
+    context_.memory->release(entries_.back().memory);
+    entries_.pop_back();
+  }
+  list.push_front({.plan = plan, .shape = shape, .device = {}});
+  fill(list.front());
+  return list.front().device;
+}
+
+uint64_t PlanCache::update(const AttentionPlan& plan) {
+  for (Entry& e : open_) {
+    if (e.plan.id != plan.id) continue;
+    const DevicePlan before = e.device;
+    e.plan = plan;
+    fill(e);
+    if (!(e.device == before)) ++revision_;
+  }
+  return revision_;
+}
+
+void PlanCache::close(uint64_t id) {
+  for (auto it = open_.begin(); it != open_.end();) {
+    if (it->plan.id == id) {
+      context_.memory->release(it->memory);
+      it = open_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+}
+
+void PlanCache::fill(Entry& entry) {
+  const AttentionPlan& plan = entry.plan;
+  const PlanShape& shape = entry.shape;
   const std::vector<QueryTask> tasks = query_tasks(plan, shape.queries_per_task, shape.few_queries);
   const auto blocks = key_parts(plan, shape.key_rows, shape.keys_per_block);
-  std::vector<int32_t> offsets{0};
+  std::vector<int32_t> offsets{0}, words;
   std::vector<KeyPart> parts;
   for (const auto& block : blocks) {
     parts.insert(parts.end(), block.begin(), block.end());
     offsets.push_back(static_cast<int32_t>(parts.size()));
   }
-  const size_t segments = append(e.words, plan.segments), spans = append(e.words, plan.spans);
-  const size_t task = append(e.words, tasks), offset = append(e.words, offsets),
-               part = append(e.words, parts);
-  const size_t bytes = e.words.size() * sizeof(int32_t);
-  if (entries_.size() == kKept) {
-    (void)cudaFreeAsync(entries_.back().memory, context_.stream);
-    entries_.pop_back();
+  const size_t segments = append(words, plan.segments), spans = append(words, plan.spans);
+  const size_t task = append(words, tasks), offset = append(words, offsets), part = append(words, parts);
+  if (!entry.memory || entry.words < words.size()) {
+    context_.memory->release(entry.memory);
+    entry.memory = nullptr;
+    // A plan that changes in place grows by a part of the keys now and then.
+    entry.words = plan.id != 0 ? 2 * words.size() : words.size();
+    entry.memory = context_.memory->allocate(static_cast<int64_t>(entry.words * sizeof(int32_t)));
   }
-  GT_CUDA(cudaMallocAsync(&e.memory, bytes, context_.stream));
-  entries_.push_front(std::move(e));
-  Entry& entry = entries_.front();
-  GT_CUDA(cudaMemcpyAsync(entry.memory, entry.words.data(), bytes, cudaMemcpyHostToDevice, context_.stream));
+  const size_t bytes = words.size() * sizeof(int32_t);
+  std::byte* staged = context_.staging->take(static_cast<int64_t>(bytes));
+  std::memcpy(staged, words.data(), bytes);
+  GT_CUDA(cudaMemcpyAsync(entry.memory, staged, bytes, cudaMemcpyHostToDevice, context_.stream));
   const auto* base = static_cast<const int32_t*>(entry.memory);
   int64_t queries = 0;
   for (const AttentionSegment& s : plan.segments) queries += s.q_count;
@@ -106,7 +151,6 @@ const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& sha
       .few_begin = static_cast<int32_t>(std::count_if(
           tasks.begin(), tasks.end(), [&](const QueryTask& t) { return t.count > shape.few_queries; })),
       .covers_queries = queries == shape.query_rows};
-  return entry.device;
 }
 
 }  // namespace gantrain::cuda

@@ -102,6 +102,18 @@ Plan plan_memory(Device& device, const Llama& llama, const TrainConfig& config,
 
 json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
 
+json device_counters(const Device& device) {
+  const DeviceCounters c = device.counters();
+  return {{"synchronisations", c.synchronisations},
+          {"reserved_bytes", c.reserved_bytes},
+          {"reservations", c.reservations},
+          {"peak_bytes", c.peak_bytes},
+          {"graphs_instantiated", c.graphs_instantiated},
+          {"graphs_updated", c.graphs_updated},
+          {"graphs_replayed", c.graphs_replayed},
+          {"graphs_kept", c.graphs_kept}};
+}
+
 std::vector<std::string> nearest_tokens(const Llama& llama, const Tokenizer& tokenizer,
                                         const std::vector<float>& table) {
   // By cosine, over the whole vocabulary: a look at what the prompt resembles, nothing more.
@@ -175,6 +187,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   Session session =
       open_session(config.model, config.device, static_cast<int>(config.threads), config.dtype, devices);
   Device& device = *session.device;
+  device.set_graphs(options.graphs);
   const Llama& llama = *session.llama;
   const Tokenizer& tokenizer = *session.tokenizer;
   TokenizedDataset data =
@@ -293,6 +306,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                   {"non_canonical", r.non_canonical},
                   {"identical", r.identical},
                   {"tokens", r.tokens},
+                  {"synchronisations", r.synchronisations},
                   {"step_seconds", r.seconds},
                   {"rollout_seconds", r.rollout_s},
                   {"features_seconds", r.features_s},
@@ -428,6 +442,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"optimizer_bytes", trainer.optimizer_bytes()},
       {"peak_memory_bytes", peak_memory_bytes()},
       {"planned_memory_bytes", plan.total()},
+      {"device", device_counters(device)},
       {"train_seconds", t.all},
       {"seconds",
        {{"rollout", t.rollout},
