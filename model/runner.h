@@ -49,6 +49,8 @@ class Runner {
   Runner(Device& device, const Llama& llama)
       : device_(device), llama_(llama), workspace_(device), head_workspace_(device) {}
 
+  // Takes this much workspace now, for whatever batches come.
+  void reserve(int64_t bytes) { workspace_.reserve(bytes); }
   // Forward through `layers` layers (-1: all). `batch` and `prompt` must stay alive until the last call on
   // this batch.
   void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1);

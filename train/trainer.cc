@@ -898,6 +898,9 @@ Trainer::Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer,
     : s_(std::make_unique<State>(device, llama, tokenizer, config, std::move(data))) {}
 Trainer::~Trainer() = default;
 
+void Trainer::reserve_workspace(int64_t bytes) {
+  if (s_->device.queues_work()) s_->runner.reserve(bytes);
+}
 bool Trainer::done() const { return s_->step >= s_->total; }
 int64_t Trainer::step_number() const { return s_->step; }
 int64_t Trainer::total_steps() const { return s_->total; }

@@ -73,6 +73,8 @@ class Trainer {
           Data data);
   ~Trainer();
 
+  // On a device that queues its work: takes the largest batch's memory now, so that it never moves.
+  void reserve_workspace(int64_t bytes);
   bool done() const;
   int64_t step_number() const;  // steps taken
   int64_t total_steps() const;  // planned; the discriminator's own phase may end earlier

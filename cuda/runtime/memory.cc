@@ -8,7 +8,7 @@ namespace gantrain::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-constexpr int64_t kGrowth = int64_t{32} << 20;  // least size of a reservation that was not planned
+constexpr int64_t kGrowth = int64_t{2} << 20;  // least size of a reservation that was not planned
 
 int64_t rounded(int64_t bytes) {
   return (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
@@ -49,7 +49,7 @@ void* Memory::allocate(int64_t bytes) {
   };
   auto piece = best();
   if (piece == free_.end()) {
-    reserve(std::max(size, kGrowth));
+    reserve(std::max({size, kGrowth, reserved_ / 2}));
     piece = best();
   }
   const uintptr_t at = piece->first;

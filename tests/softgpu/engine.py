@@ -150,6 +150,11 @@ def main():
         for key in ("graphs_instantiated", "graphs_updated", "graphs_replayed"):
             good &= used[key] > 0
             print(f"{'ok  ' if used[key] > 0 else 'FAIL'} {key}: {used[key]}")
+        # The plan is what is taken, beside the loader's vectors, and it suffices.
+        planned = used["reservations"] == 2 and 0 <= used["reserved_bytes"] - used["planned_bytes"] <= (2 << 20) + 256
+        good &= planned and used["peak_bytes"] <= used["reserved_bytes"]
+        print(f"{'ok  ' if planned else 'FAIL'} memory: planned {used['planned_bytes']}, reserved {used['reserved_bytes']} in "
+              f"{used['reservations']} pieces, most in use {used['peak_bytes']} bytes")
         if a.same:
             plain = {"GANTRAIN_POOL": "0"} if "--no-graphs" in a.same else {}
             good &= run(software, "train", config, *a.settings, *a.same, "--device", "cuda", "-o", folder / "same", **plain)

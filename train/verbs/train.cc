@@ -16,12 +16,15 @@
 #include "train/trainer.h"
 #include "train/verbs/arms.h"
 #include "train/verbs/dataset.h"
+#include "train/verbs/plan.h"
 #include "train/verbs/session.h"
 
 namespace gantrain {
 namespace {
 
 using nlohmann::json;
+
+std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
 
 volatile std::sig_atomic_t g_stop = 0;  // the signal that asked for an end, or 0
 
@@ -57,48 +60,6 @@ class StopSignals {
   struct sigaction before_[2];
 };
 
-std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
-
-// The largest batch this run can meet, as rows: what the memory plan is made for.
-struct Plan {
-  int64_t weights = 0, workspace = 0, cache = 0, players = 0;
-  int64_t total() const { return weights + workspace + cache + players; }
-};
-Plan plan_memory(Device& device, const Llama& llama, const TrainConfig& config,
-                 const std::vector<TokenizedExample>& train) {
-  Plan plan;
-  plan.weights = llama.weight_bytes();
-  std::vector<size_t> by_length(train.size());
-  for (size_t i = 0; i < train.size(); ++i) by_length[i] = i;
-  auto length = [&](size_t i) { return train[i].prompt.size() + train[i].completion.size(); };
-  const size_t most = std::min(train.size(), static_cast<size_t>(config.train.batch));
-  std::partial_sort(by_length.begin(), by_length.begin() + static_cast<std::ptrdiff_t>(most), by_length.end(),
-                    [&](size_t a, size_t b) { return length(a) > length(b); });
-  const bool adversarial = config.loss.kind != LossKind::kCe;
-  PackedBatch batch;
-  int64_t scored = 0, slots = 0, first = 0;
-  for (size_t i = 0; i < most; ++i) {
-    const TokenizedExample& e = train[by_length[i]];
-    const bool own = config.generator.kind == GeneratorKind::kConditional;
-    const int32_t prompt = own || i == 0 ? batch.add_prompt(first, config.generator.prompt_length) : 0;
-    if (own) first += config.generator.prompt_length;
-    const int32_t input = batch.add(own ? prompt : 0, e.prompt);
-    batch.add(input, e.completion);
-    scored += static_cast<int64_t>(e.completion.size());
-    slots += config.generator.prompt_length + static_cast<int64_t>(e.prompt.size());
-    if (adversarial)
-      for (int64_t s = 0; s < config.loss.samples; ++s) {
-        batch.add(input, std::vector<int32_t>(static_cast<size_t>(config.train.max_new_tokens), 0));
-        scored += config.train.max_new_tokens;
-        slots += config.train.max_new_tokens;
-      }
-  }
-  const Runner runner(device, llama);
-  plan.workspace = runner.plan_bytes(
-      batch, scored, config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, true);
-  if (adversarial) plan.cache = KvCache::bytes(llama, slots);
-  return plan;
-}
 
 json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
 
@@ -195,11 +156,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                    llama.config().max_position_embeddings - config.generator.prompt_length);
   fmt::print(stderr, "{}", data.report);
 
-  const Plan plan = plan_memory(device, llama, config, data.train);
-  const std::string plan_text = fmt::format(
-      "memory plan: weights {}, activations and workspace of the largest batch {}, KV cache of the rollouts "
-      "{}; together {}\n",
-      megabytes(plan.weights), megabytes(plan.workspace), megabytes(plan.cache), megabytes(plan.total()));
+  const MemoryPlan plan = plan_memory(device, llama, config, data.train, data.valid);
   if (config.memory_limit > 0 && plan.total() > config.memory_limit)
     throw Error(fmt::format("the run needs {}, memory_limit is {}. Cheapest remedies: train.recompute=layer, "
                             "a smaller train.batch "
@@ -208,13 +165,15 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                 ErrorKind::kOutOfMemory);
   if (options.dry_run) {
     fmt::print("{}", to_toml(config));
-    fmt::print(stderr, "{}", plan_text);
+    fmt::print(stderr, "{}", plan.text());
     return 0;
   }
-  fmt::print(stderr, "{}", plan_text);
+  fmt::print(stderr, "{}", plan.text());
 
   RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
+  device.reserve(plan.reserved());
   Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
+  trainer.reserve_workspace(plan.workspace);
   int64_t events_kept = -1;
   double best = std::numeric_limits<double>::infinity();
   std::vector<std::string> alarms;
@@ -349,6 +308,9 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     return 128 + signal;
   }
 
+  json used = device_counters(device);  // of the training; the evaluation may take more
+  used["planned_bytes"] = plan.reserved();
+
   // What came of it: every arm on the held-out items.
   const auto eval_start = std::chrono::steady_clock::now();
   const bool has_test = !data.test.empty();
@@ -442,7 +404,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"optimizer_bytes", trainer.optimizer_bytes()},
       {"peak_memory_bytes", peak_memory_bytes()},
       {"planned_memory_bytes", plan.total()},
-      {"device", device_counters(device)},
+      {"device", used},
       {"train_seconds", t.all},
       {"seconds",
        {{"rollout", t.rollout},
