@@ -36,6 +36,7 @@ class CpuOps final : public Ops {
   // cpu/mlp.cc
   void gate_up_forward(const GateUpForward&) override;
   void gate_up_backward(const GateUpBackward&) override;
+  void swiglu(const Swiglu&) override;
   int64_t scratch(const GateUpForward&) const override;
   int64_t scratch(const GateUpBackward&) const override;
   // cpu/head.cc

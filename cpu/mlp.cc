@@ -2,6 +2,7 @@
 
 #include "cpu/cpu_matrix.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/lora.h"
 #include "cpu/rows.h"
 #include "cpu/vec_math.h"
 
@@ -11,19 +12,27 @@ namespace {
 struct ForwardPieces {
   void* normed;
   float* product;
+  LoraScratch lora;
 };
-ForwardPieces forward_pieces(Pieces& p, int64_t n, int64_t c, int64_t f2, DType t) {
-  const int64_t block = row_block(n);
-  return {p.take(block * c * dtype_size(t)), p.floats(block * f2)};
+ForwardPieces forward_pieces(Pieces& p, const GateUpForward& a) {
+  const int64_t c = a.x.dim(1), block = row_block(a.x.dim(0));
+  const DType t = a.w->dtype();
+  void* normed = p.take(block * c * dtype_size(t));
+  float* product = p.floats(block * a.w->rows());
+  return {normed, product, lora_scratch(p, a.lora, block, t == DType::kF32 ? 0 : block * c, 0)};
 }
 
 struct BackwardPieces {
   void* dy;
   float* dnormed;
+  LoraScratch lora;
 };
-BackwardPieces backward_pieces(Pieces& p, int64_t n, int64_t c, int64_t f2, DType t) {
-  const int64_t block = row_block(n);
-  return {p.take(block * f2 * dtype_size(t)), p.floats(block * c)};
+BackwardPieces backward_pieces(Pieces& p, const GateUpBackward& a) {
+  const int64_t c = a.x.dim(1), f2 = a.w->rows(), block = row_block(a.x.dim(0));
+  const DType t = a.w->dtype();
+  void* dy = p.take(block * f2 * dtype_size(t));
+  float* dnormed = p.floats(block * c);
+  return {dy, dnormed, lora_scratch(p, a.lora, block, block * c, t == DType::kF32 ? 0 : block * f2)};
 }
 
 constexpr int64_t kRun = 256;  // values of g and u at a time, in L1
@@ -49,7 +58,8 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.a.dim(1);
   Pieces scratch(a.scratch);
-  const ForwardPieces s = forward_pieces(scratch, n, c, 2 * f, w.dtype());
+  const ForwardPieces s = forward_pieces(scratch, a);
+  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
   T* out = a.a.data<T>();
@@ -71,6 +81,10 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
                   .dtype = w.dtype(),
                   .c = s.product,
                   .ldc = 2 * f});
+    if (!a.lora.empty())
+      lora_forward_block(pool, a.lora, s.lora, r0, rows,
+                         normed_f32(pool, a.x, a.rstd, gain, r0, rows, w.dtype(), s.normed, s.lora.x),
+                         s.product, 2 * f);
     pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float *g = s.product + i * 2 * f, *u = g + f;
@@ -88,7 +102,8 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.da.dim(1);
   Pieces scratch(a.scratch);
-  const BackwardPieces s = backward_pieces(scratch, n, c, 2 * f, w.dtype());
+  const BackwardPieces s = backward_pieces(scratch, a);
+  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const S *g = a.g.data<S>(), *u = a.u.data<S>();
   const T* da = a.da.data<T>();
@@ -122,6 +137,11 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
                   .dtype = w.dtype(),
                   .c = s.dnormed,
                   .ldc = c});
+    if (!a.lora.empty())
+      lora_backward_block(pool, a.lora, s.lora, r0, rows,
+                          normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
+                          in_f32(pool, static_cast<const T*>(s.dy), rows * 2 * f, s.lora.y), 2 * f,
+                          s.dnormed);
     norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
                        a.dx.data<float>() + r0 * c);
   }
@@ -131,12 +151,12 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
 
 int64_t CpuOps::scratch(const GateUpForward& a) const {
   Pieces p;
-  forward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.w->dtype());
+  forward_pieces(p, a);
   return p.used();
 }
 int64_t CpuOps::scratch(const GateUpBackward& a) const {
   Pieces p;
-  backward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.w->dtype());
+  backward_pieces(p, a);
   return p.used();
 }
 
@@ -144,6 +164,22 @@ void CpuOps::gate_up_forward(const GateUpForward& a) {
   // g and u not wanted: rounded as if they were kept, so that inference sees what training sees.
   const DType kept = a.g.empty() ? kept_type(a.a.dtype()) : a.g.dtype();
   with_pair(a.a.dtype(), kept, [&]<typename T, typename S>(T*, S*) { forward<S, T>(pool_, a); });
+}
+void CpuOps::swiglu(const Swiglu& a) {
+  const int64_t n = a.a.dim(0), f = a.a.dim(1);
+  with_pair(a.a.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) {
+    const S *g = a.g.data<S>(), *u = a.u.data<S>();
+    T* out = a.a.data<T>();
+    pool_.parallel_ranges(n * f, 4096, [&](int64_t begin, int64_t end) {
+      float gate[kRun], up[kRun];
+      for (int64_t j0 = begin; j0 < end; j0 += kRun) {
+        const int64_t count = std::min(kRun, end - j0);
+        widen(g + j0, gate, count);
+        widen(u + j0, up, count);
+        for (int64_t j = 0; j < count; ++j) store(out + j0 + j, gate[j] * sigmoid(gate[j]) * up[j]);
+      }
+    });
+  });
 }
 void CpuOps::gate_up_backward(const GateUpBackward& a) {
   with_pair(a.da.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) { backward<S, T>(pool_, a); });

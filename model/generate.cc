@@ -119,7 +119,7 @@ uint64_t address(ConstTensor t) { return static_cast<uint64_t>(reinterpret_cast<
 void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                        std::span<const GenerationRequest> requests, int64_t first_index,
                        const SamplingParams& params, const std::function<void(int64_t, int32_t)>& on_token,
-                       std::vector<GeneratedSequence>& results) {
+                       const LoraAdapter* lora, std::vector<GeneratedSequence>& results) {
   // Prefill: prompts once each, contexts once each.
   PackedBatch batch;
   std::map<std::pair<int64_t, int64_t>, int32_t> prompts;
@@ -170,10 +170,10 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
   };
   device.region("prefill", static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(prefill_rows))), 0, [&] {
     Arena plan;
-    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan());
+    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
     Arena arena(device, plan.peak());
     Activations acts =
-        take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan());
+        take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
     const DeviceBatch on_device(device, batch);
     std::vector<int32_t> prefill_slots(static_cast<size_t>(prefill_rows));
     for (int32_t i = 0; i < prefill_rows; ++i) prefill_slots[static_cast<size_t>(i)] = i;
@@ -183,7 +183,8 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                            .prompt = prompt,
                            .acts = &acts,
                            .cache = &cache,
-                           .slots = slots_d});
+                           .slots = slots_d,
+                           .lora = lora});
     sampler.set_counter(0);
     sampler.draw(acts.x_out);
     read_later();
@@ -265,9 +266,9 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
         slots_now.push_back(s.slot + own);
       }
       Arena counting;
-      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan);
+      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, lora);
       Arena& arena = workspace.reserve(counting.peak());
-      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan);
+      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, lora);
       const Tensor positions_d = places.view().view({2 * answers}).rows(0, n),
                    slots_d = places.view().view({2 * answers}).rows(answers, n);
       device.copy_in(positions_d, positions.data());
@@ -279,7 +280,7 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                               address(acts.scratch), static_cast<uint64_t>(acts.scratch.count())}),
                     [&] {
                       llama_decode(device, llama, sampler.tokens(), positions_d, slots_d, plan, prompt, cache,
-                                   acts);
+                                   acts, lora);
                       sampler.draw(acts.x_out);
                     });
       read_later();
@@ -292,7 +293,8 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
 std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, ConstTensor prompt,
                                         std::span<const GenerationRequest> requests,
                                         const SamplingParams& params, int64_t max_parallel,
-                                        const std::function<void(int64_t, int32_t)>& on_token) {
+                                        const std::function<void(int64_t, int32_t)>& on_token,
+                                        const LoraAdapter* lora) {
   const Range range(device, "generate");
   GT_CHECK(max_parallel > 0, "max_parallel must be positive, got {}", max_parallel);
   GT_CHECK(params.temperature >= 0.0f, "temperature must not be negative, got {}", params.temperature);
@@ -303,7 +305,7 @@ std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, Cons
   std::vector<GenerationRequest> group;
   int64_t first = 0, in_group = 0;
   auto flush = [&] {
-    if (in_group > 0) generate_together(device, llama, prompt, group, first, params, on_token, results);
+    if (in_group > 0) generate_together(device, llama, prompt, group, first, params, on_token, lora, results);
     first += in_group;
     in_group = 0;
     group.clear();

@@ -12,11 +12,6 @@ KvCache::KvCache(Device& device, const Llama& llama, int64_t slots) {
   }
 }
 
-int64_t KvCache::bytes(const Llama& llama, int64_t slots) {
-  const LlamaConfig& c = llama.config();
-  return 2 * c.num_layers * slots * c.num_kv_heads * c.head_dim * dtype_size(llama.dtype());
-}
-
 DeviceBatch::DeviceBatch(Device& device, const PackedBatch& batch)
     : host(&batch), tokens(upload(device, batch.tokens())), positions(upload(device, batch.positions())) {}
 
@@ -27,8 +22,11 @@ namespace {
 //   out
 void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
                    const AttentionPlan& plan, ConstTensor k, ConstTensor v, Tensor act, Tensor out,
-                   Tensor rstd_out, Tensor scratch) {
+                   Tensor rstd_out, Tensor scratch, const LoraAdapter* lora, size_t l) {
   const float eps = llama.config().rms_norm_eps;
+  const auto parts = [&](std::initializer_list<LoraTarget> t) {
+    return LoraParts(lora, llama.config(), l, t, a.z);
+  };
   const int64_t n = a.x.dim(0), hd = a.q.dim(1) * a.q.dim(2);
   attention_forward(dev, {.q = a.q,
                           .k = k,
@@ -45,7 +43,8 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .out = a.h,
                         .rstd = a.rstd2,
                         .eps = eps,
-                        .scratch = scratch});
+                        .scratch = scratch,
+                        .lora = parts({LoraTarget::kO})});
   gate_up_forward(dev, {.x = a.h,
                         .rstd = a.rstd2,
                         .gain = w.mlp_gain,
@@ -54,7 +53,8 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .g = a.g,
                         .u = a.u,
                         .a = act,
-                        .scratch = scratch});
+                        .scratch = scratch,
+                        .lora = parts({LoraTarget::kGate, LoraTarget::kUp})});
   project_forward(dev, {.a = act,
                         .w = w.down.get(),
                         .bias = w.down_bias,
@@ -62,11 +62,12 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .out = out,
                         .rstd = rstd_out,
                         .eps = eps,
-                        .scratch = scratch});
+                        .scratch = scratch,
+                        .lora = parts({LoraTarget::kDown})});
 }
 
 void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-               ConstTensor positions, Tensor scratch) {
+               ConstTensor positions, Tensor scratch, const LoraAdapter* lora, size_t l) {
   qkv_forward(dev, {.x = a.x,
                     .rstd = a.rstd1,
                     .gain = w.attention_gain,
@@ -77,7 +78,9 @@ void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const Layer
                     .q = a.q,
                     .k = a.k,
                     .v = a.v,
-                    .scratch = scratch});
+                    .scratch = scratch,
+                    .lora = LoraParts(lora, llama.config(), l,
+                                      {LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}, a.z)});
 }
 
 }  // namespace
@@ -97,7 +100,7 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
     const Range layer(dev, "layer");
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts.scratch);
+    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts.scratch, args.lora, l);
     if (args.cache)
       kv_append(dev, {.k = a.k,
                       .v = a.v,
@@ -106,7 +109,7 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
                       .v_cache = args.cache->v[l]});
     layer_forward(dev, llama, llama.layers()[l], a, plan, a.k, a.v, acts.a,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  acts.scratch);
+                  acts.scratch, args.lora, l);
   }
 }
 
@@ -125,12 +128,23 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     if (acts.saving == Saving::kLayerInput) {
       // The same ops on the same inputs give the same bits. The layer's output is not wanted again: it goes
       // to x_out, whose content backward no longer needs.
-      layer_qkv(dev, llama, w, a, args.batch->positions, acts.scratch);
-      layer_forward(dev, llama, w, a, plan, a.k, a.v, acts.a, acts.x_out, acts.rstd_out, acts.scratch);
+      layer_qkv(dev, llama, w, a, args.batch->positions, acts.scratch, args.lora, l);
+      layer_forward(dev, llama, w, a, plan, a.k, a.v, acts.a, acts.x_out, acts.rstd_out, acts.scratch,
+                    args.lora, l);
     }
     const int64_t hd = a.q.dim(1) * a.q.dim(2);
+    const auto parts = [&](std::initializer_list<LoraTarget> t) {
+      return LoraParts(args.lora, llama.config(), l, t, a.z);
+    };
     // out = h + down(SwiGLU(gate_up(norm(h))))
-    project_backward(dev, {.dout = acts.dx, .w = w.down.get(), .da = acts.da, .scratch = acts.scratch});
+    const LoraParts down = parts({LoraTarget::kDown});
+    if (down.count > 0 && acts.saving == Saving::kAll) swiglu(dev, {.g = a.g, .u = a.u, .a = acts.a});
+    project_backward(dev, {.dout = acts.dx,
+                           .w = w.down.get(),
+                           .da = acts.da,
+                           .scratch = acts.scratch,
+                           .lora = down,
+                           .a = acts.a});
     gate_up_backward(dev, {.x = a.h,
                            .rstd = a.rstd2,
                            .gain = w.mlp_gain,
@@ -139,10 +153,15 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                            .u = a.u,
                            .da = acts.da,
                            .dx = acts.dx,
-                           .scratch = acts.scratch});
+                           .scratch = acts.scratch,
+                           .lora = parts({LoraTarget::kGate, LoraTarget::kUp})});
     // h = x + o(attention(qkv(norm(x))))
-    project_backward(
-        dev, {.dout = acts.dx, .w = w.o.get(), .da = acts.d_o.view({n, hd}), .scratch = acts.scratch});
+    project_backward(dev, {.dout = acts.dx,
+                           .w = w.o.get(),
+                           .da = acts.d_o.view({n, hd}),
+                           .scratch = acts.scratch,
+                           .lora = parts({LoraTarget::kO}),
+                           .a = a.o.view({n, hd})});
     attention_backward(dev, {.q = a.q,
                              .k = a.k,
                              .v = a.v,
@@ -165,13 +184,14 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                        .dk = acts.dk,
                        .dv = acts.dv,
                        .dx = acts.dx,
-                       .scratch = acts.scratch});
+                       .scratch = acts.scratch,
+                       .lora = parts({LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV})});
   }
 }
 
 void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTensor positions,
                   ConstTensor slots, const AttentionPlan& plan, ConstTensor prompt, KvCache& cache,
-                  Activations& acts) {
+                  Activations& acts, const LoraAdapter* lora) {
   const Range range(dev, "decode");
   const size_t layers = acts.layers.size();
   GT_CHECK(layers == llama.layers().size() && layers > 0, "decoding runs all {} layers, got {}",
@@ -182,11 +202,11 @@ void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTens
   for (size_t l = 0; l < layers; ++l) {
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts.scratch);
+    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts.scratch, lora, l);
     kv_append(dev, {.k = a.k, .v = a.v, .slots = slots, .k_cache = cache.k[l], .v_cache = cache.v[l]});
     layer_forward(dev, llama, llama.layers()[l], a, plan, cache.k[l], cache.v[l], acts.a,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  acts.scratch);
+                  acts.scratch, lora, l);
   }
 }
 

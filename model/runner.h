@@ -49,15 +49,17 @@ class Runner {
   Runner(Device& device, const Llama& llama)
       : device_(device), llama_(llama), workspace_(device), head_workspace_(device) {}
 
-  // Takes this much workspace now, for whatever batches come.
-  void reserve(int64_t bytes) { workspace_.reserve(bytes); }
   // Forward through `layers` layers (-1: all). `batch` and `prompt` must stay alive until the last call on
-  // this batch.
-  void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1);
+  // this batch. With `lora`, through its adapters; backward then adds to its gradients.
+  void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1,
+               const LoraAdapter* lora = nullptr);
   // Residual stream after the last layer that ran, (N, C) f32.
   ConstTensor output() const { return acts_.x_out; }
   // Copies of chosen rows of it, (R, C) f32.
   OwnedTensor output_rows(const std::vector<int32_t>& rows);
+
+  // Logits of chosen rows, (R, V) on the host.
+  std::vector<float> logits(const std::vector<int32_t>& rows);
 
   // Sets the gradient at the output to zero; seeds are then added by head() and add_output_gradient().
   void begin_backward();
@@ -73,9 +75,6 @@ class Runner {
   void add_prompt_gradient(Tensor dprompt);                           // (R, C) f32  +=
   OwnedTensor input_gradient_rows(const std::vector<int32_t>& rows);  // (R, C) f32: dL/d(embedding row)
 
-  // Bytes of workspace for a batch of `rows` rows, `scored` of them scored; nothing is allocated.
-  int64_t plan_bytes(const PackedBatch& batch, int64_t scored, Saving saving, bool backward) const;
-
   Device& device() const { return device_; }
   const Llama& llama() const { return llama_; }
 
@@ -89,6 +88,7 @@ class Runner {
   std::optional<DeviceBatch> batch_;
   int64_t batches_ = 0;  // run so far
   ConstTensor prompt_;
+  const LoraAdapter* lora_ = nullptr;
   Activations acts_;
 };
 

@@ -8,11 +8,13 @@ import re
 import sys
 import tomllib
 
+import audit_counts
 import audit_machine
 
 # How a page's table is marked, so that a run can replace it.
 BEGIN, END = "<!-- audit: made by tools/audit --write -->", "<!-- end of audit -->"
-AT_LEAST = ("occupancy", "mma_share", "mma_per_load", "wide")
+COUNTS_BEGIN, COUNTS_END = "<!-- counts: made by tools/audit --build --write -->", "<!-- end of counts -->"
+AT_LEAST = ("occupancy", "mma_share", "mma_per_load", "wide", "hgmma", "tma")
 
 
 def wide_share(kind, m):
@@ -41,6 +43,9 @@ def measures(row, dynamic):
         "local": (m.get("LDL", 0) + m.get("STL", 0)) if row["hot_kind"] == "loop" else 0,
         "f64": row["body"].get("F64", 0),
         "atomics": max((x.get("ATOM", 0) for x in row["loops"]), default=0),
+        "hmma": row["body"].get("HMMA", 0),
+        "hgmma": m.get("HGMMA", 0),
+        "tma": row["body"].get("UTMALDG", 0),
         "mma_share": mma / m["instructions"],
         "mma_per_load": mma / loads if loads else float("inf"),
         "barriers": m.get("BAR", 0) if row["hot_kind"] == "loop" else 0,
@@ -50,7 +55,7 @@ def measures(row, dynamic):
 
 def wanted(family):
     """Thresholds as numbers; `wide` means all of the accesses in a loop and half of the bytes in a body."""
-    return {k: v for k, v in family.items() if k not in ("name", "kernels", "why", "wide", "dynamic_shared")}
+    return {k: v for k, v in family.items() if k not in ("name", "kernels", "arch", "why", "wide", "dynamic_shared")}
 
 
 def read_thresholds(path):
@@ -58,7 +63,7 @@ def read_thresholds(path):
         given = tomllib.load(file)
     default = given["default"]
     for entry in given.get("family", []):
-        unknown = set(entry) - set(default) - {"name", "kernels", "why"}
+        unknown = set(entry) - set(default) - {"name", "kernels", "arch", "why"}
         if unknown or "why" not in entry or "kernels" not in entry:
             sys.exit(f"{path}: family {entry.get('name')}: it needs kernels and why, and knows nothing of {sorted(unknown)}")
     for entry in given.get("miss", []):
@@ -75,7 +80,7 @@ def judge(rows, default, families, known):
     for row in rows:
         family = {**default, "name": "default"}
         for number, entry in enumerate(families):
-            if re.fullmatch(entry["kernels"], row["name"]):
+            if row["arch"] == entry.get("arch", row["arch"]) and re.fullmatch(entry["kernels"], row["name"]):
                 family, _ = {**default, **entry}, used.add(number)
                 break
         got = measures(row, family["dynamic_shared"])
@@ -157,6 +162,7 @@ def options():
     p.add_argument("--json", metavar="FILE", help="write everything that was read, as JSON")
     p.add_argument("--strict", action="store_true", help="known misses fail as well")
     p.add_argument("--kernel", metavar="REGEX", help="print what is known of the kernels whose name matches, and stop")
+    p.add_argument("--build", metavar="DIR", help="count a step on the software GPU of this build as well, against cuda/counts.toml")
     p.add_argument("--thresholds", metavar="FILE", default=os.path.join(root, "cuda/audit.toml"), help=argparse.SUPPRESS)
     p.add_argument("--sources", metavar="GLOB", default="cuda/ops/*.cu", help="sources, from --root (default cuda/ops/*.cu)")
     p.add_argument("--root", default=root, help=argparse.SUPPRESS)
@@ -189,12 +195,23 @@ def main():
     if o.json:
         with open(o.json, "w", encoding="utf-8") as file:
             json.dump({"nvcc": release, "kernels": rows}, file, indent=1)
+    counts = None
+    if o.build:
+        limits = os.path.join(o.root, "cuda/counts.toml")
+        counts, count_misses, notes = audit_counts.run(o.root, os.path.abspath(o.build), limits)
+        for text, known in count_misses:
+            fresh += not known or o.strict
+            print(f"{'known miss' if known else 'MISS'}: {text}")
+        for note in notes:
+            print(f"{limits}: {note}")
     page_path = os.path.join(o.root, "docs/audit.md")
     stale = False
     if o.write or o.check:
         with open(page_path, encoding="utf-8") as file:
             page = file.read()
         made = replace_section(page, BEGIN, END, table(rows, release))
+        if counts:
+            made = replace_section(made, COUNTS_BEGIN, COUNTS_END, counts)
         stale = made != page
         if stale and o.write:
             with open(page_path, "w", encoding="utf-8") as file:

@@ -932,7 +932,10 @@ def subtitle(run):
         first(about, "data", "task") or os.path.basename(str(run.setting("data", "train", default=""))),
     ]
     generator, length = run.setting("generator", "kind"), run.setting("generator", "prompt_length")
-    if generator:
+    if run.setting("method") == "lora":
+        layers = ", ".join(run.setting("lora", "targets", default=[]))
+        parts.append(f"LoRA on {layers}, r = {run.setting('lora', 'rank')}")
+    elif generator:
         parts.append(f"{generator} generator" + (f", P = {length}" if length else ""))
     if run.setting("loss", "kind"):
         parts.append(f"loss {run.setting('loss', 'kind')}")

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "model/adapters/peft.h"
 #include "model/runner.h"
 #include "model/tokenizer/tokenizer.h"
 #include "train/config.h"
@@ -73,13 +74,15 @@ class Trainer {
           Data data);
   ~Trainer();
 
-  // On a device that queues its work: takes the largest batch's memory now, so that it never moves.
-  void reserve_workspace(int64_t bytes);
   bool done() const;
   int64_t step_number() const;  // steps taken
   int64_t total_steps() const;  // planned; the discriminator's own phase may end earlier
   Phase phase() const;
   StepRecord step();  // takes one step; throws Error naming layer and op of a value that is not finite
+
+  // Begins with the values of this adapter and not with the configuration's own, before the first step.
+  // Throws Error if it is of another kind or size than what is trained.
+  void start_from(const PeftAdapter& adapter, const std::string& folder);
 
   // Cross-entropy on the validation items with the weights that would be deployed; watched by an alarm.
   LossResult validate();
@@ -93,7 +96,8 @@ class Trainer {
   const SignalCheck& signal() const;  // measured when the discriminator's own phase ends
   int64_t generator_parameters() const, deployed_parameters() const, discriminator_parameters() const;
   int64_t optimizer_bytes() const;
-  // The generator's learned table or its output, for a look at nearest tokens: (P, C).
+  // The generator's learned table or its output, for a look at nearest tokens: (P, C); empty without a
+  // prompt.
   std::vector<float> prompt_table();
 
   // Everything a continued run needs: parameters of both players, moments, averages, gate, replay, loader,

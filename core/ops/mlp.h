@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/device.h"
+#include "core/ops/lora.h"
 
 namespace gantrain {
 
@@ -17,6 +18,8 @@ struct GateUpForward {
   Tensor u;               // (N, F) S  =
   Tensor a;               // (N, F) T  =
   Tensor scratch;         // (bytes) u8
+  // Adapters of ranges of the outputs.
+  std::span<const LoraPart> lora{};
 };
 // dg = da * u * sig(g) * (1 + g (1 - sig(g))), du = da * silu(g); dx += RMSNorm backward of ([dg; du] w *
 // gain)
@@ -30,15 +33,26 @@ struct GateUpBackward {
   ConstTensor da;         // (N, F) T
   Tensor dx;              // (N, C) f32  +=
   Tensor scratch;         // (bytes) u8
+  // Forward's adapters.
+  std::span<const LoraPartBackward> lora{};
+};
+// a = silu(g) * u again, the same bits as gate_up_forward's: for an adapter behind it, whose backward reads
+// a.
+struct Swiglu {
+  ConstTensor g;  // (N, F) S
+  ConstTensor u;  // (N, F) S
+  Tensor a;       // (N, F) T  =
 };
 
 void gate_up_forward(Device&, const GateUpForward&);
 void gate_up_backward(Device&, const GateUpBackward&);
+void swiglu(Device&, const Swiglu&);
 int64_t gate_up_forward_scratch(Device&, const GateUpForward&);
 int64_t gate_up_backward_scratch(Device&, const GateUpBackward&);
 int64_t gate_up_forward_bytes(const GateUpForward&);
 int64_t gate_up_forward_flops(const GateUpForward&);
 int64_t gate_up_backward_bytes(const GateUpBackward&);
 int64_t gate_up_backward_flops(const GateUpBackward&);
+int64_t swiglu_bytes(const Swiglu&);
 
 }  // namespace gantrain

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/device.h"
+#include "core/ops/lora.h"
 
 namespace gantrain {
 
@@ -16,6 +17,8 @@ struct ProjectForward {
   Tensor rstd;            // (N) f32  =  empty: not wanted
   float eps = 1e-5f;
   Tensor scratch;  // (bytes) u8
+  // Adapters of ranges of the outputs.
+  std::span<const LoraPart> lora{};
 };
 // da = dout w. The residual's gradient is dout itself.
 struct ProjectBackward {
@@ -23,6 +26,10 @@ struct ProjectBackward {
   const FrozenMatrix* w;  // (C, I)
   Tensor da;              // (N, I) T  =
   Tensor scratch;         // (bytes) u8
+  // Forward's adapters.
+  std::span<const LoraPartBackward> lora{};
+  // (N, I) S or T: forward's input; with adapters only.
+  ConstTensor a{};
 };
 
 void project_forward(Device&, const ProjectForward&);

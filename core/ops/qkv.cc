@@ -23,6 +23,7 @@ void qkv_forward(Device& device, const QkvForward& a) {
   check.tensor("k", a.k, a.q.dtype(), {n, k, d});
   check.tensor("v", a.v, a.q.dtype(), {n, k, d});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().qkv_forward(a);
@@ -47,6 +48,7 @@ void qkv_backward(Device& device, const QkvBackward& a) {
   check.tensor("dv", a.dv, t, {n, k, d});
   check.tensor("dx", a.dx, DType::kF32, {n, c});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().qkv_backward(a);
@@ -57,13 +59,19 @@ int64_t qkv_backward_scratch(Device& device, const QkvBackward& a) { return devi
 
 int64_t qkv_forward_bytes(const QkvForward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
-         contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() + a.k.bytes() + a.v.bytes();
+         contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() + a.k.bytes() + a.v.bytes() +
+         lora_bytes(a.lora);
 }
-int64_t qkv_forward_flops(const QkvForward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+int64_t qkv_forward_flops(const QkvForward& a) {
+  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
+}
 int64_t qkv_backward_bytes(const QkvBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
-         a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + 2 * a.dx.bytes();
+         a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + 2 * a.dx.bytes() +
+         lora_bytes(a.lora);
 }
-int64_t qkv_backward_flops(const QkvBackward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+int64_t qkv_backward_flops(const QkvBackward& a) {
+  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.x.dim(0));
+}
 
 }  // namespace gantrain

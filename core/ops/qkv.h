@@ -8,6 +8,7 @@
 #pragma once
 
 #include "core/device.h"
+#include "core/ops/lora.h"
 
 namespace gantrain {
 
@@ -23,6 +24,8 @@ struct QkvForward {
   Tensor k;               // (N, K, D) S  =
   Tensor v;               // (N, K, D) S  =
   Tensor scratch;         // (bytes) u8
+  // Adapters of ranges of the outputs.
+  std::span<const LoraPart> lora{};
 };
 // Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat.
 struct QkvBackward {
@@ -37,6 +40,8 @@ struct QkvBackward {
   ConstTensor dv;         // (N, K, D) T
   Tensor dx;              // (N, C) f32  +=
   Tensor scratch;         // (bytes) u8
+  // Forward's adapters.
+  std::span<const LoraPartBackward> lora{};
 };
 
 void qkv_forward(Device&, const QkvForward&);

@@ -14,7 +14,12 @@ __device__ inline void copy_async(uint32_t to_shared, const void* from, bool val
                "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
                : "memory");
 }
-// The same of 4 bytes, for rows that are not 16-byte aligned.
+// The same of 8 bytes, and of 4: for what is no row of 16-byte pieces.
+__device__ inline void copy_async_pair(uint32_t to_shared, const void* from, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to_shared),
+               "l"(__cvta_generic_to_global(from)), "r"(valid ? 8 : 0)
+               : "memory");
+}
 __device__ inline void copy_async_word(uint32_t to_shared, const void* from, bool valid = true) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to_shared),
                "l"(__cvta_generic_to_global(from)), "r"(valid ? 4 : 0)

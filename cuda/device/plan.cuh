@@ -14,10 +14,19 @@ struct PlanSpan {
   int32_t begin, count;
 };
 struct PlanTask {
-  int32_t segment, begin, count;
+  int32_t segment, begin, count, span_keys, keys;
 };
 struct PlanPart {
   int32_t segment, row, count, key;
+};
+struct alignas(16) PlanRun {
+  int32_t query, queries, head, width, shift, low, high, masked;
+};
+struct PlanPiece {
+  int32_t task, first, slot;
+};
+struct PlanMerge {
+  int32_t task, slot, count;
 };
 
 // Keys of a segment in one order: its spans one after the other, then its own causal rows.

@@ -136,28 +136,38 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_forwar
   }
 }
 
-// delta[n, h] = <o, d_o>, the row term of softmax's backward: a warp a row. grid (N H / kRows), block (32,
-// kRows).
-template <typename S, typename T, int kRows>
-__global__ __launch_bounds__(kWarp* kRows) void attention_delta_kernel(const S* __restrict__ o,
-                                                                       const T* __restrict__ d_o,
-                                                                       float* __restrict__ delta,
-                                                                       int64_t rows, int d) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
-  if (row >= rows) return;
+// statistics[n, h] = (factor * lse, delta = <o, d_o>), the row terms of softmax's backward. grid (rows /
+// kRows), block (kDeltaThreads): a thread takes kVector values at a time, `lanes` threads (a power of two, at
+// most 32) share a row, so that kRows = kDeltaThreads / lanes. Traffic: o, d_o and lse once.
+constexpr int kDeltaThreads = 128;
+template <typename S, typename T, int kVector>
+__global__ __launch_bounds__(kDeltaThreads) void attention_delta_kernel(
+    const S* __restrict__ o,        // (rows, D)
+    const T* __restrict__ d_o,      // (rows, D)
+    const float* __restrict__ lse,  // (rows)
+    float factor, float2* __restrict__ statistics, int64_t rows, int d, int lanes) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / lanes) + threadIdx.x / lanes;
+  const bool valid = row < rows;
+  const int64_t begin = valid ? row * d : 0;
   float sum = 0;
-  for (int j = threadIdx.x; j < d; j += kWarp) sum += to_float(o[row * d + j]) * to_float(d_o[row * d + j]);
-  sum = warp_sum(sum);
-  if (threadIdx.x == 0) delta[row] = sum;
+#pragma unroll 1
+  for (int j = threadIdx.x % lanes * kVector; valid && j < d; j += lanes * kVector) {
+    const auto x = load_vector<kVector>(o + begin + j);
+    const auto y = load_vector<kVector>(d_o + begin + j);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum = fmaf(to_float(x.value[i]), to_float(y.value[i]), sum);
+  }
+  for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  if (valid && threadIdx.x % lanes == 0) statistics[row] = {lse[row] * factor, sum};
 }
 
 // dq. Grid, block and ownership as in forward; kColumns * 32 >= D.
 template <typename S, typename T, int kColumns>
 __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_query_backward_kernel(
     const S* __restrict__ q, const S* __restrict__ k, const S* __restrict__ v, const T* __restrict__ d_o,
-    const float* __restrict__ lse, const float* __restrict__ delta, const PlanSegment* __restrict__ segments,
-    const PlanSpan* __restrict__ spans, const PlanTask* __restrict__ tasks, float scale, T* __restrict__ dq,
-    int heads, int kv_heads, int d) {
+    const float2* __restrict__ statistics,  // (N, H): lse, delta
+    const PlanSegment* __restrict__ segments, const PlanSpan* __restrict__ spans,
+    const PlanTask* __restrict__ tasks, float scale, T* __restrict__ dq, int heads, int kv_heads, int d) {
   extern __shared__ float shared[];
   float *keys = shared, *values = keys + kGeneralTile * (d + 1), *queries = values + kGeneralTile * (d + 1);
   float* grads = queries + kGeneralRows * (d + 1);
@@ -181,8 +191,8 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_query_
     if (r < rows) {
       load_row(q + head_row(r) * d, queries + r * (d + 1), d, scale);
       load_row(d_o + head_row(r) * d, grads + r * (d + 1), d, 1.0f);
-      row_lse[i] = lse[head_row(r)];
-      row_delta[i] = delta[head_row(r)];
+      row_lse[i] = statistics[head_row(r)].x;
+      row_delta[i] = statistics[head_row(r)].y;
     } else {
       for (int j = lane; j < d; j += kWarp) queries[r * (d + 1) + j] = grads[r * (d + 1) + j] = 0.0f;
     }
@@ -231,10 +241,10 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_query_
 template <typename S, typename T, int kColumns>
 __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_backward_kernel(
     const S* __restrict__ q, const S* __restrict__ k, const S* __restrict__ v, const T* __restrict__ d_o,
-    const float* __restrict__ lse, const float* __restrict__ delta, const PlanSegment* __restrict__ segments,
-    const PlanSpan* __restrict__ spans, const int32_t* __restrict__ part_offsets,
-    const PlanPart* __restrict__ parts, float scale, T* __restrict__ dk, T* __restrict__ dv, int64_t key_rows,
-    int heads, int kv_heads, int d) {
+    const float2* __restrict__ statistics,  // (N, H): lse, delta
+    const PlanSegment* __restrict__ segments, const PlanSpan* __restrict__ spans,
+    const int32_t* __restrict__ part_offsets, const PlanPart* __restrict__ parts, float scale,
+    T* __restrict__ dk, T* __restrict__ dv, int64_t key_rows, int heads, int kv_heads, int d) {
   extern __shared__ float shared[];
   float *queries = shared, *grads = queries + kGeneralTile * (d + 1), *keys = grads + kGeneralTile * (d + 1);
   float* values = keys + kGeneralRows * (d + 1);
@@ -274,8 +284,7 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_ba
         }
       }
       __syncthreads();
-      const float row_lse = lane < count ? lse[head_row(r0 + lane)] : 0.0f;
-      const float row_delta = lane < count ? delta[head_row(r0 + lane)] : 0.0f;
+      const float2 of_row = lane < count ? statistics[head_row(r0 + lane)] : float2{};
       float p[kGeneralOwn], ds[kGeneralOwn];
       products(keys + first * (d + 1), queries, d, p);
       products(values + first * (d + 1), grads, d, ds);
@@ -285,8 +294,8 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_ba
         const int query = (r0 + lane) / group;
         const bool seen = lane < count && row >= 0 && row < part.count &&
                           (!own_part || part.key + row - spans_total <= query);
-        p[i] = seen ? expf(p[i] - row_lse) : 0.0f;
-        ds[i] = p[i] * (ds[i] - row_delta);
+        p[i] = seen ? expf(p[i] - of_row.x) : 0.0f;
+        ds[i] = p[i] * (ds[i] - of_row.y);
       }
       accumulate(p, grads, d, count, acc_v);
       accumulate(ds, queries, d, count, acc_k);
@@ -306,8 +315,8 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_ba
   }
 }
 
-// k_cache[slots[n]] = k[n], and v likewise: grid (N), block kThreads; rows of `words` 4-byte words. A
-// negative slot: the row is not cached.
+// k_cache[slots[n]] = k[n], and v likewise: grid (N, 2), the second for v; block kThreads; rows of `words`
+// words. A negative slot: the row is not cached.
 template <typename Word, int kThreads>
 __global__ __launch_bounds__(kThreads) void kv_append_kernel(const Word* __restrict__ k,
                                                              const Word* __restrict__ v,
@@ -316,10 +325,10 @@ __global__ __launch_bounds__(kThreads) void kv_append_kernel(const Word* __restr
                                                              Word* __restrict__ v_cache, int words) {
   const int64_t n = blockIdx.x, slot = slots[n];
   if (slot < 0) return;
-  for (int j = threadIdx.x; j < words; j += kThreads) {
-    k_cache[slot * words + j] = k[n * words + j];
-    v_cache[slot * words + j] = v[n * words + j];
-  }
+  const Word* from = (blockIdx.y ? v : k) + n * words;
+  Word* to = (blockIdx.y ? v_cache : k_cache) + slot * words;
+#pragma unroll 1
+  for (int j = threadIdx.x; j < words; j += kThreads) to[j] = from[j];
 }
 
 }  // namespace gantrain::cuda

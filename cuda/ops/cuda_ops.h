@@ -37,6 +37,7 @@ class CudaOps final : public Ops {
   // cuda/ops/mlp.cu
   void gate_up_forward(const GateUpForward&) override;
   void gate_up_backward(const GateUpBackward&) override;
+  void swiglu(const Swiglu&) override;
   int64_t scratch(const GateUpForward&) const override;
   int64_t scratch(const GateUpBackward&) const override;
   // cuda/ops/head.cu

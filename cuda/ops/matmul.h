@@ -11,7 +11,12 @@ enum class MatmulKernel : uint8_t {
   kSimt,    // f32 units: any type, shape and alignment
   kLarge,   // tensor cores, tiles of 128 x 128
   kMedium,  // of 64 x 128
-  kSmall    // of 16 x 32: few rows
+  kSmall,   // of 16 x 32: few rows
+  // Hopper's tensor cores (compute capability 9.0): the same bits.
+  kHopperLarge,   // tiles of 128 x 256
+  kHopperMiddle,  // of 128 x 192
+  kHopperMedium,  // of 128 x 128
+  kHopperSmall    // of 64 x 32: few rows
 };
 
 // c (m, n) = a b + bias + addend, f32 accumulation. All row-major. By our own kernels a row's result does not
@@ -47,7 +52,13 @@ bool matmul_by_library(const Context&, const Matmul&);
 // (cuda/ops/matmul_tensor.cuh); whether every one like it always will, so that its c is never needed.
 bool matmul_fuses(const Context&, const Matmul&);
 bool matmul_always_fuses(const Context&, const Matmul&);
-// Its tile: kLarge, kMedium or kSmall. All of them give the same bits.
-MatmulKernel matmul_tile(const Context&, const Matmul&);
+// How a product's epilogue takes its columns (cuda/ops/matmul_wgmma.cuh).
+struct HopperColumns {
+  bool allowed;      // Hopper's kernel may be taken
+  int64_t half = 0;  // paired: of a head's columns; else 0
+};
+// Its tile: kLarge, kMedium or kSmall, or, where it is allowed, on compute capability 9.0 one of Hopper's.
+// Which of both does not depend on m.
+MatmulKernel matmul_tile(const Context&, const Matmul&, const HopperColumns&);
 
 }  // namespace gantrain::cuda

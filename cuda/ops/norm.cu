@@ -16,15 +16,16 @@ const dim3 kBlock(kWarp, kRows);
 void normalise_rows(const Context& context, const NormaliseRows& a) {
   with_weights(a.type, [&]<typename T>(Tag<T>) {
     auto* y = static_cast<T*>(a.y);
-    const bool wide = a.c % 4 == 0 && aligned_to(16, a.x, a.gain) && aligned_to(4 * sizeof(T), y);
+    constexpr int kVector = kWide<T>;
+    const bool wide = a.c % kVector == 0 && aligned_to(16, a.x, a.gain, y);
     const auto run = [&](auto kernel) {
       launch(kernel, blocks_for(a.n, kRows), kBlock, 0, context.stream, a.x, a.rows, a.gain, a.rstd, y, a.n,
              a.c, a.eps);
     };
     if (a.statistic)
-      run(wide ? normalise_kernel<T, 4, kRows, true> : normalise_kernel<T, 1, kRows, true>);
+      run(wide ? normalise_kernel<T, kVector, kRows, true> : normalise_kernel<T, 1, kRows, true>);
     else
-      run(wide ? normalise_kernel<T, 4, kRows, false> : normalise_kernel<T, 1, kRows, false>);
+      run(wide ? normalise_kernel<T, kVector, kRows, false> : normalise_kernel<T, 1, kRows, false>);
   });
 }
 
@@ -36,8 +37,10 @@ void row_statistic(const Context& context, const float* x, float* rstd, int64_t 
 
 void row_statistic_of_squares(const Context& context, const float* squares, float* rstd, int64_t n, int64_t c,
                               float eps) {
-  launch(rstd_of_squares_kernel<kRows>, blocks_for(n, kRows), kBlock, 0, context.stream, squares, rstd, n,
-         blocks_for(c, kSquaresWidth), c, eps);
+  const unsigned parts = blocks_for(c, kSquaresWidth);
+  const bool wide = parts % 4 == 0 && aligned_to(16, squares);
+  launch(wide ? rstd_of_squares_kernel<4, kRows> : rstd_of_squares_kernel<1, kRows>, blocks_for(n, kRows),
+         kBlock, 0, context.stream, squares, rstd, n, parts, c, eps);
 }
 
 void norm_backward_rows(const Context& context, const float* x, const float* rstd, const float* gain,

@@ -19,7 +19,8 @@ int main() {
   std::vector<PlanTask> tasks;
   for (int s = 0; s < 3; ++s)
     for (int i = 0; i < segments[s].q_count; i += kPerTask)
-      tasks.push_back({s, i, std::min(kPerTask, segments[s].q_count - i)});
+      tasks.push_back(
+          {s, i, std::min(kPerTask, segments[s].q_count - i), segments[s].span_count ? kPrompt : 0, -1});
   // For each block of key rows: which rows of which segment's keys lie in it.
   std::vector<PlanPart> parts;
   std::vector<int32_t> offsets = {0};
@@ -38,8 +39,9 @@ int main() {
   }
   const auto q = normal(size_t{kN} * kHeads * kD, 1), k = normal(size_t{kN} * kKv * kD, 2),
              v = normal(size_t{kN} * kKv * kD, 3), d_o = normal(size_t{kN} * kHeads * kD, 4);
-  Values<float> q_d(q), k_d(k), v_d(v), d_o_d(d_o), o_d(q.size()), lse_d(size_t{kN} * kHeads),
-      delta_d(size_t{kN} * kHeads), dq_d(q.size()), dk_d(k.size()), dv_d(v.size());
+  Values<float> q_d(q), k_d(k), v_d(v), d_o_d(d_o), o_d(q.size()), lse_d(size_t{kN} * kHeads), dq_d(q.size()),
+      dk_d(k.size()), dv_d(v.size());
+  Values<float2> statistics_d(size_t{kN} * kHeads);
   Values<PlanSegment> segments_d(segments);
   Values<PlanSpan> spans_d(spans);
   Values<PlanTask> tasks_d(tasks);
@@ -49,17 +51,19 @@ int main() {
   attention_general_forward_kernel<float, kColumns><<<grid, block, general_shared_bytes(kD, false)>>>(
       q_d, k_d, v_d, segments_d, spans_d, tasks_d, kScale, o_d, lse_d, kHeads, kKv, kD);
   finished("attention_general_forward_kernel");
+  constexpr int kLanes = 16;  // of four values each
   attention_delta_kernel<float, float, 4>
-      <<<(kN * kHeads + 3) / 4, dim3(kWarp, 4)>>>(o_d, d_o_d, delta_d, kN * kHeads, kD);
+      <<<(kN * kHeads * kLanes + kDeltaThreads - 1) / kDeltaThreads, kDeltaThreads>>>(
+          o_d, d_o_d, lse_d, 1.0f, statistics_d, kN * kHeads, kD, kLanes);
   finished("attention_delta_kernel");
   attention_general_query_backward_kernel<float, float, kColumns>
-      <<<grid, block, general_shared_bytes(kD, true)>>>(q_d, k_d, v_d, d_o_d, lse_d, delta_d, segments_d,
+      <<<grid, block, general_shared_bytes(kD, true)>>>(q_d, k_d, v_d, d_o_d, statistics_d, segments_d,
                                                         spans_d, tasks_d, kScale, dq_d, kHeads, kKv, kD);
   finished("attention_general_query_backward_kernel");
   attention_general_key_backward_kernel<float, float, kColumns>
       <<<dim3(kBlocks, kKv), block, general_shared_bytes(kD, true)>>>(
-          q_d, k_d, v_d, d_o_d, lse_d, delta_d, segments_d, spans_d, offsets_d, parts_d, kScale, dk_d, dv_d,
-          kN, kHeads, kKv, kD);
+          q_d, k_d, v_d, d_o_d, statistics_d, segments_d, spans_d, offsets_d, parts_d, kScale, dk_d, dv_d, kN,
+          kHeads, kKv, kD);
   finished("attention_general_key_backward_kernel");
 
   std::vector<double> o(q.size()), lse(size_t{kN} * kHeads), dq(q.size()), dk(k.size()), dv(v.size());
@@ -107,7 +111,7 @@ int main() {
   }
   Values<int32_t> slots_d(slots);
   Values<float> cache_k(cache.size()), cache_v(cache.size());
-  kv_append_kernel<float, 64><<<kN, 64>>>(k_d, k_d, slots_d, cache_k, cache_v, kWidth);
+  kv_append_kernel<float, 64><<<dim3(kN, 2), 64>>>(k_d, k_d, slots_d, cache_k, cache_v, kWidth);
   finished("kv_append_kernel");
 
   Verdict verdict;

@@ -331,11 +331,37 @@ TEST_P(AttentionOps, TunedHeadsMatchTruthInEveryCoordinate) {
   }
 }
 
+// Keys whose scores grow by far more than f32's exponent holds from one tile to the next, and others that
+// stay below the first tile's: whoever keeps a maximum of earlier keys has to notice in time.
+TEST_P(AttentionOps, ScoresThatGrowFromTileToTile) {
+  const Types& t = kTunedTypes;
+  for (const auto& [p, a] :
+       {Tuned{causal("causal", {300}), {2, 1, 64}}, Tuned{forest("forest", 200, 70, 9), {3, 1, 128}}})
+    for (const double growth : {-30.0, 0.2, 6.0, 40.0}) {
+      SCOPED_TRACE(fmt::format("{}, heads of {}, growth {}", p.name, a.d, growth));
+      Data x = make(p, a, t.kept);
+      // Every query and key has the same large first coordinate, so that a key's place decides its scores.
+      for (int64_t i = 0; i < p.n * a.h; ++i) x.q[z(i * a.d)] = 16.0f;
+      for (int64_t r = 0; r < p.m; ++r)
+        x.k[z(r * a.d)] = static_cast<float>(growth) * static_cast<float>(r / 64);
+      x.k = rounded_to(t.kept, x.k);
+      const auto got = forward(device(), p, a, x, t);
+      const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v),
+                                                     seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a));
+      // Scores of some thousands carry an error of 2^-24 of themselves, and exp makes it one of the weights.
+      const double most = largest(want.lse) * kUnitF32 * 8;
+      V limits = output_limits(p, a, x, want.o, t.kept);
+      for (double& l : limits) l += 4 * most;  // values are below 4
+      EXPECT_TRUE(within("o", got[0], want.o, limits));
+      EXPECT_TRUE(within("lse", got[1], want.lse, 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10) + most));
+    }
+}
+
 // Few queries, and contexts around the pieces into which decoding cuts them; the queries' own rows lie apart.
 TEST_P(AttentionOps, FewQueriesOfLongContextsMatchTruth) {
   Problem p{"contexts", 0, 40, {}};
-  for (const int32_t keys : {1, 31, 32, 33, 255, 257, 520, 1000})
-    for (int32_t queries = 1; queries <= (keys == 257 ? 3 : 1); ++queries) {
+  for (const int32_t keys : {1, 31, 32, 33, 257, 510, 511, 520, 1023, 1700})
+    for (int32_t queries = 1; queries <= (keys == 257 || keys == 510 ? 3 : 1); ++queries) {
       const auto n = static_cast<int32_t>(p.n);
       p.plan.spans.push_back({static_cast<int32_t>(p.m), keys});
       p.plan.segments.push_back({n, queries, static_cast<int32_t>(p.plan.spans.size()) - 1, 1, n});

@@ -21,12 +21,13 @@ GT_ALL_DEVICES(EmbeddingOps);
 
 TEST_P(EmbeddingOps, RowsOfTheTableAndOfThePrompt) {
   for (const DType dtype : {DType::kF32, DType::kBF16})
-    for (const int64_t n : {1, 5, 100}) {
-      const int64_t v = 37, c = 33, r = 7;
+    for (const auto& [n, c] :
+         {std::pair<int64_t, int64_t>{1, 33}, {5, 33}, {100, 33}, {5, 1155}, {3, 2112}, {5, 2052}}) {
+      const int64_t v = 37, r = 7;
       const auto table = random_normal(v * c, 1), prompt = random_normal(r * c, 2);
       auto tokens = random_ints(n, 3, -static_cast<int32_t>(r), static_cast<int32_t>(v) - 1);
       tokens[0] = n == 1 ? static_cast<int32_t>(v) - 1 : -static_cast<int32_t>(r);
-      const auto got = run_deterministic([&](Device& d) {
+      const auto got = run_deterministic([&, n = n, c = c](Device& d) {
         GuardedMemory m(d);
         const auto matrix = frozen(d, table, v, c, dtype);
         const Tensor x = m.output({n, c});

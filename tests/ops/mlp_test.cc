@@ -88,9 +88,12 @@ TEST_P(MlpOps, ForwardMatchesTruth) {
       };
       EXPECT_TRUE(within("g", got[1], want.g, limits(terms.g))) << t.name;
       EXPECT_TRUE(within("u", got[2], want.u, limits(terms.u))) << t.name;
+      EXPECT_TRUE(unbiased("g", got[1], want.g, t.input_unit())) << t.name;
+      EXPECT_TRUE(unbiased("u", got[2], want.u, t.input_unit())) << t.name;
       // a is exact in the g and u that were kept, but for its own rounding and the sigmoid's few units.
       const V act = reference::swiglu(to_double(got[1]), to_double(got[2]));
       EXPECT_TRUE(within("a", got[0], act, rounding_limits(1.0, t.unit(), 8.0, absolute(act)))) << t.name;
+      EXPECT_TRUE(unbiased("a", got[0], act, t.input_unit())) << t.name;
     }
 }
 

@@ -22,7 +22,7 @@ GT_ALL_DEVICES(NormOps);
 struct NormShape {
   int64_t n, c;
 };
-constexpr NormShape kShapes[] = {{1, 1}, {1, 7}, {3, 64}, {17, 33}, {130, 576}, {5, 4096}};
+constexpr NormShape kShapes[] = {{1, 1}, {1, 7}, {3, 64}, {17, 33}, {130, 576}, {5, 4096}, {3, 1155}};
 constexpr double kEps = 1e-5;
 
 V inverse_rms(const V& x, size_t c) {
@@ -62,7 +62,7 @@ TEST_P(NormOps, ForwardMatchesTruth) {
 }
 
 TEST_P(NormOps, BackwardIsTheGradientAndAccumulates) {
-  for (const auto& [n, c] : {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}})
+  for (const auto& [n, c] : {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}, NormShape{3, 555}})
     for (const bool gain : {true, false}) {
       const auto x = random_normal(n * c, 1), w = random_normal(c, 2), dy = random_normal(n * c, 3);
       const auto dx0 = random_normal(n * c, 4), dw0 = random_normal(c, 5);

@@ -160,6 +160,7 @@ TEST_P(ProjectionOps, BackwardIsTheTransposedProduct) {
           within("da", got[0], want,
                  rounding_limits(1.0, t.input_unit() + t.unit(), static_cast<double>(p.c + 2), terms)))
           << t.name;
+      EXPECT_TRUE(unbiased("da", got[0], want, t.input_unit())) << t.name;
       if (p.n * p.in > 1100) continue;
       // The same by complex step through the forward's formula.
       const V gradient = complex_step_gradient(V(z(p.n * p.in), 0.5), [&](const VC& a) {

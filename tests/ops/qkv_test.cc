@@ -108,6 +108,9 @@ TEST_P(QkvOps, ForwardMatchesTruth) {
       EXPECT_TRUE(within("q", got[0], want.q, limits(paired(terms.q)))) << t.name;
       EXPECT_TRUE(within("k", got[1], want.k, limits(paired(terms.k)))) << t.name;
       EXPECT_TRUE(within("v", got[2], want.v, limits(terms.v))) << t.name;
+      EXPECT_TRUE(unbiased("q", got[0], want.q, t.input_unit())) << t.name;
+      EXPECT_TRUE(unbiased("k", got[1], want.k, t.input_unit())) << t.name;
+      EXPECT_TRUE(unbiased("v", got[2], want.v, t.input_unit())) << t.name;
     }
 }
 

@@ -86,6 +86,22 @@ AssertionResult within_baseline(const std::string& what, const std::vector<float
   return within(what, got, want, 2.0 * baseline_error + 2.0 * u_store * largest);
 }
 
+AssertionResult unbiased(const std::string& what, const std::vector<float>& got,
+                         const std::vector<double>& want, double u_store) {
+  if (got.size() != want.size())
+    return AssertionFailure() << fmt::format("{}: {} values for {} expected", what, got.size(), want.size());
+  if (want.size() < 1000 || u_store == 0) return AssertionSuccess();
+  double drift = 0.0, size = 0.0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    drift += want[i] < 0 ? want[i] - got[i] : got[i] - want[i];
+    size += std::abs(want[i]);
+  }
+  if (std::abs(drift) <= u_store / 4 * size) return AssertionSuccess();
+  return AssertionFailure() << fmt::format(
+             "{}: the errors of {} values drift by {:.3g} of a unit roundoff: not rounded to nearest", what,
+             want.size(), drift / size / u_store);
+}
+
 AssertionResult bitwise_equal(const std::string& what, const std::vector<float>& a,
                               const std::vector<float>& b) {
   if (a.size() != b.size())

@@ -34,6 +34,13 @@ testing::AssertionResult within_baseline(const std::string& what, const std::vec
                                          const std::vector<float>& baseline, const std::vector<double>& want,
                                          double u_store);
 
+// Rounding leaves no drift: over at least 1,000 values, the sum of the errors in the direction of `want` is
+// at most u_store / 4 of the sum of |want|. Nearest rounding leaves about 0.4 u / sqrt(n), rounding toward
+// zero 0.7 u (half of a last place each, over values spread between two powers of two). True for fewer
+// values, and for u_store 0.
+testing::AssertionResult unbiased(const std::string& what, const std::vector<float>& got,
+                                  const std::vector<double>& want, double u_store);
+
 // The same bits, NaN payloads included. `a` and `b` are of equal size in bytes.
 testing::AssertionResult bitwise_equal(const std::string& what, const std::vector<float>& a,
                                        const std::vector<float>& b);

@@ -64,6 +64,29 @@ TEST(Config, ChosenValuesFollowKindAndLoss) {
   EXPECT_EQ(own.optimizer.beta1, 0.5);
 }
 
+TEST(Config, MethodAndGeneratorKindSayTheSameThing) {
+  const auto method = [](const std::vector<std::string>& words) {
+    return kMethodNames[static_cast<size_t>(load_train_config("", words).method)];
+  };
+  EXPECT_STREQ(method({}), "gan");
+  EXPECT_STREQ(method({"generator.kind=static"}), "prompt");
+  EXPECT_STREQ(method({"generator.kind=mlp"}), "ptuning");
+  EXPECT_EQ(load_train_config("", {"method=prompt"}).generator.kind, GeneratorKind::kStatic);
+  EXPECT_EQ(load_train_config("", {"method=ptuning"}).generator.kind, GeneratorKind::kMlp);
+  EXPECT_THROW(load_train_config("", {"method=prompt", "generator.kind=mlp"}), Error);
+  EXPECT_EQ(load_train_config("", {"method=lora"}).generator.prompt_length, 0);
+  EXPECT_THROW(load_train_config("", {"method=lora", "generator.prompt_length=3"}), Error);
+  // A run's own file has all keys: it reads back, and the command line wins over it.
+  TextFile lora(to_toml(load_train_config("", {"method=lora"}))),
+      prompt(to_toml(load_train_config("", {"method=prompt"})));
+  EXPECT_EQ(load_train_config(lora.path).method, Method::kLora);
+  EXPECT_EQ(load_train_config(prompt.path, {"generator.kind=conditional"}).method, Method::kGan);
+  EXPECT_EQ(load_train_config(prompt.path, {"method=lora"}).generator.prompt_length, 0);
+  const TrainConfig back = load_train_config(lora.path, {"method=ptuning"});
+  EXPECT_EQ(back.generator.kind, GeneratorKind::kMlp);
+  EXPECT_EQ(back.generator.prompt_length, 20);
+}
+
 TEST(Config, FileThenOverridesInOrder) {
   TextFile file("model = 'm'\nseed = 5\n[train]\nbatch = 4\n[data]\nlabel_map = { '0' = ' negative' }\n");
   const TrainConfig config = load_train_config(
@@ -97,7 +120,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
   const std::string given =
       "model=\"a\\\"b\\\\c\"\ndevice='cuda'\ndtype='bf16'\nthreads=3\nseed=9223372036854775807\noutput="
       "\"x\\ty\"\n"
-      "memory_limit=12345\n"
+      "memory_limit=12345\nmethod='ptuning'\nadapter='z'\n"
       "[data]\ntrain='t'\nvalid='v'\ntest='w'\nformat='csv'\nencoding='latin1'\nprompt_template=\"{x}"
       "\\né\"\n"
       "completion_template='{y}'\ncolumns=['x','y']\ndelimiter=\"\\t\"\nline_pattern='{a}:{b}'\n"
@@ -108,6 +131,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[generator]\nkind='mlp'\nprompt_length=5\ninit='text'\ninit_text='hello'\nwidth=64\nblocks=2\nnoise_"
       "dim=1\n"
       "hidden=99\nfeature_layer=3\nplacement='suffix'\nnorm_penalty=0.25\n"
+      "[lora]\nrank=7\nalpha=0.5\nrslora=true\ntargets=['k','up']\n"
       "[discriminator]\nfeature_layer=4\nwidth=65\nloss='hinge'\ngamma=0.3\ngamma_end=0.2\n"
       "sigma=0.11\ncenter_penalty=0.12\nlabel_smoothing=0.13\nspectral_norm=true\nreplay=0.14\n"
       "[loss]\nkind='gumbel'\nalpha=0.15\nalpha_end=0.16\nbeta=0.17\nsamples=3\n"

@@ -13,18 +13,16 @@
 #include "train/log/events.h"
 #include "train/log/progress.h"
 #include "train/log/tensorboard.h"
+#include "train/plan/memory_plan.h"
 #include "train/trainer.h"
 #include "train/verbs/arms.h"
 #include "train/verbs/dataset.h"
-#include "train/verbs/plan.h"
 #include "train/verbs/session.h"
 
 namespace gantrain {
 namespace {
 
 using nlohmann::json;
-
-std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
 
 volatile std::sig_atomic_t g_stop = 0;  // the signal that asked for an end, or 0
 
@@ -59,7 +57,6 @@ class StopSignals {
   static constexpr int kSignals[2] = {SIGINT, SIGTERM};
   struct sigaction before_[2];
 };
-
 
 json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
 
@@ -156,24 +153,23 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                    llama.config().max_position_embeddings - config.generator.prompt_length);
   fmt::print(stderr, "{}", data.report);
 
-  const MemoryPlan plan = plan_memory(device, llama, config, data.train, data.valid);
-  if (config.memory_limit > 0 && plan.total() > config.memory_limit)
-    throw Error(fmt::format("the run needs {}, memory_limit is {}. Cheapest remedies: train.recompute=layer, "
-                            "a smaller train.batch "
-                            "(with train.accumulate), a smaller loss.samples",
-                            megabytes(plan.total()), megabytes(config.memory_limit)),
-                ErrorKind::kOutOfMemory);
-  if (options.dry_run) {
-    fmt::print("{}", to_toml(config));
-    fmt::print(stderr, "{}", plan.text());
-    return 0;
-  }
+  const ProcessMemory before = process_memory();
+  const auto plan_of = [&](const TrainConfig& c) {
+    return plan_memory(device, llama, tokenizer, c, data, before);
+  };
+  const MemoryPlan plan = plan_of(config);
+  if (options.dry_run) fmt::print("{}", to_toml(config));
   fmt::print(stderr, "{}", plan.text());
+  // What a GPU has free is not this process's memory: there only a limit that was set counts.
+  if (device.kind() == DeviceKind::kCpu || config.memory_limit > 0)
+    check_memory(plan, memory_limit(config.memory_limit, before), config, plan_of);
+  if (options.dry_run) return 0;
 
+  std::optional<PeftAdapter> start;
+  if (!options.resume && !config.adapter.empty()) start = read_peft(config.adapter, llama.config());
   RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
-  device.reserve(plan.reserved());
+  device.reserve(plan.buffers);
   Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
-  trainer.reserve_workspace(plan.workspace);
   int64_t events_kept = -1;
   double best = std::numeric_limits<double>::infinity();
   std::vector<std::string> alarms;
@@ -199,6 +195,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       folder.write(folder.config_file(), to_toml(config));
     }
   } else {
+    if (start) trainer.start_from(*start, config.adapter);
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
@@ -309,7 +306,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   }
 
   json used = device_counters(device);  // of the training; the evaluation may take more
-  used["planned_bytes"] = plan.reserved();
+  used["planned_bytes"] = plan.buffers;
 
   // What came of it: every arm on the held-out items.
   const auto eval_start = std::chrono::steady_clock::now();
@@ -350,6 +347,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   const Totals& t = trainer.totals();
   json summary;
   summary["run"] = {{"model", config.model},
+                    {"method", kMethodNames[static_cast<size_t>(config.method)]},
                     {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
                                   : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
                                                                                   : "conditional"},
@@ -402,7 +400,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"parameters_deployed", trainer.deployed_parameters()},
       {"parameters_discriminator", trainer.discriminator_parameters()},
       {"optimizer_bytes", trainer.optimizer_bytes()},
-      {"peak_memory_bytes", peak_memory_bytes()},
+      {"peak_memory_bytes", process_memory().peak},
       {"planned_memory_bytes", plan.total()},
       {"device", used},
       {"train_seconds", t.all},
@@ -458,7 +456,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                     signal.accuracy > kSignal ? "" : ": there is no adversarial signal"));
   summary["alarms"] = alarms;
   summary["nearest_tokens"] = nearest_tokens(llama, tokenizer, trainer.prompt_table());
-  folder.write(folder.summary_file(), summary.dump(2) + "\n");
+  // Answers of a model need not be UTF-8.
+  folder.write(folder.summary_file(), summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
 
   if (!results.empty()) {
     fmt::print("{} items of the {} split\n\n{}", items.size(), has_test ? "test" : "valid",
