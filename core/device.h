@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -47,6 +48,23 @@ struct MatrixSource {
   std::vector<PackedRows> packed{};
 };
 
+// A copy of device memory on its way to the host.
+struct HostCopy {
+  std::vector<std::byte> bytes;
+  bool ready = false;
+};
+
+// What a device has counted since it was made; zeros where a device does not count.
+struct DeviceCounters {
+  int64_t synchronisations = 0;  // times the host waited for the device
+  // Memory that allocate() hands out: bytes taken from the system, in how many pieces, the most that were in
+  // use.
+  int64_t reserved_bytes = 0, reservations = 0, peak_bytes = 0;
+  // Regions (see Device::region): graphs made, made anew from another capture, launched as they were; graphs
+  // kept.
+  int64_t graphs_instantiated = 0, graphs_updated = 0, graphs_replayed = 0, graphs_kept = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -57,11 +75,36 @@ class Device {
   // Uninitialised memory, 64-byte aligned at least. Throws Error of kind kOutOfMemory.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* memory, int64_t bytes) noexcept = 0;
+  // The host's memory may change as soon as this returns; the device may still be at earlier work.
   virtual void copy_in(Tensor to, const void* from_host) = 0;
-  virtual void copy_out(void* to_host, ConstTensor from) = 0;
+  virtual void copy_out(void* to_host, ConstTensor from) = 0;  // waits for it
+  // Does not wait: the values are there once the next synchronize() has returned. See Reading.
+  virtual std::shared_ptr<const HostCopy> copy_out_later(ConstTensor from) {
+    auto copy = std::make_shared<HostCopy>();
+    copy->bytes.resize(static_cast<size_t>(from.bytes()));
+    if (from.bytes() > 0) copy_out(copy->bytes.data(), from);
+    copy->ready = true;
+    return copy;
+  }
   virtual void copy(Tensor to, ConstTensor from) = 0;  // same device, same bytes
   virtual void fill_zero(Tensor t) = 0;
   virtual void synchronize() = 0;
+  // Whether work is queued, so that waiting for it has a price of its own.
+  virtual bool queues_work() const { return false; }
+  virtual DeviceCounters counters() const { return {}; }
+
+  // Takes this much memory at once for later calls of allocate(), which take more only when it is used up.
+  virtual void reserve(int64_t) {}
+  // Runs `work`, which puts work on the device and never waits for it. A device that can replays it as one
+  // graph: kept by `name` and `size` (a bucket of shapes) and brought up to date by running `work` again. A
+  // `stamp` that is not 0 says that equal stamps mean equal work, same memory included: then `work` is not
+  // even called again, so it must leave nothing behind on the host and copy nothing in. Regions inside a
+  // region are part of it.
+  virtual void region(const char* name, int64_t size, uint64_t stamp, const std::function<void()>& work) {
+    static_cast<void>(name), static_cast<void>(size), static_cast<void>(stamp);
+    work();
+  }
+  virtual void set_graphs(bool) {}  // off: regions just run
 
   // Stores the matrix as `dtype` (f32 or bf16), rounding once to nearest even.
   virtual std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) = 0;
@@ -78,6 +121,28 @@ class Device {
   virtual void range_begin(const char*) {}
   virtual void range_end() {}
   virtual void record(bool) {}
+};
+
+// Values on their way to the host. get() waits for the device where they are not there yet.
+template <typename T>
+class Reading {
+ public:
+  Reading() = default;
+  Reading(Device& device, ConstTensor from) : device_(&device), copy_(device.copy_out_later(from)) {
+    GT_CHECK(dtype_size(from.dtype()) == static_cast<int64_t>(sizeof(T)), "a reading of {} as {} bytes",
+             dtype_name(from.dtype()), sizeof(T));
+  }
+  bool ready() const { return !copy_ || copy_->ready; }
+  std::vector<T> get() const {
+    if (!ready()) device_->synchronize();
+    std::vector<T> values(copy_ ? copy_->bytes.size() / sizeof(T) : 0);
+    if (!values.empty()) std::memcpy(values.data(), copy_->bytes.data(), copy_->bytes.size());
+    return values;
+  }
+
+ private:
+  Device* device_ = nullptr;
+  std::shared_ptr<const HostCopy> copy_;
 };
 
 // A span of work under this name, for as long as the object lives.

@@ -81,6 +81,14 @@ class Ops {
   virtual void adamw(const AdamW&) = 0;
   virtual void ema(const Ema&) = 0;
   virtual bool all_finite(ConstTensor) = 0;
+
+  // Attention plans that change from call to call while their shapes stay: decoding. A backend that keeps
+  // plans in its own memory changes them there. open_plan() gives an AttentionPlan::id (0: plans are read
+  // where they are); update_plan() makes the plan of its id current and returns a number that is the same as
+  // long as calls with this plan differ in the plan's content alone.
+  virtual uint64_t open_plan() { return 0; }
+  virtual uint64_t update_plan(const AttentionPlan&) { return 0; }
+  virtual void close_plan(uint64_t) {}
 };
 
 }  // namespace gantrain

@@ -31,32 +31,40 @@ void CpuOps::gradient_norm(const GradientNorm& p) {
 }
 
 void CpuOps::adamw(const AdamW& p) {
+  const float norm = p.norm.empty() ? 0.0f : p.norm.data<float>()[0];
+  if (!std::isfinite(norm)) return;
+  const float scale = p.clip > 0.0f && norm > p.clip ? p.clip / norm : 1.0f;
   // The corrections are taken in double: 1 - beta^step loses all its digits in f32 when beta is near 1.
   const double step = static_cast<double>(p.step);
   const float correct1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(p.beta1), step)));
   const float correct2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(p.beta2), step)));
   const float keep1 = p.beta1, take1 = static_cast<float>(1.0 - static_cast<double>(p.beta1));
   const float keep2 = p.beta2, take2 = static_cast<float>(1.0 - static_cast<double>(p.beta2));
-  float *param = p.param.data<float>(), *m = p.m.data<float>(), *v = p.v.data<float>();
-  const float* grad = p.grad.data<float>();
-  pool_.parallel_ranges(p.param.count(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float g = grad[i] * p.grad_scale;
-      m[i] = keep1 * m[i] + take1 * g;
-      v[i] = keep2 * v[i] + take2 * g * g;
-      const float direction = m[i] * correct1 / (std::sqrt(v[i] * correct2) + p.eps);
-      param[i] -= p.lr * (direction + p.weight_decay * param[i]);
-    }
-  });
+  for (size_t t = 0; t < p.params.size(); ++t) {
+    float *param = p.params[t].data<float>(), *m = p.m[t].data<float>(), *v = p.v[t].data<float>();
+    const float* grad = p.grads[t].data<float>();
+    pool_.parallel_ranges(p.params[t].count(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float g = grad[i] * scale;
+        m[i] = keep1 * m[i] + take1 * g;
+        v[i] = keep2 * v[i] + take2 * g * g;
+        const float direction = m[i] * correct1 / (std::sqrt(v[i] * correct2) + p.eps);
+        param[i] -= p.lr * (direction + p.weight_decay * param[i]);
+      }
+    });
+  }
 }
 
 void CpuOps::ema(const Ema& p) {
-  const float* x = p.x.data<float>();
-  float* mean = p.ema.data<float>();
+  if (!p.norm.empty() && !std::isfinite(p.norm.data<float>()[0])) return;
   const float take = static_cast<float>(1.0 - static_cast<double>(p.decay));
-  pool_.parallel_ranges(p.x.count(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) mean[i] = p.decay * mean[i] + take * x[i];
-  });
+  for (size_t t = 0; t < p.ema.size(); ++t) {
+    const float* x = p.x[t].data<float>();
+    float* mean = p.ema[t].data<float>();
+    pool_.parallel_ranges(p.ema[t].count(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) mean[i] = p.decay * mean[i] + take * x[i];
+    });
+  }
 }
 
 bool CpuOps::all_finite(ConstTensor t) {

@@ -13,8 +13,11 @@
 #include "cuda/ops/dequantize.h"
 #include "cuda/runtime/blaslt.h"
 #include "cuda/runtime/cudnn.h"
+#include "cuda/runtime/graphs.h"
 #include "cuda/runtime/handle.h"
 #include "cuda/runtime/matrix.h"
+#include "cuda/runtime/memory.h"
+#include "cuda/runtime/staging.h"
 
 namespace gantrain {
 namespace {
@@ -23,6 +26,9 @@ using cuda::check_call;
 
 constexpr size_t kWorkspace = size_t{32} << 20;     // of cuBLASLt, as NVIDIA advises for Hopper
 constexpr int64_t kFreezeBytes = int64_t{8} << 20;  // of f32 rows read at a time
+// Copies in go through pinned memory in pieces of this size; when this much of it waits for the device, the
+// host waits too. A training step copies a few hundred KB.
+constexpr int64_t kStagedPiece = int64_t{4} << 20, kStagedMost = int64_t{64} << 20;
 
 uint64_t mix(uint64_t h, uint64_t word) {
   h ^= word * 0x9E3779B97F4A7C15ull;
@@ -32,10 +38,17 @@ uint64_t mix(uint64_t h, uint64_t word) {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(const CudaOptions& options) : context_(make_context(options.index)), ops_(context_) {
+  explicit CudaDevice(const CudaOptions& options)
+      : context_(make_context(options.index)),
+        memory_(options.pooled && environment("GANTRAIN_POOL")),
+        ops_(context_) {
     stream_ = cuda::make_stream();
     context_.stream = stream_.get();
-    // What is released stays in the pool: it is taken again a moment later.
+    context_.memory = &memory_;
+    context_.staging = &staging_;
+    memory_.set_stream(context_.stream);
+    graphs_allowed_ = memory_.pooled() && environment("GANTRAIN_GRAPHS");
+    // What is released stays in the runtime's pool: it is taken again a moment later.
     cudaMemPool_t pool = nullptr;
     GT_CUDA(cudaDeviceGetDefaultMemPool(&pool, context_.device));
     uint64_t keep = UINT64_MAX;
@@ -61,27 +74,37 @@ class CudaDevice final : public Device {
   }
   Ops& ops() override { return ops_; }
 
-  // Memory comes from the runtime's stream-ordered pool: what this stream has released it may take again at
-  // once.
-  void* allocate(int64_t bytes) override {
-    GT_CHECK(bytes >= 0, "cannot allocate {} bytes", bytes);
-    void* p = nullptr;
-    GT_CUDA(cudaMallocAsync(&p, static_cast<size_t>(std::max<int64_t>(bytes, 1)), context_.stream));
-    return p;
-  }
-  void release(void* memory, int64_t) noexcept override { (void)cudaFreeAsync(memory, context_.stream); }
+  void* allocate(int64_t bytes) override { return memory_.allocate(bytes); }
+  void release(void* memory, int64_t) noexcept override { memory_.release(memory); }
+  void reserve(int64_t bytes) override { memory_.reserve(bytes); }
   void copy_in(Tensor to, const void* from_host) override {
-    if (to.bytes() == 0) return;
-    GT_CUDA(cudaMemcpyAsync(to.raw(), from_host, static_cast<size_t>(to.bytes()), cudaMemcpyHostToDevice,
-                            context_.stream));
-    // The host's memory may change as soon as this returns.
-    GT_CUDA(cudaStreamSynchronize(context_.stream));
+    graphs_.refuse_in_stamped("copy in");
+    for (int64_t at = 0; at < to.bytes(); at += kStagedPiece) {
+      const int64_t bytes = std::min(kStagedPiece, to.bytes() - at);
+      if (staging_.in_use() + bytes > kStagedMost && !graphs_.capturing()) synchronize();
+      std::byte* staged = staging_.take(bytes);
+      std::memcpy(staged, static_cast<const std::byte*>(from_host) + at, static_cast<size_t>(bytes));
+      GT_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(to.raw()) + at, staged, static_cast<size_t>(bytes),
+                              cudaMemcpyHostToDevice, context_.stream));
+    }
   }
   void copy_out(void* to_host, ConstTensor from) override {
     if (from.bytes() == 0) return;
+    GT_CHECK(!graphs_.capturing(), "a region must not wait for what it computes");
     GT_CUDA(cudaMemcpyAsync(to_host, from.raw(), static_cast<size_t>(from.bytes()), cudaMemcpyDeviceToHost,
                             context_.stream));
-    GT_CUDA(cudaStreamSynchronize(context_.stream));
+    synchronize();
+  }
+  std::shared_ptr<const HostCopy> copy_out_later(ConstTensor from) override {
+    graphs_.refuse_in_stamped("copy out");
+    auto copy = std::make_shared<HostCopy>();
+    copy->bytes.resize(static_cast<size_t>(from.bytes()));
+    copy->ready = from.bytes() == 0;
+    if (copy->ready) return copy;
+    std::byte* staged = staging_.take(from.bytes());
+    GT_CUDA(cudaMemcpyAsync(staged, from.raw(), copy->bytes.size(), cudaMemcpyDeviceToHost, context_.stream));
+    under_way_.push_back({staged, copy});
+    return copy;
   }
   void copy(Tensor to, ConstTensor from) override {
     GT_CHECK(to.bytes() == from.bytes(), "copy of {} bytes into {}", from.bytes(), to.bytes());
@@ -92,7 +115,45 @@ class CudaDevice final : public Device {
   void fill_zero(Tensor t) override {
     if (t.bytes() > 0) GT_CUDA(cudaMemsetAsync(t.raw(), 0, static_cast<size_t>(t.bytes()), context_.stream));
   }
-  void synchronize() override { GT_CUDA(cudaStreamSynchronize(context_.stream)); }
+  void synchronize() override {
+    GT_CHECK(!graphs_.capturing(), "a region must not wait for what it computes");
+    GT_CUDA(cudaStreamSynchronize(context_.stream));
+    ++synchronisations_;
+    for (const auto& [staged, copy] : under_way_) {
+      std::memcpy(copy->bytes.data(), staged, copy->bytes.size());
+      copy->ready = true;
+    }
+    under_way_.clear();
+    staging_.reset();
+  }
+  bool queues_work() const override { return true; }
+  DeviceCounters counters() const override {
+    return {.synchronisations = synchronisations_,
+            .reserved_bytes = memory_.reserved(),
+            .reservations = memory_.reservations(),
+            .peak_bytes = memory_.peak(),
+            .graphs_instantiated = graphs_.instantiated,
+            .graphs_updated = graphs_.updated,
+            .graphs_replayed = graphs_.replayed,
+            .graphs_kept = graphs_.kept()};
+  }
+  void region(const char* name, int64_t size, uint64_t stamp, const std::function<void()>& work) override {
+    const Range range(*this, name);
+    if (!graphs_on_ || !graphs_allowed_ || in_region_) {
+      work();
+      return;
+    }
+    in_region_ = true;
+    try {
+      graphs_.run(context_.stream, fmt::format("{} {}", name, size), stamp, work);
+    } catch (...) {
+      in_region_ = false;
+      ops_.forget_plans();  // what a capture that was dropped should have copied is not there
+      throw;
+    }
+    in_region_ = false;
+  }
+  void set_graphs(bool on) override { graphs_on_ = on; }
   DType kept_dtype(DType weights) const override { return weights; }
   bool has_fast_bf16() const override { return true; }
   cudaStream_t stream() const { return context_.stream; }
@@ -175,6 +236,14 @@ class CudaDevice final : public Device {
            c.capability / 10, c.capability % 10);
     return c;
   }
+  // A switch of the environment: on, unless it is set to 0 or off.
+  static bool environment(const char* name) {
+    const char* text = std::getenv(name);
+    const std::string value = text ? text : "1";
+    if (value == "1" || value == "on") return true;
+    if (value == "0" || value == "off") return false;
+    fail_usage("{}: '{}', expected 0 or off, 1 or on", name, value);
+  }
   static CudaGemm environment_gemm() {
     const char* text = std::getenv("GANTRAIN_GEMM");
     return text ? parse_cuda_gemm(text, "GANTRAIN_GEMM") : CudaGemm::kOwn;
@@ -243,8 +312,19 @@ class CudaDevice final : public Device {
     }
   }
 
+  struct UnderWay {
+    const std::byte* staged;
+    std::shared_ptr<HostCopy> copy;
+  };
+
   cuda::Context context_;
   cuda::Stream stream_;
+  cuda::Memory memory_;
+  cuda::Staging staging_;
+  cuda::Graphs graphs_;
+  std::vector<UnderWay> under_way_;
+  int64_t synchronisations_ = 0;
+  bool graphs_allowed_ = false, graphs_on_ = true, in_region_ = false;
   void* small_ = nullptr;
   std::unique_ptr<cuda::BlasLt> library_;
   std::unique_ptr<cuda::Cudnn> attention_;

@@ -40,6 +40,10 @@ struct CudaOptions {
   int index = 0;                                // of the CUDA runtime
   std::optional<CudaGemm> gemm;                 // not given: the environment's GANTRAIN_GEMM, else kOwn
   std::optional<CudaAttention> attention = {};  // not given: the environment's GANTRAIN_ATTENTION, else kOwn
+  // Buffers are pieces of few large reservations, and regions (core/device.h) become graphs; the
+  // environment's GANTRAIN_POOL=0 turns off both, GANTRAIN_GRAPHS=0 the graphs. Off: each buffer is an
+  // allocation of its own, so that what checks accesses (tools/softgpu, compute-sanitizer) knows its bounds.
+  bool pooled = false;
 };
 // Throws Error with the line of cuda_unavailable() and what to do, or if cuBLASLt or cuDNN is asked for and
 // cannot be opened.

@@ -1,12 +1,18 @@
 #include "model/generate.h"
 
 #include <algorithm>
+#include <bit>
+#include <initializer_list>
 #include <map>
 
 #include "core/ops.h"
 
 namespace gantrain {
 namespace {
+
+// Steps that are queued before their tokens are read, on a device that queues: what ended in between was
+// decoded in vain, and nobody waited.
+constexpr int32_t kReadEvery = 8;
 
 // One answer being decoded.
 struct Running {
@@ -15,10 +21,9 @@ struct Running {
   std::vector<KvSpan> context;  // cached rows of prompt and context
   int32_t position;             // of the next token
   int32_t slot;                 // first cache row of its own tokens
-  int32_t length = 0;           // tokens drawn
 };
 
-// Draws one token for each row of logits.
+// Draws one token for each row of logits. What it reads and writes stays where it is from draw to draw.
 class Sampler {
  public:
   Sampler(Device& device, const Llama& llama, const SamplingParams& params, int64_t rows)
@@ -27,55 +32,88 @@ class Sampler {
         params_(params),
         logits_(device, DType::kF32, {rows, llama.config().vocab_size}),
         token_(device, DType::kI32, {rows}),
-        logp_(device, DType::kF32, {rows}) {}
+        logp_(device, DType::kF32, {rows}),
+        rows_(device, DType::kI32, {rows}),
+        keys_(device, DType::kI64, {rows}),
+        counters_(device, DType::kI64, {rows}),
+        temperature_(
+            upload(device, std::span<const float>(std::vector<float>(size_t(rows), params.temperature)))),
+        top_p_(upload(device, std::span<const float>(std::vector<float>(size_t(rows), params.top_p)))),
+        top_k_(upload(device, std::span<const int32_t>(std::vector<int32_t>(size_t(rows), params.top_k)))) {}
 
-  // x: residual stream; row r of the draw reads x[rows[r]] and uses (keys[r], counters[r]).
-  void draw(ConstTensor x, const std::vector<int32_t>& rows, const std::vector<int64_t>& keys,
-            const std::vector<int64_t>& counters, std::vector<int32_t>& tokens, std::vector<float>& logps) {
-    const int64_t n = static_cast<int64_t>(rows.size());
-    const std::vector<float> temperature(rows.size(), params_.temperature), top_p(rows.size(), params_.top_p);
-    const std::vector<int32_t> top_k(rows.size(), params_.top_k);
-    const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
-    const OwnedTensor temperature_d = upload(device_, std::span<const float>(temperature));
-    const OwnedTensor top_p_d = upload(device_, std::span<const float>(top_p));
-    const OwnedTensor top_k_d = upload(device_, std::span<const int32_t>(top_k));
-    const OwnedTensor keys_d = upload(device_, std::span<const int64_t>(keys));
-    const OwnedTensor counters_d = upload(device_, std::span<const int64_t>(counters));
-    HeadLogits head{.x = x,
-                    .rows = rows_d,
-                    .gain = llama_.final_gain(),
-                    .w = &llama_.head(),
-                    .eps = llama_.config().rms_norm_eps,
-                    .logits = logits_.view().rows(0, n),
-                    .scratch = {}};
-    Sample draw{.logits = logits_.view().rows(0, n),
-                .temperature = temperature_d,
-                .top_k = top_k_d,
-                .top_p = top_p_d,
-                .key = keys_d,
-                .counter = counters_d,
-                .gumbel = params_.gumbel,
-                .token = token_.view().rows(0, n),
-                .logp = logp_.view().rows(0, n),
-                .scratch = {}};
-    const int64_t bytes = std::max(head_logits_scratch(device_, head), sample_scratch(device_, draw));
+  // Row r of the draws to come reads x[rows[r]] and uses keys[r].
+  void set(const std::vector<int32_t>& rows, const std::vector<int64_t>& keys) {
+    n_ = static_cast<int64_t>(rows.size());
+    device_.copy_in(rows_.view().rows(0, n_), rows.data());
+    device_.copy_in(keys_.view().rows(0, n_), keys.data());
+    const int64_t bytes =
+        std::max(head_logits_scratch(device_, head({})), sample_scratch(device_, sampling()));
     if (scratch_.empty() || scratch_.view().bytes() < bytes)
       scratch_ = OwnedTensor(device_, DType::kU8, {bytes});
-    head.scratch = draw.scratch = scratch_.view();
-    head_logits(device_, head);
-    sample(device_, draw);
-    tokens.resize(rows.size());
-    logps.resize(rows.size());
-    device_.copy_out(tokens.data(), draw.token);
-    device_.copy_out(logps.data(), draw.logp);
   }
+  // The next draw is number `count` of every answer.
+  void set_counter(int64_t count) {
+    const std::vector<int64_t> counters(static_cast<size_t>(n_), count);
+    device_.copy_in(counters_.view().rows(0, n_), counters.data());
+  }
+  void draw(ConstTensor x) {
+    head_logits(device_, head(x));
+    sample(device_, sampling());
+  }
+  Tensor tokens() { return token_.view().rows(0, n_); }  // of the last draw
+  ConstTensor logps() { return logp_.view().rows(0, n_); }
 
  private:
+  HeadLogits head(ConstTensor x) {
+    return {.x = x,
+            .rows = rows_.view().rows(0, n_),
+            .gain = llama_.final_gain(),
+            .w = &llama_.head(),
+            .eps = llama_.config().rms_norm_eps,
+            .logits = logits_.view().rows(0, n_),
+            .scratch = scratch_.view()};
+  }
+  Sample sampling() {
+    return {.logits = logits_.view().rows(0, n_),
+            .temperature = temperature_.view().rows(0, n_),
+            .top_k = top_k_.view().rows(0, n_),
+            .top_p = top_p_.view().rows(0, n_),
+            .key = keys_.view().rows(0, n_),
+            .counter = counters_.view().rows(0, n_),
+            .gumbel = params_.gumbel,
+            .token = token_.view().rows(0, n_),
+            .logp = logp_.view().rows(0, n_),
+            .scratch = scratch_.view()};
+  }
+
   Device& device_;
   const Llama& llama_;
   const SamplingParams& params_;
-  OwnedTensor logits_, token_, logp_, scratch_;
+  int64_t n_ = 0;
+  OwnedTensor logits_, token_, logp_, rows_, keys_, counters_, temperature_, top_p_, top_k_, scratch_;
 };
+
+// A plan that is changed in place from step to step.
+class OpenPlan {
+ public:
+  explicit OpenPlan(Device& device) : device_(device), id_(device.ops().open_plan()) {}
+  ~OpenPlan() { device_.ops().close_plan(id_); }
+  OpenPlan(const OpenPlan&) = delete;
+  OpenPlan& operator=(const OpenPlan&) = delete;
+  uint64_t id() const { return id_; }
+
+ private:
+  Device& device_;
+  uint64_t id_;
+};
+
+// Not 0, and different for different words.
+uint64_t stamp_of(std::initializer_list<uint64_t> words) {
+  uint64_t h = 0xcbf29ce484222325ull;
+  for (const uint64_t w : words) h = (h ^ w) * 0x9e3779b97f4a7c15ull, h ^= h >> 29;
+  return h | 1;
+}
+uint64_t address(ConstTensor t) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(t.raw())); }
 
 // All answers of these requests, decoded together.
 void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
@@ -101,14 +139,36 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
   const int64_t prefill_rows = batch.rows(), slots = prefill_rows + answers * params.max_new;
   KvCache cache(device, llama, slots);
 
+  if (params.max_new <= 0) return;
   std::vector<Running> running;
-  std::vector<int32_t> rows, tokens;
-  std::vector<int64_t> keys, counters;
-  std::vector<float> logps;
+  std::vector<int32_t> rows;
+  std::vector<int64_t> keys;
+  int64_t index = first_index;
+  for (size_t i = 0; i < requests.size(); ++i)
+    for (uint64_t key : requests[i].keys) {
+      Running s;
+      s.index = index++;
+      s.key = key;
+      s.context = batch.visible_rows(context_segment[i]);
+      s.position = batch.end_position(context_segment[i]);
+      s.slot = static_cast<int32_t>(prefill_rows + static_cast<int64_t>(running.size()) * params.max_new);
+      rows.push_back(batch.last_row(context_segment[i]));
+      keys.push_back(static_cast<int64_t>(key));
+      running.push_back(std::move(s));
+    }
   Sampler sampler(device, llama, params, answers);
+  sampler.set(rows, keys);
   const int layers = static_cast<int>(llama.layers().size());
-  Workspace workspace(device);
-  {
+  // What was drawn and not looked at yet.
+  struct Draw {
+    Reading<int32_t> tokens;
+    Reading<float> logps;
+  };
+  std::vector<Draw> drawn;
+  const auto read_later = [&] {
+    drawn.push_back({Reading<int32_t>(device, sampler.tokens()), Reading<float>(device, sampler.logps())});
+  };
+  device.region("prefill", static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(prefill_rows))), 0, [&] {
     Arena plan;
     take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
     Arena arena(device, plan.peak());
@@ -125,81 +185,106 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                            .cache = &cache,
                            .slots = slots_d,
                            .lora = lora});
-    int64_t index = first_index;
-    for (size_t i = 0; i < requests.size(); ++i)
-      for (uint64_t key : requests[i].keys) {
-        Running s;
-        s.index = index++;
-        s.key = key;
-        s.context = batch.visible_rows(context_segment[i]);
-        s.position = batch.end_position(context_segment[i]);
-        s.slot = static_cast<int32_t>(prefill_rows + static_cast<int64_t>(running.size()) * params.max_new);
-        rows.push_back(batch.last_row(context_segment[i]));
-        keys.push_back(static_cast<int64_t>(key));
-        counters.push_back(0);
-        running.push_back(std::move(s));
-      }
-    if (params.max_new > 0) sampler.draw(acts.x_out, rows, keys, counters, tokens, logps);
-  }
-  if (params.max_new <= 0) return;
+    sampler.set_counter(0);
+    sampler.draw(acts.x_out);
+    read_later();
+  });
 
+  Workspace workspace(device);
+  const OpenPlan open(device);
+  OwnedTensor places(device, DType::kI32, {2, answers});  // positions, then cache rows
+  int32_t length = 1;                                     // tokens drawn of every answer that goes on
+  const bool ahead = device.queues_work() && !on_token;   // steps are queued before their tokens are read
   while (true) {
-    // Book the tokens just drawn; drop the sequences that ended.
+    // Book the tokens drawn; drop the sequences that ended. What the prefill drew is read with the first
+    // steps'.
+    const bool book = !ahead || length > 1 || params.max_new == 1;
+    std::vector<bool> ended(running.size(), false);
+    std::vector<int32_t> last(running.size());
+    for (const Draw& draw : drawn) {
+      if (!book) break;
+      const std::vector<int32_t> tokens = draw.tokens.get();
+      const std::vector<float> logps = draw.logps.get();
+      for (size_t i = 0; i < running.size(); ++i) {
+        if (ended[i]) continue;
+        GeneratedSequence& out = results[static_cast<size_t>(running[i].index)];
+        out.tokens.push_back(tokens[i]);
+        out.logp.push_back(logps[i]);
+        if (on_token) on_token(running[i].index, tokens[i]);
+        last[i] = tokens[i];
+        if (std::find(params.stop.begin(), params.stop.end(), tokens[i]) != params.stop.end()) {
+          out.finish = FinishReason::kStop;
+          ended[i] = true;
+        } else if (static_cast<int32_t>(out.tokens.size()) >= params.max_new) {
+          out.finish = FinishReason::kLength;
+          ended[i] = true;
+        }
+      }
+    }
+    if (book) drawn.clear();
     std::vector<Running> still;
     std::vector<int32_t> next_tokens;
-    for (size_t i = 0; i < running.size(); ++i) {
-      Running& s = running[i];
-      GeneratedSequence& out = results[static_cast<size_t>(s.index)];
-      out.tokens.push_back(tokens[i]);
-      out.logp.push_back(logps[i]);
-      if (on_token) on_token(s.index, tokens[i]);
-      ++s.length;
-      if (std::find(params.stop.begin(), params.stop.end(), tokens[i]) != params.stop.end()) {
-        out.finish = FinishReason::kStop;
-      } else if (s.length >= params.max_new) {
-        out.finish = FinishReason::kLength;
-      } else {
-        still.push_back(std::move(s));
-        next_tokens.push_back(tokens[i]);
+    for (size_t i = 0; i < running.size(); ++i)
+      if (!ended[i]) {
+        still.push_back(std::move(running[i]));
+        next_tokens.push_back(last[i]);
       }
-    }
+    const bool fewer = still.size() < running.size() || length == 1;
     running = std::move(still);
     if (running.empty()) return;
-
-    // One step: each sequence sees its context, its own cached tokens, and the token just drawn.
     const int64_t n = static_cast<int64_t>(running.size());
-    AttentionPlan plan;
-    std::vector<int32_t> positions, slots_now;
-    rows.clear();
-    keys.clear();
-    counters.clear();
-    for (int64_t i = 0; i < n; ++i) {
-      const Running& s = running[static_cast<size_t>(i)];
-      const int32_t own = s.length - 1;  // tokens already in the cache
-      AttentionSegment a;
-      a.q_begin = static_cast<int32_t>(i);
-      a.q_count = 1;
-      a.span_begin = static_cast<int32_t>(plan.spans.size());
-      plan.spans.insert(plan.spans.end(), s.context.begin(), s.context.end());
-      if (own > 0) plan.spans.push_back({s.slot, own});
-      a.span_count = static_cast<int32_t>(plan.spans.size()) - a.span_begin;
-      a.kv_begin = s.slot + own;
-      plan.segments.push_back(a);
-      positions.push_back(s.position + own);
-      slots_now.push_back(s.slot + own);
-      rows.push_back(static_cast<int32_t>(i));
-      keys.push_back(static_cast<int64_t>(s.key));
-      counters.push_back(s.length);
+    if (fewer) {
+      rows.clear();
+      keys.clear();
+      for (int64_t i = 0; i < n; ++i) {
+        rows.push_back(static_cast<int32_t>(i));
+        keys.push_back(static_cast<int64_t>(running[static_cast<size_t>(i)].key));
+      }
+      sampler.set(rows, keys);
+      if (book) device.copy_in(sampler.tokens(), next_tokens.data());
     }
-    Arena counting;
-    take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, lora);
-    Arena& arena = workspace.reserve(counting.peak());
-    Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, lora);
-    const OwnedTensor tokens_d = upload(device, std::span<const int32_t>(next_tokens));
-    const OwnedTensor positions_d = upload(device, std::span<const int32_t>(positions));
-    const OwnedTensor slots_d = upload(device, std::span<const int32_t>(slots_now));
-    llama_decode(device, llama, tokens_d, positions_d, slots_d, plan, prompt, cache, acts, lora);
-    sampler.draw(acts.x_out, rows, keys, counters, tokens, logps);
+
+    const int32_t steps = std::min(ahead ? kReadEvery : 1, params.max_new - length);
+    for (int32_t t = 0; t < steps; ++t, ++length) {
+      // One step: each sequence sees its context, its own cached tokens, and the token just drawn.
+      const int32_t own = length - 1;  // tokens already in the cache
+      AttentionPlan plan;
+      plan.id = open.id();
+      std::vector<int32_t> positions, slots_now;
+      for (int64_t i = 0; i < n; ++i) {
+        const Running& s = running[static_cast<size_t>(i)];
+        AttentionSegment a;
+        a.q_begin = static_cast<int32_t>(i);
+        a.q_count = 1;
+        a.span_begin = static_cast<int32_t>(plan.spans.size());
+        plan.spans.insert(plan.spans.end(), s.context.begin(), s.context.end());
+        if (own > 0) plan.spans.push_back({s.slot, own});
+        a.span_count = static_cast<int32_t>(plan.spans.size()) - a.span_begin;
+        a.kv_begin = s.slot + own;
+        plan.segments.push_back(a);
+        positions.push_back(s.position + own);
+        slots_now.push_back(s.slot + own);
+      }
+      Arena counting;
+      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, lora);
+      Arena& arena = workspace.reserve(counting.peak());
+      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, lora);
+      const Tensor positions_d = places.view().view({2 * answers}).rows(0, n),
+                   slots_d = places.view().view({2 * answers}).rows(answers, n);
+      device.copy_in(positions_d, positions.data());
+      device.copy_in(slots_d, slots_now.data());
+      sampler.set_counter(length);
+      const uint64_t revision = device.ops().update_plan(plan);
+      device.region("decode", n,
+                    stamp_of({open.id(), static_cast<uint64_t>(n), revision, address(acts.x_out),
+                              address(acts.scratch), static_cast<uint64_t>(acts.scratch.count())}),
+                    [&] {
+                      llama_decode(device, llama, sampler.tokens(), positions_d, slots_d, plan, prompt, cache,
+                                   acts, lora);
+                      sampler.draw(acts.x_out);
+                    });
+      read_later();
+    }
   }
 }
 

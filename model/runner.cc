@@ -30,6 +30,7 @@ void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving
   }
   batch_.emplace(device_, batch);
   prompt_ = prompt;
+  ++batches_;
   lora_ = lora;
   llama_forward(device_, args());
 }
@@ -71,13 +72,13 @@ void Runner::begin_backward() {
   device_.fill_zero(acts_.dx);
 }
 
-HeadResult Runner::head(const HeadRequest& request, bool backward) {
+HeadReading Runner::head_later(const HeadRequest& request, bool backward) {
   const Range range(device_, "head");
   const size_t n = request.rows.size();
   GT_CHECK(request.labels.size() == n, "{} rows, {} labels", n, request.labels.size());
   GT_CHECK(request.ce_weight.empty() || request.ce_weight.size() == n, "{} rows, {} weights", n,
            request.ce_weight.size());
-  HeadResult result;
+  HeadReading result;
   if (n == 0) return result;
   const int64_t r = static_cast<int64_t>(n);
   auto maybe = [&](const auto& v) {
@@ -113,20 +114,23 @@ HeadResult Runner::head(const HeadRequest& request, bool backward) {
   op.scratch = head_workspace_.reserve(head_loss_scratch(device_, op))
                    .take(DType::kU8, {head_loss_scratch(device_, op)});
   head_loss(device_, op);
-  result.nll = download(device_, nll);
-  if (!kl.empty()) result.kl = download(device_, kl);
-  if (request.argmax) {
-    result.argmax.resize(n);
-    device_.copy_out(result.argmax.data(), argmax);
-  }
-  for (size_t i = 0; i < n; ++i)
+  result.runner_ = this;
+  result.batch_ = batches_;
+  result.nll_ = Reading<float>(device_, nll);
+  if (!kl.empty()) result.kl_ = Reading<float>(device_, kl);
+  if (request.argmax) result.argmax_ = Reading<int32_t>(device_, argmax);
+  if (result.nll_.ready()) (void)result.get();
+  return result;
+}
+
+HeadResult HeadReading::get() const {
+  HeadResult result{.nll = nll_.get(), .kl = kl_.get(), .argmax = argmax_.get()};
+  for (size_t i = 0; i < result.nll.size(); ++i)
     if (!std::isfinite(result.nll[i]) || (!result.kl.empty() && !std::isfinite(result.kl[i]))) {
-      find_non_finite(device_, args());
-      fail(
-          "the loss of scored row {} is not finite ({}), though every activation before the head is; a "
-          "smaller "
-          "optimizer.lr or dtype=f32 may help",
-          i, result.nll[i]);
+      const bool here = runner_->batches_ == batch_;
+      if (here) find_non_finite(runner_->device_, runner_->args());
+      fail("the loss of scored row {} is not finite ({}){}; a smaller optimizer.lr or dtype=f32 may help", i,
+           result.nll[i], here ? ", though every activation before the head is" : "");
     }
   return result;
 }

@@ -27,6 +27,23 @@ struct HeadResult {
   std::vector<int32_t> argmax;  // if asked for
 };
 
+class Runner;
+
+// Losses on their way to the host.
+class HeadReading {
+ public:
+  // Waits for the device where they are not there yet. Throws Error if a loss is not finite: it names the
+  // first tensor that is not, where the runner still holds the batch.
+  HeadResult get() const;
+
+ private:
+  friend class Runner;
+  Runner* runner_ = nullptr;
+  int64_t batch_ = 0;
+  Reading<float> nll_, kl_;
+  Reading<int32_t> argmax_;
+};
+
 class Runner {
  public:
   Runner(Device& device, const Llama& llama)
@@ -48,7 +65,10 @@ class Runner {
   void begin_backward();
   // Losses on scored rows; with `backward` the seeds' gradient is added to the output's. Throws Error naming
   // the first non-finite tensor if a loss is not finite.
-  HeadResult head(const HeadRequest& request, bool backward);
+  HeadResult head(const HeadRequest& request, bool backward) { return head_later(request, backward).get(); }
+  // The same without waiting; a device that does not queue its work throws here already. To name a tensor the
+  // batch's prompt must stay alive until the losses are read.
+  HeadReading head_later(const HeadRequest& request, bool backward);
   void add_output_gradient(ConstTensor dy, const std::vector<int32_t>& rows);  // (R, C) f32
   // Runs the layers backward; then the two below may be asked for.
   void backward();
@@ -59,12 +79,14 @@ class Runner {
   const Llama& llama() const { return llama_; }
 
  private:
+  friend class HeadReading;
   ForwardArgs args();
 
   Device& device_;
   const Llama& llama_;
   Workspace workspace_, head_workspace_;
   std::optional<DeviceBatch> batch_;
+  int64_t batches_ = 0;  // run so far
   ConstTensor prompt_;
   const LoraAdapter* lora_ = nullptr;
   Activations acts_;

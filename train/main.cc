@@ -7,7 +7,8 @@
 int main(int argc, char** argv) {
   using namespace gantrain;
   const DeviceFactory devices = [](DeviceKind kind, int threads) {
-    return kind == DeviceKind::kCuda ? make_cuda_device() : make_cpu_device(threads);
+    return kind == DeviceKind::kCuda ? make_cuda_device({.index = 0, .gemm = {}, .pooled = true})
+                                     : make_cpu_device(threads);
   };
   return run_cli(argc, argv,
                  {.train = [&](const TrainOptions& options) { return run_train(options, devices); },

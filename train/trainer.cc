@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <deque>
@@ -261,21 +262,59 @@ struct Trainer::State {
   // What the generator is asked to do with one sampled answer.
   struct SampledSeed {
     const Rollout* rollout;
-    size_t length;                 // tokens that carry a seed
-    float weight = 0.0f;           // rloo: A_i / (N T_max), times 1 / inputs
-    std::vector<float> embedding;  // gumbel: (length, C), dL / d(embedding of each token)
+    size_t length;        // tokens that carry a seed
+    float weight = 0.0f;  // rloo: A_i / (N T_max), times 1 / inputs
+  };
+  // Of all seeds of a micro-batch. gumbel: (sum of the lengths, C), dL / d(embedding of each token), on the
+  // device.
+  struct SampledSeeds {
+    std::vector<SampledSeed> list;
+    OwnedTensor embedding;
   };
   struct GeneratorSums {
     double ce = 0, kl = 0, rms = 0;
     int64_t ce_tokens = 0, kl_tokens = 0, rows = 0;
+    // One a micro-batch: what the device is still at. The prompt is kept for the message of a loss that is
+    // not finite.
+    struct Pass {
+      Prompts prompts;
+      HeadReading reference, sampled;
+      Reading<float> rms;
+    };
+    std::vector<Pass> passes;
   };
+  // Reads the losses of the passes.
+  void finish(GeneratorSums& sums) {
+    for (const GeneratorSums::Pass& pass : sums.passes) {
+      for (float nll : pass.reference.get().nll) sums.ce += nll;
+      for (float kl : pass.sampled.get().kl) {
+        sums.kl += kl;
+        ++sums.kl_tokens;
+      }
+      for (float rms : pass.rms.get()) sums.rms = rms / llama.embedding_rms();
+    }
+    sums.passes.clear();
+  }
+
+  // A part of a step that waits for nothing: one graph, by the power of two that holds `size`.
+  void region(const char* name, int64_t size, const std::function<void()>& work) {
+    device.region(name, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(size))), 0, work);
+  }
+  static int64_t tokens_of(ExampleSpan examples) {
+    int64_t n = 0;
+    for (const TokenizedExample* e : examples)
+      n += static_cast<int64_t>(e->prompt.size() + e->completion.size());
+    return n;
+  }
 
   // Forward and backward of one micro-batch: cross-entropy on the references with weight ce_weight a token,
   // and the seeds of the sampled answers. Parameter gradients are accumulated.
-  void generator_pass(ExampleSpan inputs, uint64_t noise_key, float ce_weight,
-                      const std::vector<SampledSeed>& seeds, float kl_weight, GeneratorSums& sums) {
+  void generator_pass(ExampleSpan inputs, uint64_t noise_key, float ce_weight, const SampledSeeds& seeds,
+                      float kl_weight, GeneratorSums& sums) {
     const Placement placement = config.generator.placement;
-    const Prompts made = prompts->make(inputs, noise_key);
+    GeneratorSums::Pass& pass = sums.passes.emplace_back();
+    pass.prompts = prompts->make(inputs, noise_key);
+    const Prompts& made = pass.prompts;
     PackedBatch batch;
     ContextBuilder contexts(batch, made, placement);
     HeadRequest reference_head, sampled_head;
@@ -294,10 +333,8 @@ struct Trainer::State {
       segment.push_back(context);
       continue_with(context, inputs[b]->completion, inputs[b]->completion.size(), reference_head);
     }
-    const int64_t width = llama.config().hidden_size;
-    std::vector<float> embedding_grads;
-    bool gumbel = false;
-    for (const SampledSeed& seed : seeds) {
+    const bool gumbel = !seeds.embedding.empty();
+    for (const SampledSeed& seed : seeds.list) {
       const std::vector<int32_t>& tokens = seed.rollout->tokens;
       // Nothing after the last scored token matters.
       const std::vector<int32_t> read(tokens.begin(),
@@ -309,8 +346,6 @@ struct Trainer::State {
         sampled_head.counters.push_back(static_cast<int64_t>(t));
         if (kl_weight > 0) sampled_head.kl_weight.push_back(kl_weight);
       }
-      gumbel = gumbel || !seed.embedding.empty();
-      embedding_grads.insert(embedding_grads.end(), seed.embedding.begin(), seed.embedding.end());
     }
     // The reference policy's states, if the KL term is on: the same rows under the warm prompt.
     OwnedTensor warm_rows;
@@ -320,14 +355,10 @@ struct Trainer::State {
       warm_rows = runner.output_rows(sampled_head.rows);
       sampled_head.reference = warm_rows.view();
     }
-    OwnedTensor embedding_grad;
     if (gumbel) {
-      GT_CHECK(embedding_grads.size() == sampled_head.rows.size() * static_cast<size_t>(width),
+      sampled_head.embedding_grad = seeds.embedding.view();
+      GT_CHECK(sampled_head.embedding_grad.dim(0) == static_cast<int64_t>(sampled_head.rows.size()),
                "gumbel seeds do not cover the rows");
-      embedding_grad =
-          OwnedTensor(device, DType::kF32, {static_cast<int64_t>(sampled_head.rows.size()), width});
-      device.copy_in(embedding_grad, embedding_grads.data());
-      sampled_head.embedding_grad = embedding_grad.view();
       sampled_head.ce_weight.clear();
       sampled_head.tau =
           static_cast<float>(config.loss.tau + (config.loss.tau_end - config.loss.tau) * progress());
@@ -343,13 +374,9 @@ struct Trainer::State {
                    made.adapter);
     runner.begin_backward();
     reference_head.ce_weight.assign(reference_head.rows.size(), ce_weight);
-    for (float nll : runner.head(reference_head, ce_weight > 0).nll) sums.ce += nll;
+    pass.reference = runner.head_later(reference_head, ce_weight > 0);
     sums.ce_tokens += static_cast<int64_t>(reference_head.rows.size());
-    if (!sampled_head.rows.empty()) {
-      const HeadResult r = runner.head(sampled_head, true);
-      for (float kl : r.kl) sums.kl += kl;
-      sums.kl_tokens += static_cast<int64_t>(r.kl.size());
-    }
+    if (!sampled_head.rows.empty()) pass.sampled = runner.head_later(sampled_head, true);
     runner.backward();
     sums.rows += batch.rows();
     if (made.count == 0) return;  // no prompt: the model's backward left every gradient where it belongs
@@ -364,11 +391,15 @@ struct Trainer::State {
                          .loss = loss,
                          .rms = rms,
                          .dprompt = dprompt});
-    float value = 0.0f;
-    device.copy_out(&value, rms);
-    sums.rms = value / llama.embedding_rms();
+    pass.rms = Reading<float>(device, rms);
     // The warm generator's forward did not touch the trained one's state.
     prompts->backward(dprompt);
+  }
+
+  // The last lap of a step: on a device that queues its work the host has waited there for all of it, most of
+  // which is forward and backward.
+  void lap_of_wait(Clock& clock, double& forward_backward, double& optimizer) const {
+    (device.queues_work() ? forward_backward : optimizer) += clock.lap();
   }
 
   StepRecord warmup_step() {
@@ -378,15 +409,21 @@ struct Trainer::State {
     int64_t tokens = 0;
     for (const auto& b : batches)
       for (const TokenizedExample* e : b) tokens += static_cast<int64_t>(e->completion.size());
-    generator->parameters().zero_grad();
+    int64_t size = 0;
+    for (const auto& b : batches) size = std::max(size, tokens_of(b));
     GeneratorSums sums;
-    for (size_t m = 0; m < batches.size(); ++m)
-      generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(tokens), {}, 0.0f,
-                     sums);
-    r.forward_backward_s = clock.lap();
     const AdamSettings adam = adam_g();
-    r.grad_norm_g = generator->parameters().step(adam);
-    r.optimizer_s = clock.lap();
+    region("warm-up step", size, [&] {
+      generator->parameters().zero_grad();
+      for (size_t m = 0; m < batches.size(); ++m)
+        generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(tokens), {}, 0.0f,
+                       sums);
+      r.forward_backward_s = clock.lap();
+      generator->parameters().start_step(adam);
+    });
+    finish(sums);
+    r.grad_norm_g = generator->parameters().finish_step();
+    lap_of_wait(clock, r.forward_backward_s, r.optimizer_s);
     r.ce = sums.ce / static_cast<double>(sums.ce_tokens);
     if (config.generator.prompt_length > 0) r.rms_ratio = sums.rms;
     r.tokens = sums.rows;
@@ -417,22 +454,18 @@ struct Trainer::State {
       return n;
     }
   };
-  PairScores split(ConstTensor scores) {
-    const std::vector<float> all = download(device, scores.view({scores.count()}));
+  static PairScores split(const std::vector<float>& all) {
     const std::ptrdiff_t n = static_cast<std::ptrdiff_t>(all.size() / 2);
     return {{all.begin(), all.begin() + n}, {all.begin() + n, all.end()}};
   }
 
-  // One discriminator update on features f (normalised) of n pairs; returns the loss. `scores` gets the clean
-  // scores.
-  double discriminator_pass(ConstTensor f, const std::vector<int32_t>& offsets, int64_t n, size_t micro,
-                            bool train, PairScores& scores) {
+  // One discriminator update's gradients, on features f (normalised) of n pairs; returns the loss.
+  Reading<float> discriminator_pass(ConstTensor f, const std::vector<int32_t>& offsets, int64_t n,
+                                    size_t micro) {
     const DiscriminatorConfig& c = config.discriminator;
     const double gamma = c.gamma + (c.gamma_end - c.gamma) * progress();
-    if (!train || gamma <= 0.0) {
+    if (gamma <= 0.0) {
       const OwnedTensor d = discriminator->forward(f, offsets);
-      scores = split(d.view());
-      if (!train) return kNone;
       return discriminator_seeds(f, d.view(), n, 0.0, false);
     }
     // Clean and noisy copies in one batch: rows side by side, answers after answers.
@@ -447,11 +480,10 @@ struct Trainer::State {
     std::vector<int32_t> twice = offsets;
     for (size_t i = 1; i < offsets.size(); ++i) twice.push_back(offsets.back() + offsets[i]);
     const OwnedTensor d = discriminator->forward(both, twice);
-    scores = split(d.view().rows(0, 2 * n));
     return discriminator_seeds(both, d.view(), n, gamma / (2.0 * c.sigma * c.sigma), true);
   }
 
-  double discriminator_seeds(ConstTensor f, ConstTensor d, int64_t n, double lam, bool copies) {
+  Reading<float> discriminator_seeds(ConstTensor f, ConstTensor d, int64_t n, double lam, bool copies) {
     const Range range(device, "discriminator");
     const ConstTensor scores = d.view({d.count()});
     OwnedTensor seeds(device, DType::kF32, {d.count()}), loss(device, DType::kF32, {1});
@@ -470,9 +502,7 @@ struct Trainer::State {
                        .ddr2 = copies ? s.rows(2 * n, n) : Tensor(),
                        .ddf2 = copies ? s.rows(3 * n, n) : Tensor()});
     discriminator->backward(f, seeds, {});
-    float value = 0.0f;
-    device.copy_out(&value, loss);
-    return value;
+    return Reading<float>(device, loss);
   }
 
   StepRecord adversarial_step() {
@@ -494,6 +524,7 @@ struct Trainer::State {
     generator->parameters().zero_grad();
     discriminator->parameters().zero_grad();
     GeneratorSums sums;
+    std::vector<Reading<float>> losses_d;
     double loss_d = 0, loss_adv = 0, reward = 0, length = 0, non_canonical = 0;
     double right = 0, right_heldout = 0, counted = 0, heldout_counted = 0;
     int64_t pairs_seen = 0, rollouts_seen = 0;
@@ -510,7 +541,8 @@ struct Trainer::State {
 
       // Answers of the model under the present prompts, all decoded together: a step of decoding reads every
       // weight, however many answers it serves. Held-out inputs get one sample each.
-      const Prompts made = prompts->make(inputs, noise_key);
+      Prompts made;
+      region("prompts", tokens_of(inputs), [&] { made = prompts->make(inputs, noise_key); });
       const RolloutGroup groups[] = {
           {0, fresh_inputs, config.loss.samples, key(kPurposeRollout, index(m))},
           {fresh_inputs, sampled_inputs, 1, key(kPurposeRollout, index(m) + 2048)}};
@@ -562,72 +594,79 @@ struct Trainer::State {
 
       // Frozen features of all of them in one forward; backward to the embeddings only where the generator
       // needs it.
-      std::vector<SampledSeed> seeds;
+      SampledSeeds seeds;
+      PairBatch packed;
+      OwnedTensor f_train, f_fresh, raw_fresh, ddf;
+      PairRows rows_train;
+      const bool through = gumbel && train_g;
       if (n_fresh > 0) {
-        const bool through = gumbel && train_g;
-        const PairBatch packed = pack_pairs(inputs, pairs, !through);
-        runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d);
-        auto features = [&](size_t begin, size_t end, OwnedTensor* raw) {
-          const PairRows rows = rows_of_pairs(packed, begin, end);
-          OwnedTensor h = runner.output_rows(rows.rows);
-          OwnedTensor f = Discriminator::normalise(device, h);
-          if (raw) *raw = std::move(h);
-          return std::pair(std::move(f), rows);
-        };
-        OwnedTensor raw_fresh;
-        auto [f_train, rows_train] = features(0, n_train, nullptr);
-        auto [f_fresh, rows_fresh] = features(0, n_fresh, &raw_fresh);
-        PairScores held;
+        packed = pack_pairs(inputs, pairs, !through);
+        const int64_t n = static_cast<int64_t>(n_fresh);
+        Reading<float> read_held, read_fresh, read_adv;
+        region("features", packed.batch.rows(), [&] {
+          runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d);
+          auto features = [&](size_t begin, size_t end, OwnedTensor* raw) {
+            const PairRows rows = rows_of_pairs(packed, begin, end);
+            OwnedTensor h = runner.output_rows(rows.rows);
+            OwnedTensor f = Discriminator::normalise(device, h);
+            if (raw) *raw = std::move(h);
+            return std::pair(std::move(f), rows);
+          };
+          std::tie(f_train, rows_train) = features(0, n_train, nullptr);
+          PairRows rows_fresh;
+          std::tie(f_fresh, rows_fresh) = features(0, n_fresh, &raw_fresh);
+          if (n_all > n_train) {
+            const auto [f_held, rows_held] = features(n_train, n_all, nullptr);
+            const OwnedTensor d = discriminator->forward(f_held, rows_held.offsets);
+            read_held = Reading<float>(device, d.view());
+          }
+          // The generator's reward or gradient, from the discriminator as it stands before its own update.
+          const OwnedTensor d_fresh = discriminator->forward(f_fresh, rows_fresh.offsets);
+          read_fresh = Reading<float>(device, d_fresh.view());
+          ddf = OwnedTensor(device, DType::kF32, {n});
+          OwnedTensor loss(device, DType::kF32, {1});
+          const ConstTensor flat = d_fresh.view().view({2 * n});
+          generator_pair_loss(device, {.dr = flat.rows(0, n),
+                                       .df = flat.rows(n, n),
+                                       .kind = config.discriminator.loss,
+                                       .loss = loss,
+                                       .ddf = ddf});
+          read_adv = Reading<float>(device, loss);
+        });
+        // The scores are the rewards: what the generator is told next depends on them.
+        const PairScores scores = split(read_fresh.get());
         if (n_all > n_train) {
-          auto [f_held, rows_held] = features(n_train, n_all, nullptr);
-          const OwnedTensor d = discriminator->forward(f_held, rows_held.offsets);
-          held = split(d.view());
+          const PairScores held = split(read_held.get());
           right_heldout += held.right();
           heldout_counted += held.counted();
         }
         r.features_s += clock.lap();
-
-        // The generator's reward or gradient, from the discriminator as it stands before its own update.
-        const int64_t n = static_cast<int64_t>(n_fresh);
-        OwnedTensor d_fresh = discriminator->forward(f_fresh, rows_fresh.offsets);
-        const PairScores scores = split(d_fresh.view());
-        OwnedTensor ddf(device, DType::kF32, {n}), loss(device, DType::kF32, {1});
-        const ConstTensor flat = d_fresh.view().view({2 * n});
-        generator_pair_loss(device, {.dr = flat.rows(0, n),
-                                     .df = flat.rows(n, n),
-                                     .kind = config.discriminator.loss,
-                                     .loss = loss,
-                                     .ddf = ddf});
-        float adv = 0.0f;
-        device.copy_out(&adv, loss);
-        loss_adv += adv / static_cast<double>(batches.size());
+        loss_adv += read_adv.get().front() / static_cast<double>(batches.size());
         for (float s : scores.fake) reward += s;
         right += scores.right();
         counted += scores.counted();
         pairs_seen += n;
-        if (through) {
-          seeds = gumbel_seeds(packed, pairs, n_fresh, rollouts, f_fresh, raw_fresh, ddf,
-                               static_cast<float>(batches.size()));
-        } else if (train_g) {
-          seeds = rloo_seeds(pairs, n_fresh, rollouts, scores.fake, inputs_total);
-        }
-        PairScores unused;
-        if (train_d)
-          loss_d += discriminator_pass(f_train, rows_train.offsets, static_cast<int64_t>(n_train), m, true,
-                                       unused) /
-                    static_cast<double>(batches.size());
-        r.discriminator_s += clock.lap();
+        if (train_g && !through) seeds.list = rloo_seeds(pairs, n_fresh, rollouts, scores.fake, inputs_total);
       }
-
-      if (train_g) {
+      region("players", std::max<int64_t>(tokens_of(batches[m]), packed.batch.rows()), [&] {
+        if (n_fresh > 0) {
+          if (through)
+            seeds = gumbel_seeds(packed, pairs, n_fresh, rollouts, f_fresh, raw_fresh, ddf,
+                                 static_cast<float>(batches.size()));
+          if (train_d)
+            losses_d.push_back(
+                discriminator_pass(f_train.view(), rows_train.offsets, static_cast<int64_t>(n_train), m));
+          r.discriminator_s += clock.lap();
+        }
+        if (!train_g) return;
         int64_t seeded = 0;
-        for (const SampledSeed& s : seeds) seeded += static_cast<int64_t>(s.length);
+        for (const SampledSeed& s : seeds.list) seeded += static_cast<int64_t>(s.length);
         const float kl = seeded > 0 ? static_cast<float>(config.loss.beta / static_cast<double>(seeded) /
                                                          static_cast<double>(batches.size()))
                                     : 0.0f;
         generator_pass(batches[m], noise_key, alpha / static_cast<float>(reference_tokens), seeds, kl, sums);
         r.forward_backward_s += clock.lap();
-      }
+      });
     }
 
     // Every answer was empty: the discriminator, whose turn it was, has nothing to read and the gate nothing
@@ -639,26 +678,34 @@ struct Trainer::State {
       train_g = true;
       r.forward_backward_s += clock.lap();
     }
-    if (train_d && pairs_seen > 0) {
-      const AdamSettings adam = adam_d();
-      r.grad_norm_d = discriminator->parameters().step(adam);
-      if (config.discriminator.spectral_norm) discriminator->normalise_spectrum();
-      r.lr_d = adam.lr;
-      r.trained_d = true;
-      ++totals.steps_d;
-    }
-    if (train_g) {
-      const AdamSettings adam = adam_g();
-      r.grad_norm_g = generator->parameters().step(adam);
-      r.lr_g = adam.lr;
-      r.trained_g = true;
-      ++totals.steps_g;
+    const bool step_d = train_d && pairs_seen > 0;
+    const AdamSettings adam_of_d = adam_d(), adam_of_g = adam_g();
+    region("optimizers", 1, [&] {
+      if (step_d) discriminator->parameters().start_step(adam_of_d);
+      if (!train_g) return;
+      generator->parameters().start_step(adam_of_g);
       // A short memory at first: the average must forget the warm-up's end within a short run too.
       const double t = static_cast<double>(generator->parameters().steps());
       average->parameters().average_from(
           generator->parameters(), static_cast<float>(std::min(config.train.ema, (1.0 + t) / (10.0 + t))));
+    });
+    finish(sums);
+    for (const Reading<float>& loss : losses_d)
+      loss_d += loss.get().front() / static_cast<double>(batches.size());
+    if (step_d) {
+      r.grad_norm_d = discriminator->parameters().finish_step();
+      if (config.discriminator.spectral_norm) discriminator->normalise_spectrum();
+      r.lr_d = adam_of_d.lr;
+      r.trained_d = true;
+      ++totals.steps_d;
     }
-    r.optimizer_s = clock.lap();
+    if (train_g) {
+      r.grad_norm_g = generator->parameters().finish_step();
+      r.lr_g = adam_of_g.lr;
+      r.trained_g = true;
+      ++totals.steps_g;
+    }
+    lap_of_wait(clock, r.forward_backward_s, r.optimizer_s);
     ++totals.steps_adversarial;
 
     r.ce = sums.ce_tokens > 0 ? sums.ce / static_cast<double>(sums.ce_tokens) : kNone;
@@ -722,7 +769,7 @@ struct Trainer::State {
       const PairRows rows = rows_of_pairs(packed, 0, pairs.size());
       const OwnedTensor f = Discriminator::normalise(device, runner.output_rows(rows.rows));
       const OwnedTensor d = discriminator->forward(f, rows.offsets);
-      const PairScores scores = split(d.view());
+      const PairScores scores = split(download(device, d.view()));
       right += scores.right();
       counted += scores.counted();
     }
@@ -807,10 +854,10 @@ struct Trainer::State {
 
   // C2: the discriminator's gradient at each sampled token's embedding, through the frozen layers it reads
   // with.
-  std::vector<SampledSeed> gumbel_seeds(const PairBatch& packed, const std::vector<AnswerPair>& pairs,
-                                        size_t n_fresh, const std::vector<Rollout>& rollouts, ConstTensor f,
-                                        ConstTensor h, ConstTensor ddf, float micro_batches) {
-    const int64_t n = static_cast<int64_t>(n_fresh), width = llama.config().hidden_size;
+  SampledSeeds gumbel_seeds(const PairBatch& packed, const std::vector<AnswerPair>& pairs, size_t n_fresh,
+                            const std::vector<Rollout>& rollouts, ConstTensor f, ConstTensor h,
+                            ConstTensor ddf, float micro_batches) {
+    const int64_t n = static_cast<int64_t>(n_fresh);
     const OwnedTensor d_scores = zeros(device, {2 * n});
     OwnedTensor scaled = zeros(device, {n});
     axpy(device, {.x = ddf, .a = 1.0f / micro_batches, .y = scaled});
@@ -835,19 +882,10 @@ struct Trainer::State {
     runner.begin_backward();
     runner.add_output_gradient(dh.view().rows(first, static_cast<int64_t>(fake_rows.size())), fake_rows);
     runner.backward();
-    const std::vector<float> at_embedding = download(device, runner.input_gradient_rows(fake_rows).view());
-    std::vector<SampledSeed> seeds;
-    size_t at = 0;
-    for (size_t i = 0; i < n_fresh; ++i) {
-      SampledSeed s;
-      s.rollout = &rollouts[pairs[i].rollout];
-      s.length = pairs[i].fake.size();
-      const size_t values = s.length * static_cast<size_t>(width);
-      s.embedding.assign(at_embedding.begin() + static_cast<std::ptrdiff_t>(at),
-                         at_embedding.begin() + static_cast<std::ptrdiff_t>(at + values));
-      at += values;
-      seeds.push_back(std::move(s));
-    }
+    SampledSeeds seeds;
+    seeds.embedding = runner.input_gradient_rows(fake_rows);
+    for (size_t i = 0; i < n_fresh; ++i)
+      seeds.list.push_back({.rollout = &rollouts[pairs[i].rollout], .length = pairs[i].fake.size()});
     return seeds;
   }
 };
@@ -880,12 +918,14 @@ StepRecord Trainer::step() {
   const auto start = std::chrono::steady_clock::now();
   const Phase phase = s.phase;
   const Range range(s.device, "step");
+  const int64_t waits = s.device.counters().synchronisations;
   s.raised.clear();
   StepRecord r = phase == Phase::kWarmup ? s.warmup_step() : s.adversarial_step();
   r.phase = phase;
   ++s.step;
   ++s.phase_step;
   r.step = s.step;
+  r.synchronisations = s.device.counters().synchronisations - waits;
   s.watch(r);
   if (s.phase == Phase::kWarmup && s.adversarial() && s.step >= s.warmup_total) s.begin_adversarial();
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -14,23 +14,31 @@ void define(Suite& suite) {
   });
   suite.op("adamw", axes, false, [](const Point& p, Memory& m) {
     const Shape s{p.at("parameters")};
-    const AdamW a{.param = m.normal(s),
-                  .grad = m.normal(s),
-                  .m = m.normal(s),
-                  .v = m.positive(s),
+    struct Held {
+      std::vector<Tensor> param, grad, m, v;
+    };
+    const auto held =
+        std::make_shared<Held>(Held{{m.normal(s)}, {m.normal(s)}, {m.normal(s)}, {m.positive(s)}});
+    const AdamW a{.params = held->param,
+                  .grads = held->grad,
+                  .m = held->m,
+                  .v = held->v,
+                  .norm = m.positive({1}),
+                  .clip = 1.0f,
                   .lr = 1e-3f,
                   .beta1 = 0.9f,
                   .beta2 = 0.999f,
                   .eps = 1e-8f,
                   .weight_decay = 0.01f,
-                  .grad_scale = 0.5f,
                   .step = 100};
-    return Call{[a, &m] { adamw(m.device(), a); }, adamw_bytes(a)};
+    return Call{[a, held, &m] { adamw(m.device(), a); }, adamw_bytes(a)};
   });
   suite.op("ema", axes, false, [](const Point& p, Memory& m) {
     const Shape s{p.at("parameters")};
-    const Ema a{.x = m.normal(s), .decay = 0.999f, .ema = m.normal(s)};
-    return Call{[a, &m] { ema(m.device(), a); }, ema_bytes(a)};
+    const auto x = std::make_shared<std::vector<ConstTensor>>(1, m.normal(s));
+    const auto mean = std::make_shared<std::vector<Tensor>>(1, m.normal(s));
+    const Ema a{.x = *x, .decay = 0.999f, .ema = *mean, .norm = {}};
+    return Call{[a, x, mean, &m] { ema(m.device(), a); }, ema_bytes(a)};
   });
   suite.op("all_finite", axes, false, [](const Point& p, Memory& m) {
     const Tensor t = m.normal({p.at("parameters")});

@@ -33,6 +33,7 @@ struct AttentionSegment {
 struct AttentionPlan {
   std::vector<AttentionSegment> segments;
   std::vector<KvSpan> spans;
+  uint64_t id = 0;  // of Ops::open_plan: changes in place, made current by update_plan. 0: a plan of its own
 };
 // Number of (query, key) pairs over all segments: the unit of attention's cost.
 int64_t attention_pairs(const AttentionPlan&);

@@ -18,11 +18,19 @@ void gradient_norm(Device& d, const GradientNorm& a) {
 
 void adamw(Device& d, const AdamW& a) {
   const contract::Checker check("adamw", d);
-  const Shape shape = a.param.shape();
-  check.tensor("param", a.param, kF32, shape);
-  check.tensor("grad", a.grad, kF32, shape);
-  check.tensor("m", a.m, kF32, shape);
-  check.tensor("v", a.v, kF32, shape);
+  GT_CHECK(
+      a.grads.size() == a.params.size() && a.m.size() == a.params.size() && a.v.size() == a.params.size(),
+      "adamw: {} parameters, {} gradients, {} and {} moments", a.params.size(), a.grads.size(), a.m.size(),
+      a.v.size());
+  for (size_t i = 0; i < a.params.size(); ++i) {
+    const Shape shape = a.params[i].shape();
+    check.tensor("params", a.params[i], kF32, shape);
+    check.tensor("grads", a.grads[i], kF32, shape);
+    check.tensor("m", a.m[i], kF32, shape);
+    check.tensor("v", a.v[i], kF32, shape);
+  }
+  if (!a.norm.empty()) check.tensor("norm", a.norm, kF32, {1});
+  GT_CHECK(a.clip >= 0.0f && (a.clip == 0.0f || !a.norm.empty()), "adamw: clip {} needs a norm", a.clip);
   GT_CHECK(a.step >= 1, "adamw: steps are counted from 1, got {}", a.step);
   GT_CHECK(a.beta1 >= 0.0f && a.beta1 < 1.0f && a.beta2 >= 0.0f && a.beta2 < 1.0f,
            "adamw: beta1 {} and beta2 {} must be in [0, 1)", a.beta1, a.beta2);
@@ -32,8 +40,12 @@ void adamw(Device& d, const AdamW& a) {
 
 void ema(Device& d, const Ema& a) {
   const contract::Checker check("ema", d);
-  check.tensor("x", a.x, kF32, a.x.shape());
-  check.tensor("ema", a.ema, kF32, a.x.shape());
+  GT_CHECK(a.x.size() == a.ema.size(), "ema: {} tensors, {} averages", a.x.size(), a.ema.size());
+  for (size_t i = 0; i < a.x.size(); ++i) {
+    check.tensor("x", a.x[i], kF32, a.x[i].shape());
+    check.tensor("ema", a.ema[i], kF32, a.x[i].shape());
+  }
+  if (!a.norm.empty()) check.tensor("norm", a.norm, kF32, {1});
   GT_CHECK(a.decay >= 0.0f && a.decay <= 1.0f, "ema: decay {} is not in [0, 1]", a.decay);
   d.ops().ema(a);
 }
@@ -52,8 +64,14 @@ int64_t gradient_norm_bytes(const GradientNorm& a) {
   return bytes;
 }
 int64_t adamw_bytes(const AdamW& a) {
-  return a.grad.bytes() + 2 * (a.param.bytes() + a.m.bytes() + a.v.bytes());
+  int64_t bytes = contract::bytes_of(a.norm);
+  for (const Tensor& t : a.params) bytes += 7 * t.bytes();  // all four read, three of them written
+  return bytes;
 }
-int64_t ema_bytes(const Ema& a) { return a.x.bytes() + 2 * a.ema.bytes(); }
+int64_t ema_bytes(const Ema& a) {
+  int64_t bytes = contract::bytes_of(a.norm);
+  for (const Tensor& t : a.ema) bytes += 3 * t.bytes();
+  return bytes;
+}
 
 }  // namespace gantrain

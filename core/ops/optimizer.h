@@ -13,24 +13,27 @@ struct GradientNorm {
   Tensor out;                     // (1) f32  =
 };
 
-// AdamW (Loshchilov & Hutter 1711.05101), step counted from 1:
-//   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+// AdamW (Loshchilov & Hutter 1711.05101) over the tensors of one player, step counted from 1:
+//   scale = min(1, clip / norm);  g = grad * scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   param -= lr * (m / (1-b1^step) / (sqrt(v / (1-b2^step)) + eps) + weight_decay * param)
+// The norm is read where it lies, so no host waits for it. One that is not finite: nothing is written.
 struct AdamW {
-  Tensor param;      // any shape, f32  +=
-  ConstTensor grad;  // as param
-  Tensor m, v;       // as param  +=
+  std::span<const Tensor> params;  // any shapes, f32  +=
+  std::span<const Tensor> grads;   // as params
+  std::span<const Tensor> m, v;    // as params  +=
+  ConstTensor norm;                // (1) f32, of gradient_norm; empty: no clipping and no refusal
+  float clip;                      // largest norm; 0: no clipping
   float lr;
   float beta1, beta2, eps, weight_decay;
-  float grad_scale;  // clipping: min(1, clip / norm)
   int64_t step;
 };
 
-// ema = decay * ema + (1 - decay) * x
+// ema = decay * ema + (1 - decay) * x, over many tensors
 struct Ema {
-  ConstTensor x;  // any shape, f32
+  std::span<const ConstTensor> x;  // any shapes, f32
   float decay;
-  Tensor ema;  // as x  +=
+  std::span<const Tensor> ema;  // as x  +=
+  ConstTensor norm;             // (1) f32 or empty; not finite: nothing is written, as by adamw
 };
 
 void gradient_norm(Device&, const GradientNorm&);

@@ -77,6 +77,11 @@ class CudaOps final : public Ops {
   void ema(const Ema&) override;
   bool all_finite(ConstTensor) override;
 
+  uint64_t open_plan() override { return plans_.open(); }
+  uint64_t update_plan(const AttentionPlan& plan) override { return plans_.update(plan); }
+  void close_plan(uint64_t id) override { plans_.close(id); }
+  void forget_plans() { plans_.forget(); }
+
  private:
   const cuda::Context& context_;
   cuda::PlanCache plans_;

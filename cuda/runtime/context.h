@@ -11,6 +11,8 @@ namespace gantrain::cuda {
 
 class BlasLt;
 class Cudnn;
+class Memory;
+class Staging;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -24,6 +26,8 @@ struct Context {
   int* flag = nullptr;         // (1)
   CudaGemm gemm = CudaGemm::kOwn;
   Cudnn* attention = nullptr;  // cuda/runtime/cudnn.h; null with CudaAttention::kOwn
+  Memory* memory = nullptr;    // cuda/runtime/memory.h: what buffers are made of
+  Staging* staging = nullptr;  // cuda/runtime/staging.h: pinned, for copies that do not wait
   BlasLt* library = nullptr;   // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
 };
 

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "cuda/runtime/check.h"
+#include "cuda/runtime/memory.h"
+#include "cuda/runtime/staging.h"
 
 namespace gantrain::cuda {
 namespace {
@@ -139,8 +141,9 @@ size_t append(std::vector<int32_t>& words, const std::vector<T>& items) {
   static_assert(sizeof(T) % sizeof(int32_t) == 0);
   words.resize((words.size() + 3) / 4 * 4);
   const size_t begin = words.size();
-  words.resize(begin + items.size() * sizeof(T) / sizeof(int32_t));
-  if (!items.empty()) std::memcpy(words.data() + begin, items.data(), items.size() * sizeof(T));
+  std::vector<int32_t> copy(items.size() * sizeof(T) / sizeof(int32_t));
+  if (!items.empty()) std::memcpy(copy.data(), items.data(), items.size() * sizeof(T));
+  words.insert(words.end(), copy.begin(), copy.end());
   return begin;
 }
 
@@ -158,19 +161,60 @@ PartialResults partial_results(const AttentionPlan& plan, const PlanShape& shape
   return r;
 }
 
-PlanCache::~PlanCache() {
-  for (Entry& e : entries_) (void)cudaFreeAsync(e.memory, context_.stream);
+PlanCache::~PlanCache() { forget(); }
+
+void PlanCache::forget() {
+  for (auto* list : {&entries_, &open_}) {
+    for (Entry& e : *list) context_.memory->release(e.memory);
+    list->clear();
+  }
 }
 
 const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& shape) {
-  const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) {
-    return e.shape == shape && e.plan.segments == plan.segments && e.plan.spans == plan.spans;
+  std::list<Entry>& list = plan.id != 0 ? open_ : entries_;
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Entry& e) {
+    if (!(e.shape == shape)) return false;
+    return plan.id != 0 ? e.plan.id == plan.id
+                        : e.plan.segments == plan.segments && e.plan.spans == plan.spans;
   });
-  if (found != entries_.end()) {
-    entries_.splice(entries_.begin(), entries_, found);
-    return entries_.front().device;
+  if (found != list.end()) {
+    list.splice(list.begin(), list, found);
+    return list.front().device;
   }
-  Entry e{.plan = plan, .shape = shape, .words = {}, .memory = nullptr, .device = {}};
+  if (plan.id == 0 && entries_.size() == kKept) {
+    context_.memory->release(entries_.back().memory);
+    entries_.pop_back();
+  }
+  list.push_front({.plan = plan, .shape = shape, .device = {}});
+  fill(list.front());
+  return list.front().device;
+}
+
+uint64_t PlanCache::update(const AttentionPlan& plan) {
+  for (Entry& e : open_) {
+    if (e.plan.id != plan.id) continue;
+    const DevicePlan before = e.device;
+    e.plan = plan;
+    fill(e);
+    if (!(e.device == before)) ++revision_;
+  }
+  return revision_;
+}
+
+void PlanCache::close(uint64_t id) {
+  for (auto it = open_.begin(); it != open_.end();) {
+    if (it->plan.id == id) {
+      context_.memory->release(it->memory);
+      it = open_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+}
+
+void PlanCache::fill(Entry& entry) {
+  const AttentionPlan& plan = entry.plan;
+  const PlanShape& shape = entry.shape;
   std::vector<QueryTask> tasks = query_tasks(plan, shape.queries_per_task, shape.few_queries);
   const int32_t few_begin = few_from(tasks, shape.few_queries);
   std::vector<int32_t> keys;
@@ -181,7 +225,7 @@ const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& sha
   // The other direction: from keys to the queries that see them.
   std::vector<std::vector<KeyPart>> blocks;
   if (shape.keys_per_block > 0) blocks = key_parts(plan, shape.key_rows, shape.keys_per_block);
-  std::vector<int32_t> part_offsets{0}, run_offsets{0};
+  std::vector<int32_t> part_offsets{0}, run_offsets{0}, words;
   std::vector<KeyPart> parts;
   std::vector<KeyRun> runs;
   for (size_t b = 0; b < blocks.size(); ++b) {
@@ -193,20 +237,22 @@ const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& sha
     part_offsets.push_back(static_cast<int32_t>(parts.size()));
     run_offsets.push_back(static_cast<int32_t>(runs.size()));
   }
-  const size_t segment = append(e.words, plan.segments), span = append(e.words, plan.spans);
-  const size_t task = append(e.words, tasks), key = append(e.words, keys);
-  const size_t part_offset = append(e.words, part_offsets), part = append(e.words, parts);
-  const size_t run_offset = append(e.words, run_offsets), run = append(e.words, runs);
-  const size_t piece = append(e.words, pieces), merge = append(e.words, merges);
-  const size_t bytes = e.words.size() * sizeof(int32_t);
-  if (entries_.size() == kKept) {
-    (void)cudaFreeAsync(entries_.back().memory, context_.stream);
-    entries_.pop_back();
+  const size_t segment = append(words, plan.segments), span = append(words, plan.spans);
+  const size_t task = append(words, tasks), key = append(words, keys);
+  const size_t part_offset = append(words, part_offsets), part = append(words, parts);
+  const size_t run_offset = append(words, run_offsets), run = append(words, runs);
+  const size_t piece = append(words, pieces), merge = append(words, merges);
+  if (!entry.memory || entry.words < words.size()) {
+    context_.memory->release(entry.memory);
+    entry.memory = nullptr;
+    // A plan that changes in place grows by a part of the keys now and then.
+    entry.words = plan.id != 0 ? 2 * words.size() : words.size();
+    entry.memory = context_.memory->allocate(static_cast<int64_t>(entry.words * sizeof(int32_t)));
   }
-  GT_CUDA(cudaMallocAsync(&e.memory, bytes, context_.stream));
-  entries_.push_front(std::move(e));
-  Entry& entry = entries_.front();
-  GT_CUDA(cudaMemcpyAsync(entry.memory, entry.words.data(), bytes, cudaMemcpyHostToDevice, context_.stream));
+  const size_t bytes = words.size() * sizeof(int32_t);
+  std::byte* staged = context_.staging->take(static_cast<int64_t>(bytes));
+  std::memcpy(staged, words.data(), bytes);
+  GT_CUDA(cudaMemcpyAsync(entry.memory, staged, bytes, cudaMemcpyHostToDevice, context_.stream));
   const auto* base = static_cast<const int32_t*>(entry.memory);
   int64_t queries = 0;
   for (const AttentionSegment& s : plan.segments) queries += s.q_count;
@@ -226,7 +272,6 @@ const DevicePlan& PlanCache::get(const AttentionPlan& plan, const PlanShape& sha
                   .merge_count = static_cast<int32_t>(merges.size()),
                   .few_begin = few_begin,
                   .covers_queries = queries == shape.query_rows};
-  return entry.device;
 }
 
 }  // namespace gantrain::cuda

@@ -53,6 +53,7 @@ struct DevicePlan {
   int32_t task_count = 0, key_blocks = 0, piece_count = 0, merge_count = 0;
   int32_t few_begin = 0;        // tasks from here on have at most PlanShape::few_queries queries
   bool covers_queries = false;  // every query row belongs to a segment
+  bool operator==(const DevicePlan&) const = default;
 };
 
 // The longest tile of keys. Each list is a multiple of it long, its last row repeated; reading up to two
@@ -92,16 +93,27 @@ class PlanCache {
   PlanCache& operator=(const PlanCache&) = delete;
   const DevicePlan& get(const AttentionPlan& plan, const PlanShape& shape);
 
+  // Plans that change in place (AttentionPlan::id): Ops::open_plan and its siblings.
+  uint64_t open() { return ++last_id_; }
+  uint64_t update(const AttentionPlan& plan);
+  void close(uint64_t id);
+  void forget();  // all of them
+
  private:
   struct Entry {
     AttentionPlan plan;
     PlanShape shape;
-    std::vector<int32_t> words;  // what was copied; lives as long as the copy may be under way
     void* memory = nullptr;
+    size_t words = 0;  // of the memory
     DevicePlan device;
   };
+  // Puts the plan, cut to the entry's shape, into the entry's memory; more of it where it does not suffice.
+  void fill(Entry& entry);
+
   const Context& context_;
-  std::list<Entry> entries_;  // the one used last comes first
+  std::list<Entry> entries_;  // found by content; the one used last comes first
+  std::list<Entry> open_;     // found by id
+  uint64_t last_id_ = 0, revision_ = 0;
 };
 
 }  // namespace gantrain::cuda

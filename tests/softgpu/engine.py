@@ -1,11 +1,17 @@
 """The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
 
 usage: engine.py ROOT BUILD [--method gan|lora] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+                 [--settings KEY=VALUE ...] [--same WORD ...]
 
 Trains a conditional generator, or low-rank adapters on every linear layer, on a handful of sentences with both devices, from the same seed, and compares the losses of
 every step. In f32 they agree to 1e-4; a sampled token that differs would show at once. In bf16 both round on their own way,
 so tokens may differ: the cross-entropy of the warm-up is compared, and everything must be finite. With --resume the CUDA
-run is continued from its middle and must end with the bits that it had when it was left alone.
+run is continued from its middle and must end with the bits that it had when it was left alone. With --same there is one more
+CUDA run under these words, which must end with the same bits; with --no-graphs among them every buffer is an allocation of its
+own as well, so that the software GPU knows the bounds of each.
+
+How often the host waits for the device in a step is counted: once in a warm-up step; in an adversarial one once at its end,
+once a micro-batch for the discriminator's scores, and once for every eight tokens that are sampled.
 """
 
 import argparse
@@ -37,7 +43,7 @@ batch = 2
 steps = {steps}
 warmup_ce_steps = 3
 discriminator_steps = 2
-max_new_tokens = 4
+max_new_tokens = {max_new}
 eval_every = {steps}
 save_every = {middle}
 [eval]
@@ -59,6 +65,17 @@ def steps_of(run):
     return [e for e in events if e["event"] == "step"]
 
 
+MAX_NEW = 6
+
+
+def waits_of(step, accumulate):
+    """The most synchronisations this step may have."""
+    if step["phase"] == "warmup":
+        return 1
+    generations = accumulate  # held-out inputs are sampled with the training ones
+    return 1 + accumulate + generations * math.ceil((MAX_NEW - 1) / 8)
+
+
 def tensors(checkpoint):
     """The bytes of a checkpoint's tensors; its texts hold seconds."""
     data = checkpoint.read_bytes()
@@ -75,7 +92,8 @@ def main():
     arguments.add_argument("--steps", type=int, default=25)
     arguments.add_argument("--seed", default="0", help="of the software GPU")
     arguments.add_argument("--resume", action="store_true")
-    arguments.add_argument("--more", nargs="*", default=[], help="further key=value settings of the CUDA run")
+    arguments.add_argument("--settings", nargs="*", default=[], help="further key=value settings of both runs")
+    arguments.add_argument("--same", nargs=argparse.REMAINDER, default=[], help="words of one more CUDA run, which ends with the same bits")
     a = arguments.parse_args()
     data = pathlib.Path(os.environ.get("GANTRAIN_DATA") or a.root.resolve().parent / "shared" / "data")
     model = data / "ci" / "stories260K" / "stories260K.bin"
@@ -89,18 +107,18 @@ def main():
             (folder / f"{split}.jsonl").write_text(
                 "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in items))
         config, middle = folder / "run.toml", 2 * a.steps // 3
-        config.write_text(CONFIG.format(model=model, method=a.method, player=PLAYERS[a.method], dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=middle))
+        config.write_text(CONFIG.format(model=model, method=a.method, player=PLAYERS[a.method], dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=middle, max_new=MAX_NEW))
         gantrain = a.build / "bin" / "gantrain"
         software = [a.root / "tools" / "softgpu", "--build", a.build, "--seed", a.seed, gantrain]
 
-        def run(program, *words):
-            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True)
+        def run(program, *words, **environment):
+            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True, env={**os.environ, **environment})
             if done.returncode != 0:
                 print(f"FAIL: {' '.join(map(str, words))}: exit status {done.returncode}\n{done.stderr[-2000:]}")
             return done.returncode == 0
 
-        good &= run([gantrain], "train", config, "--device", "cpu", "-o", folder / "cpu")
-        good &= run(software, "train", config, "--device", "cuda", "-o", folder / "cuda", *a.more)
+        good &= run([gantrain], "train", config, *a.settings, "--device", "cpu", "-o", folder / "cpu")
+        good &= run(software, "train", config, *a.settings, "--device", "cuda", "-o", folder / "cuda")
         if not good:
             return 1
         worst, finite, tokens = {}, True, 0
@@ -123,9 +141,34 @@ def main():
             good &= error <= mine
             print(f"{'ok  ' if error <= mine else 'FAIL'} {key:16} largest difference {error:.1e} of {mine:.0e}, at step {step}")
         good &= finite and len(cuda) == a.steps
+        accumulate = next((int(w.split("=")[1]) for w in a.settings if w.startswith("train.accumulate=")), 1)
+        for step in cuda:
+            # The discriminator's own phase ends with a measurement that is no part of a step's work.
+            if step["phase"] != "discriminator" and not 1 <= step["synchronisations"] <= waits_of(step, accumulate):
+                good = False
+                print(f"FAIL step {step['step']} waited {step['synchronisations']} times, expected at most {waits_of(step, accumulate)}")
+        last = f"checkpoints/step-{a.steps:08}.ckpt"
+        used = json.loads((folder / "cuda" / "summary.json").read_text())["cost"]["device"]
+        for key in ("graphs_instantiated", "graphs_updated", "graphs_replayed"):
+            good &= used[key] > 0
+            print(f"{'ok  ' if used[key] > 0 else 'FAIL'} {key}: {used[key]}")
+        # The plan is what is taken, beside the loader's vectors, and it suffices.
+        planned = used["reservations"] == 2 and 0 <= used["reserved_bytes"] - used["planned_bytes"] <= (2 << 20) + 256
+        good &= planned and used["peak_bytes"] <= used["reserved_bytes"]
+        print(f"{'ok  ' if planned else 'FAIL'} memory: planned {used['planned_bytes']}, reserved {used['reserved_bytes']} in "
+              f"{used['reservations']} pieces, most in use {used['peak_bytes']} bytes")
+        if a.same:
+            plain = {"GANTRAIN_POOL": "0"} if "--no-graphs" in a.same else {}
+            good &= run(software, "train", config, *a.settings, *a.same, "--device", "cuda", "-o", folder / "same", **plain)
+            same = (folder / "same" / last).exists() and tensors(folder / "same" / last) == tensors(folder / "cuda" / last)
+            print(f"{'ok  ' if same else 'FAIL'} with {' '.join(a.same)}: every tensor of the last checkpoint has the same bits")
+            good &= same
+            if plain:
+                used = json.loads((folder / "same" / "summary.json").read_text())["cost"]["device"]
+                good &= used["graphs_instantiated"] == 0 and used["reservations"] == 0
         if a.resume:
             # As if the run had been killed after its middle: the later checkpoint is gone.
-            last = folder / "cuda" / "checkpoints" / f"step-{a.steps:08}.ckpt"
+            last = folder / "cuda" / last
             bits = tensors(last)
             last.unlink()
             good &= run(software, "train", "--resume", "-o", folder / "cuda")

@@ -14,7 +14,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
     std::vector<std::string> words;
     std::string output;
     std::string device, dtype, profile;
-    bool dry_run = false, resume = false, allow_config_change = false, help_config = false;
+    bool dry_run = false, resume = false, allow_config_change = false, no_graphs = false, help_config = false;
   };
   auto flags = std::make_shared<Flags>();
   CLI::App& verb = *program.add_subcommand("train", "train a soft-prompt generator against a discriminator");
@@ -32,6 +32,8 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
                 "go on with the run in the output folder from its latest checkpoint");
   verb.add_flag("--allow-config-change", flags->allow_config_change,
                 "with --resume: go on under another configuration than the run was started with");
+  verb.add_flag("--no-graphs", flags->no_graphs,
+                "on a GPU: launch every kernel by itself, not as parts of CUDA graphs; the same bits");
   verb.add_flag("--help-config", flags->help_config, "print every key with its default, meaning and range");
   return [flags, run = verbs.train] {
     if (flags->help_config) {
@@ -68,6 +70,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
     }
     options.dry_run = flags->dry_run;
     options.resume = flags->resume;
+    options.graphs = !flags->no_graphs;
     options.allow_config_change = flags->allow_config_change;
     return run(options);
   };

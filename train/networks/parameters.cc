@@ -41,35 +41,43 @@ void ParameterSet::zero_grad() {
   for (Item& i : items_) device_->fill_zero(i.grad);
 }
 
-double ParameterSet::step(const AdamSettings& s) {
+void ParameterSet::start_step(const AdamSettings& s) {
   const Range range(*device_, "optimizer");
-  std::vector<Tensor> grads;
-  for (Item& i : items_) grads.push_back(i.grad.view());
-  OwnedTensor norm_d(*device_, DType::kF32, {1});
-  gradient_norm(*device_, {.grads = grads, .out = norm_d});
-  float norm = 0.0f;
-  device_->copy_out(&norm, norm_d);
-  if (!std::isfinite(norm)) {
-    for (Item& i : items_)
-      if (!all_finite(*device_, i.grad))
-        fail("the gradient of '{}' is not finite; the step was not taken", i.name);
-    fail("the gradient norm overflows f32; the step was not taken");
+  std::vector<Tensor> values, grads, m, v;
+  for (Item& i : items_) {
+    values.push_back(i.value.view());
+    grads.push_back(i.grad.view());
+    m.push_back(i.m.view());
+    v.push_back(i.v.view());
   }
-  const float scale = s.clip > 0.0f && norm > s.clip ? s.clip / norm : 1.0f;
+  gradient_norm(*device_, {.grads = grads, .out = norm_});
+  adamw(*device_, {.params = values,
+                   .grads = grads,
+                   .m = m,
+                   .v = v,
+                   .norm = norm_,
+                   .clip = s.clip,
+                   .lr = s.lr,
+                   .beta1 = s.beta1,
+                   .beta2 = s.beta2,
+                   .eps = s.eps,
+                   .weight_decay = s.weight_decay,
+                   .step = steps_ + 1});
+  norm_read_ = Reading<float>(*device_, norm_);
   ++steps_;
+  step_open_ = true;
+}
+
+double ParameterSet::finish_step() {
+  GT_CHECK(step_open_, "no step was begun");
+  step_open_ = false;
+  const float norm = norm_read_.get().front();
+  if (std::isfinite(norm)) return norm;
+  --steps_;
   for (Item& i : items_)
-    adamw(*device_, {.param = i.value,
-                     .grad = i.grad,
-                     .m = i.m,
-                     .v = i.v,
-                     .lr = s.lr,
-                     .beta1 = s.beta1,
-                     .beta2 = s.beta2,
-                     .eps = s.eps,
-                     .weight_decay = s.weight_decay,
-                     .grad_scale = scale,
-                     .step = steps_});
-  return norm;
+    if (!all_finite(*device_, i.grad))
+      fail("the gradient of '{}' is not finite; the step was not taken", i.name);
+  fail("the gradient norm overflows f32; the step was not taken");
 }
 
 void ParameterSet::reset_moments() {
@@ -87,8 +95,16 @@ void ParameterSet::copy_values_from(const ParameterSet& other) {
 
 void ParameterSet::average_from(const ParameterSet& other, float decay) {
   GT_CHECK(size() == other.size(), "{} tensors, {} in the other set", size(), other.size());
-  for (size_t i = 0; i < size(); ++i)
-    ema(*device_, {.x = other.items_[i].value, .decay = decay, .ema = items_[i].value});
+  std::vector<ConstTensor> values;
+  std::vector<Tensor> means;
+  for (size_t i = 0; i < size(); ++i) {
+    values.push_back(other.items_[i].value.view());
+    means.push_back(items_[i].value.view());
+  }
+  ema(*device_, {.x = values,
+                 .decay = decay,
+                 .ema = means,
+                 .norm = other.step_open_ ? ConstTensor(other.norm_.view()) : ConstTensor()});
 }
 
 std::vector<ParameterSet::Saved> ParameterSet::save(const std::string& prefix, bool with_moments) const {

@@ -17,7 +17,7 @@ struct AdamSettings {
 
 class ParameterSet {
  public:
-  explicit ParameterSet(Device& device) : device_(&device) {}
+  explicit ParameterSet(Device& device) : device_(&device), norm_(device, DType::kF32, {1}) {}
 
   // Adds a tensor and returns its index. Values come from `init`, which fills them on the host.
   size_t add(const std::string& name, Shape shape, const std::function<void(std::vector<float>&)>& init);
@@ -35,13 +35,20 @@ class ParameterSet {
   void zero_grad();
   // One AdamW step (its number counted here); returns the gradient's norm before clipping. A norm that is not
   // finite throws Error naming the first such tensor, and changes nothing.
-  double step(const AdamSettings& settings);
+  double step(const AdamSettings& settings) {
+    start_step(settings);
+    return finish_step();
+  }
+  // The same in two parts, so that nothing waits between them: the step is put on the device, which refuses
+  // one along a norm that is not finite; then the norm is read and the error thrown.
+  void start_step(const AdamSettings& settings);
+  double finish_step();
   // Forgets both moments and the step count: for another phase with other betas.
   void reset_moments();
   int64_t steps() const { return steps_; }
 
   void copy_values_from(const ParameterSet& other);
-  // value = decay * value + (1 - decay) * other's value
+  // value = decay * value + (1 - decay) * other's value; not if the other's last step was refused
   void average_from(const ParameterSet& other, float decay);
 
   // Everything that a continued run needs, as host copies: "<prefix><name>", ".m", ".v"; `steps` goes along
@@ -63,6 +70,9 @@ class ParameterSet {
   };
   Device* device_;
   std::vector<Item> items_;
+  OwnedTensor norm_;  // (1) f32: of the last step
+  Reading<float> norm_read_;
+  bool step_open_ = false;
   int64_t steps_ = 0;
   bool gradients_on_ = true;
 };

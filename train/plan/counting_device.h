@@ -33,6 +33,7 @@ class CountingDevice final : public Device {
   void copy(Tensor, ConstTensor) override {}
   void fill_zero(Tensor) override {}
   void synchronize() override {}
+  bool queues_work() const override { return real_.queues_work(); }
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) override;
   uint64_t hash(const FrozenMatrix&) override { return 0; }
   DType kept_dtype(DType weights) const override { return real_.kept_dtype(weights); }

@@ -196,6 +196,13 @@ MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& toke
   const bool own_memory = device.kind() == DeviceKind::kCpu;  // else the weights are not in this process
   const int64_t weights = llama.weight_bytes(), held = own_memory ? weights : 0;
   plan.items.push_back({"weights", weights});
+  plan.buffers = most.peak();
+  if (!own_memory) {
+    // Buffers of one reservation leave gaps: an eighth, and a megabyte for the attention's plans.
+    const int64_t between = plan.buffers / 8 + (int64_t{1} << 20);
+    plan.items.push_back({"between buffers", between});
+    plan.buffers += between;
+  }
   std::map<std::string, int64_t> causes;
   for (const auto& [label, bytes] : most.at_peak()) causes[cause_of(label)] += bytes;
   for (const auto& [cause, bytes] : causes)

@@ -27,6 +27,7 @@ ProcessMemory process_memory();
 
 struct MemoryPlan {
   std::vector<MemoryItem> items;  // weights first; they add up to total()
+  int64_t buffers = 0;            // of total(): what the device hands out, with what lies between on a GPU
   int64_t total() const;
   std::string text() const;  // a line an item, for people
 };

@@ -60,6 +60,18 @@ class StopSignals {
 
 json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
 
+json device_counters(const Device& device) {
+  const DeviceCounters c = device.counters();
+  return {{"synchronisations", c.synchronisations},
+          {"reserved_bytes", c.reserved_bytes},
+          {"reservations", c.reservations},
+          {"peak_bytes", c.peak_bytes},
+          {"graphs_instantiated", c.graphs_instantiated},
+          {"graphs_updated", c.graphs_updated},
+          {"graphs_replayed", c.graphs_replayed},
+          {"graphs_kept", c.graphs_kept}};
+}
+
 std::vector<std::string> nearest_tokens(const Llama& llama, const Tokenizer& tokenizer,
                                         const std::vector<float>& table) {
   // By cosine, over the whole vocabulary: a look at what the prompt resembles, nothing more.
@@ -133,6 +145,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   Session session =
       open_session(config.model, config.device, static_cast<int>(config.threads), config.dtype, devices);
   Device& device = *session.device;
+  device.set_graphs(options.graphs);
   const Llama& llama = *session.llama;
   const Tokenizer& tokenizer = *session.tokenizer;
   TokenizedDataset data =
@@ -155,6 +168,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   std::optional<PeftAdapter> start;
   if (!options.resume && !config.adapter.empty()) start = read_peft(config.adapter, llama.config());
   RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
+  device.reserve(plan.buffers);
   Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
   int64_t events_kept = -1;
   double best = std::numeric_limits<double>::infinity();
@@ -248,6 +262,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                   {"non_canonical", r.non_canonical},
                   {"identical", r.identical},
                   {"tokens", r.tokens},
+                  {"synchronisations", r.synchronisations},
                   {"step_seconds", r.seconds},
                   {"rollout_seconds", r.rollout_s},
                   {"features_seconds", r.features_s},
@@ -289,6 +304,9 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                trainer.step_number(), trainer.total_steps(), config.output);
     return 128 + signal;
   }
+
+  json used = device_counters(device);  // of the training; the evaluation may take more
+  used["planned_bytes"] = plan.buffers;
 
   // What came of it: every arm on the held-out items.
   const auto eval_start = std::chrono::steady_clock::now();
@@ -384,6 +402,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"optimizer_bytes", trainer.optimizer_bytes()},
       {"peak_memory_bytes", process_memory().peak},
       {"planned_memory_bytes", plan.total()},
+      {"device", used},
       {"train_seconds", t.all},
       {"seconds",
        {{"rollout", t.rollout},

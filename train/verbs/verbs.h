@@ -21,6 +21,7 @@ struct TrainOptions {
   bool dry_run =
       false;  // print the resolved configuration, the data's report and the memory plan; train nothing
   bool resume = false;               // continue the run in `output` from its latest checkpoint
+  bool graphs = true;                // false: no CUDA graphs; the bits are the same
   bool allow_config_change = false;  // with resume: under another configuration than it was started with
   int64_t profile_begin = -1, profile_end = -1;  // steps [begin, end) are recorded by a profiler; -1: none
 };
