@@ -65,6 +65,11 @@ class Device {
   // The type in which q, k, v, o, g and u of a layer are kept beside weights of this type (see
   // core/ops/qkv.h).
   virtual DType kept_dtype(DType weights) const = 0;
+  // Whether products with weights of this type do RMSNorm in their own kernels: forward reads the residual
+  // stream as it is, rounded to bf16, and scales rows of the result; backward takes the norm's gradient at
+  // the end of the product. Then gains are folded into the weights behind them when a model is loaded, and
+  // the ops of core/ops/{norm,qkv,mlp,projection}.h hand each other the rounded streams and `dot`.
+  virtual bool fuses_norms(DType) const { return false; }
   // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
   virtual bool has_fast_bf16() const = 0;
 

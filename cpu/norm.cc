@@ -66,12 +66,21 @@ void norm_backward_rows(ThreadPool& pool, const float* x, const float* rstd, con
   });
 }
 
+void rounded_rows(ThreadPool& pool, const float* x, Tensor out) {
+  if (out.empty()) return;
+  pool.parallel_ranges(out.count(), 16384, [&](int64_t begin, int64_t end) {
+    convert_to_bf16(x + begin, out.data<bf16>() + begin, end - begin);
+  });
+}
+
 void CpuOps::row_rstd(const RowRstd& a) {
   const float* x = a.x.data<float>();
   float* rstd = a.rstd.data<float>();
   const int64_t c = a.x.dim(1);
   pool_.parallel_ranges(a.x.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) rstd[i] = row_rstd_of(x + i * c, c, a.eps);
+    if (!a.x_bf16.empty())
+      convert_to_bf16(x + begin * c, a.x_bf16.data<bf16>() + begin * c, (end - begin) * c);
   });
 }
 

@@ -11,9 +11,11 @@ namespace gantrain {
 int64_t CpuOps::scratch(const ProjectForward& a) const {
   return a.a.dtype() == a.w->dtype() ? 0 : row_block(a.a.dim(0)) * a.a.dim(1) * dtype_size(a.w->dtype());
 }
-// bf16 only: dout rounded to the input type of the product.
+// bf16 only: dout rounded to the input type of the product, where it was not handed over so.
 int64_t CpuOps::scratch(const ProjectBackward& a) const {
-  return a.w->dtype() == DType::kF32 ? 0 : row_block(a.dout.dim(0)) * a.w->rows() * dtype_size(DType::kBF16);
+  return a.w->dtype() == DType::kF32 || !a.dout_bf16.empty()
+             ? 0
+             : row_block(a.dout.dim(0)) * a.w->rows() * dtype_size(DType::kBF16);
 }
 
 void CpuOps::project_forward(const ProjectForward& a) {
@@ -65,7 +67,10 @@ void CpuOps::project_forward(const ProjectForward& a) {
                    .ldc = c,
                    .accumulate = true});
   }
-  if (!a.rstd.empty()) row_rstd({.x = a.out, .rstd = a.rstd, .eps = a.eps});
+  if (!a.rstd.empty())
+    row_rstd({.x = a.out, .rstd = a.rstd, .eps = a.eps, .x_bf16 = a.out_bf16});
+  else
+    rounded_rows(pool_, out, a.out_bf16);
 }
 
 void CpuOps::project_backward(const ProjectBackward& a) {
@@ -76,7 +81,9 @@ void CpuOps::project_backward(const ProjectBackward& a) {
     const int64_t rows = std::min(block, n - r0);
     const float* dout = a.dout.data<float>() + r0 * c;
     const void* input = dout;
-    if (w.dtype() == DType::kBF16) {
+    if (!a.dout_bf16.empty()) {
+      input = a.dout_bf16.data<bf16>() + r0 * c;
+    } else if (w.dtype() == DType::kBF16) {
       bf16* rounded = static_cast<bf16*>(a.scratch.raw());
       pool_.parallel_ranges(rows * c, 16384, [&](int64_t begin, int64_t end) {
         convert_to_bf16(dout + begin, rounded + begin, end - begin);

@@ -90,6 +90,9 @@ class CudaDevice final : public Device {
   }
   void synchronize() override { GT_CUDA(cudaStreamSynchronize(context_.stream)); }
   DType kept_dtype(DType weights) const override { return weights; }
+  bool fuses_norms(DType weights) const override {
+    return weights == DType::kBF16 && context_.gemm != CudaGemm::kCublasLt;
+  }
   bool has_fast_bf16() const override { return true; }
   void range_begin(const char* name) override { nvtxRangePushA(name); }
   void range_end() override { nvtxRangePop(); }

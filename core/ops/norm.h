@@ -10,6 +10,7 @@ struct RowRstd {
   ConstTensor x;  // (N, C) f32
   Tensor rstd;    // (N) f32  =
   float eps = 1e-5f;
+  Tensor x_bf16 = {};  // (N, C) bf16  =  x rounded, for a product that reads it; empty: not wanted
 };
 struct RmsNormForward {
   ConstTensor x;  // (N, C) f32

@@ -15,14 +15,16 @@ struct ProjectForward {
   Tensor out;             // (N, C) f32  =  may be the same memory as residual
   Tensor rstd;            // (N) f32  =  empty: not wanted
   float eps = 1e-5f;
-  Tensor scratch;  // (bytes) u8
+  Tensor scratch;        // (bytes) u8
+  Tensor out_bf16 = {};  // (N, C) bf16  =  out rounded, for a product that reads it; empty: not wanted
 };
 // da = dout w. The residual's gradient is dout itself.
 struct ProjectBackward {
-  ConstTensor dout;       // (N, C) f32
-  const FrozenMatrix* w;  // (C, I)
-  Tensor da;              // (N, I) T  =
-  Tensor scratch;         // (bytes) u8
+  ConstTensor dout;            // (N, C) f32
+  const FrozenMatrix* w;       // (C, I)
+  Tensor da;                   // (N, I) T  =
+  Tensor scratch;              // (bytes) u8
+  ConstTensor dout_bf16 = {};  // (N, C) dout rounded, beside bf16 weights; empty: a backend rounds for itself
 };
 
 void project_forward(Device&, const ProjectForward&);

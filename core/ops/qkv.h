@@ -23,8 +23,14 @@ struct QkvForward {
   Tensor k;               // (N, K, D) S  =
   Tensor v;               // (N, K, D) S  =
   Tensor scratch;         // (bytes) u8
+  // (N, C) x rounded to bf16, beside bf16 weights; a backend that scales rows after the product reads it in
+  // the place of x. Empty: it rounds for itself, to the same bits.
+  ConstTensor x_bf16 = {};
 };
-// Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat.
+// Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat, which
+// needs sum_j dxhat_j x_j rstd. Without bias that is <dq, q> + <dk, k> + <dv, v>: <dy w, xhat> = <dy, w
+// xhat>, and a rotation changes no dot product. With forward's q, k and v at hand no pass over dxhat is
+// needed; their rounding is within that of the product's own operands (docs/kernels/matmul.md).
 struct QkvBackward {
   ConstTensor x;          // (N, C) f32
   ConstTensor rstd;       // (N) f32
@@ -37,6 +43,10 @@ struct QkvBackward {
   ConstTensor dv;         // (N, K, D) T
   Tensor dx;              // (N, C) f32  +=
   Tensor scratch;         // (bytes) u8
+  ConstTensor q = {};     // (N, H, D) S  forward's, where it had no bias; all three or none
+  ConstTensor k = {};     // (N, K, D) S
+  ConstTensor v = {};     // (N, K, D) S
+  Tensor dx_bf16 = {};    // (N, C) bf16  =  the new dx, rounded; empty: not wanted
 };
 
 void qkv_forward(Device&, const QkvForward&);

@@ -58,5 +58,27 @@ __device__ inline void store_vector(T* p, const Vector<T, kCount>& v) {
   else
     *reinterpret_cast<Vector<T, kCount>*>(p) = v;
 }
+// kCount neighbours as f32, and back: accesses of 16 bytes at most, to which `p` is aligned.
+template <int kCount, typename T>
+__device__ inline void load_floats(const T* p, float (&v)[kCount]) {
+  constexpr int kPart = kCount < kWide<T> ? kCount : kWide<T>;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kPart) {
+    const Vector<T, kPart> part = load_vector<kPart>(p + i);
+#pragma unroll
+    for (int j = 0; j < kPart; ++j) v[i + j] = to_float(part.value[j]);
+  }
+}
+template <int kCount, typename T>
+__device__ inline void store_floats(T* p, const float (&v)[kCount]) {
+  constexpr int kPart = kCount < kWide<T> ? kCount : kWide<T>;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kPart) {
+    Vector<T, kPart> part;
+#pragma unroll
+    for (int j = 0; j < kPart; ++j) part.value[j] = from_float<T>(v[i + j]);
+    store_vector(p + i, part);
+  }
+}
 
 }  // namespace gantrain::cuda

@@ -31,29 +31,44 @@ __device__ inline Vector<float, kVector> gain_or_one(const float* __restrict__ g
   return ones;
 }
 
-// Traffic a row: C f32 read, one f32 written.
-template <int kVector, int kRows>
-__global__ __launch_bounds__(kWarp* kRows) void row_rstd_kernel(const float* __restrict__ x,  // (N, C)
-                                                                float* __restrict__ rstd,     // (N)
-                                                                int64_t n, int c, float eps) {
+// Traffic a row: C f32 read, one f32 written; with `rounded`, C f32 read again from the cache, C bf16
+// written, kRound at a time.
+template <int kVector, int kRows, int kRound>
+__global__ __launch_bounds__(kWarp* kRows) void row_rstd_kernel(
+    const float* __restrict__ x,          // (N, C)
+    float* __restrict__ rstd,             // (N)
+    __nv_bfloat16* __restrict__ rounded,  // (N, C) or null
+    int64_t n, int c, float eps) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
   if (row >= n) return;
-  const float r = row_rstd_of<kVector>(x + row * c, c, eps);
+  x += row * c;
+  const float r = row_rstd_of<kVector>(x, c, eps);
   if (threadIdx.x == 0) rstd[row] = r;
+  if (!rounded) return;
+  for (int j = threadIdx.x * kRound; j < c; j += kWarp * kRound) {
+    float v[kRound];
+    load_floats(x + j, v);
+    store_floats(rounded + row * c + j, v);
+  }
 }
 
-// The same from partial sums of squares (cuda/kernels/matmul_epilogue.cuh), `parts` a row.
-template <int kRows>
-__global__ __launch_bounds__(kWarp* kRows) void rstd_of_squares_kernel(
-    const float* __restrict__ squares,  // (N, parts)
-    float* __restrict__ rstd,           // (N)
+// Sums that a product's epilogue left in parts (cuda/kernels/matmul_epilogue.cuh), `parts` a row: the sum
+// itself or, kStatistic, 1 / sqrt(sum / c + eps). Traffic a row: the parts read, one f32 written.
+template <int kVector, int kRows, bool kStatistic>
+__global__ __launch_bounds__(kWarp* kRows) void sum_parts_kernel(
+    const float* __restrict__ from,  // (N, parts)
+    float* __restrict__ to,          // (N)
     int64_t n, int parts, int c, float eps) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
   if (row >= n) return;
   float sum = 0;
-  for (int j = threadIdx.x; j < parts; j += kWarp) sum += squares[row * parts + j];
+  for (int j = threadIdx.x * kVector; j < parts; j += kWarp * kVector) {
+    const Vector<float, kVector> v = load_vector<kVector>(from + row * parts + j);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum += v.value[i];
+  }
   sum = warp_sum(sum);
-  if (threadIdx.x == 0) rstd[row] = 1.0f / sqrtf(sum / static_cast<float>(c) + eps);
+  if (threadIdx.x == 0) to[row] = kStatistic ? 1.0f / sqrtf(sum / static_cast<float>(c) + eps) : sum;
 }
 
 // y[n] = x[index(n)] * rstd[n] * gain, rounded to T; the statistic is computed when kStatistic, else read.

@@ -18,10 +18,13 @@ StoreEpilogue<Out> store_epilogue(const Matmul& a) {
           .bias = a.bias,
           .addend = a.addend,
           .squares = a.squares,
+          .rounded = static_cast<__nv_bfloat16*>(a.rounded),
           .ldc = a.ldc,
           .n = a.n,
-          .wide = a.n % 4 == 0 && a.ldc % 4 == 0 && aligned_to(4 * sizeof(Out), a.c) &&
-                  aligned_to(16, a.bias, a.addend)};
+          .width = common_width([&](int64_t values) {
+            return a.n % values == 0 && a.ldc % values == 0 && side_by_side(values, a.c, sizeof(Out)) &&
+                   side_by_side(values, a.rounded, 2) && aligned_to(16, a.bias, a.addend);
+          })};
 }
 
 template <typename Tile, typename T, typename Out>
@@ -117,6 +120,7 @@ bool time_library(const Context& context, Matmul a) {
   GT_CUDA(cudaMemsetAsync(a.c, 0, bytes, context.stream));
   if (a.addend) a.addend = static_cast<const float*>(a.c);
   a.squares = nullptr;
+  a.rounded = nullptr;
   const bool faster =
       matmul_library(context, a) && milliseconds(context.stream, [&] { (void)matmul_library(context, a); }) <
                                         milliseconds(
@@ -183,7 +187,7 @@ void matmul(const Context& context, const Matmul& a) {
   if (a.m == 0 || a.n == 0) return;
   GT_CHECK(a.dtype == DType::kBF16 || a.c_dtype == DType::kF32, "the product of f32 matrices is f32, not {}",
            dtype_name(a.c_dtype));
-  const bool library = !a.squares && matmul_by_library(context, a);
+  const bool library = !a.squares && !a.rounded && matmul_by_library(context, a);
   if (!library || !matmul_library(context, a)) matmul_own(context, a);
 }
 

@@ -33,6 +33,7 @@ struct Matmul {
   // (m, ceil(n / 16)), with an f32 c: its squares summed over columns 16j .. 16j + 15, for the statistic of
   // the norm that follows (cuda/ops/norm.h).
   float* squares = nullptr;
+  void* rounded = nullptr;                      // (m, n) bf16: c once more, for a product that follows
   MatmulKernel kernel = MatmulKernel::kChosen;  // one by name is never the library's
 };
 void matmul(const Context&, const Matmul&);

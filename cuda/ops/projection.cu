@@ -1,3 +1,4 @@
+#include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/elementwise.h"
 #include "cuda/ops/matmul.h"
@@ -16,11 +17,13 @@ struct ForwardPieces {
 ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
   const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
   return {.input = a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(n * in),
-          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * ((c + 15) / 16))};
+          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * parts_of(c))};
 }
-// bf16 only: dout rounded to the input type of the product.
+// bf16 only: dout rounded to the input type of the product, where it was not handed over so.
 __nv_bfloat16* backward_piece(Pieces& p, const ProjectBackward& a) {
-  return a.w->dtype() == DType::kF32 ? nullptr : p.take<__nv_bfloat16>(a.dout.dim(0) * a.dout.dim(1));
+  return a.w->dtype() == DType::kF32 || !a.dout_bf16.empty()
+             ? nullptr
+             : p.take<__nv_bfloat16>(a.dout.dim(0) * a.dout.dim(1));
 }
 
 }  // namespace
@@ -58,21 +61,26 @@ void CudaOps::project_forward(const ProjectForward& a) {
                  .ldc = c,
                  .bias = raw<float>(a.bias),
                  .addend = raw<float>(a.residual)};
-  // The library gives no sums of squares.
+  // The library gives no sums of squares and no second result.
+  auto* rounded = raw<__nv_bfloat16>(a.out_bf16);
   const bool library = matmul_by_library(context_, product);
-  if (!library) product.squares = s.squares;
+  if (!library) {
+    product.squares = s.squares;
+    product.rounded = rounded;
+  }
   matmul(context_, product);
-  if (a.rstd.empty()) return;
-  if (library)
-    row_statistic(context_, raw<float>(a.out), raw<float>(a.rstd), n, c, a.eps);
-  else
+  if (!library && !a.rstd.empty())
     row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
+  if (library && !a.rstd.empty())
+    row_statistic(context_, raw<float>(a.out), raw<float>(a.rstd), rounded, n, c, a.eps);
+  else if (library && rounded)
+    round_to_bf16(context_, a.out.raw(), DType::kF32, rounded, n * c);
 }
 
 void CudaOps::project_backward(const ProjectBackward& a) {
   const int64_t n = a.dout.dim(0), c = a.w->rows(), in = a.w->cols();
   Pieces pieces(a.scratch);
-  const void* input = a.dout.raw();
+  const void* input = a.dout_bf16.empty() ? a.dout.raw() : a.dout_bf16.raw();
   if (__nv_bfloat16* rounded = backward_piece(pieces, a)) {
     round_to_bf16(context_, input, DType::kF32, rounded, n * c);
     input = rounded;

@@ -55,7 +55,8 @@ reference::Qkv<T> truth(const Data& a, const std::vector<T>& x) {
                         std::vector<T>(bias.begin(), bias.end()), a.positions, to_double(a.inv_freq),
                         z(a.p.h), z(a.p.k), z(a.p.c), kEps);
 }
-std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t) {
+// q, k, v; `rounded`: x comes in bf16 besides.
+std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t, bool rounded = false) {
   GuardedMemory m(d);
   const auto& [n, c, h, k, dim, gain, bias, far] = a.p;
   const auto w = frozen(d, a.w, a.out(), c, t.weights);
@@ -69,7 +70,8 @@ std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t
                .q = m.output({n, h, dim}, t.kept),
                .k = m.output({n, k, dim}, t.kept),
                .v = m.output({n, k, dim}, t.kept),
-               .scratch = {}};
+               .scratch = {},
+               .x_bf16 = rounded ? m.input(a.x, {n, c}, DType::kBF16) : ConstTensor{}};
   f.scratch = m.scratch(qkv_forward_scratch(d, f));
   qkv_forward(d, f);
   EXPECT_EQ(qkv_forward_flops(f), 2 * n * c * a.out());
@@ -134,41 +136,102 @@ TEST_P(QkvOps, ARowDoesNotDependOnItsNeighbours) {
   }
 }
 
-TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
+// Forward reads a stream that was rounded for it as it would have rounded it itself.
+TEST_P(QkvOps, ARoundedStreamChangesNothing) {
   for (const Types& t : kTypes) {
-    if (t.kept == DType::kF16) continue;  // gradients have the weights' type, and nothing kept is read
-    for (const Problem& p : {Problem{1, 8, 1, 1, 2, false, false}, Problem{4, 24, 3, 1, 6, true, true},
-                             Problem{9, 40, 2, 2, 16, true, false}}) {
-      const Data a = make(p, t.weights);
-      const auto dq = rounded_to(t.weights, random_normal(p.n * p.h * p.d, 11)),
-                 dk = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 12)),
-                 dv = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 13)),
-                 dx0 = random_normal(p.n * p.c, 14);
-      const auto got = run_deterministic([&](Device& d) {
-        GuardedMemory m(d);
-        const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
-        QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
-                      .rstd = m.input(a.rstd, {p.n}),
-                      .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
-                      .w = w.get(),
-                      .positions = m.input(a.positions, {p.n}),
-                      .inv_freq = m.input(a.inv_freq, {p.d / 2}),
-                      .dq = m.input(dq, {p.n, p.h, p.d}, t.weights),
-                      .dk = m.input(dk, {p.n, p.k, p.d}, t.weights),
-                      .dv = m.input(dv, {p.n, p.k, p.d}, t.weights),
-                      .dx = m.accumulator(dx0, {p.n, p.c}),
-                      .scratch = {}};
-        b.scratch = m.scratch(qkv_backward_scratch(d, b));
-        qkv_backward(d, b);
-        return std::vector<std::vector<float>>{m.read(b.dx)};
-      });
-      const V want = complex_step_gradient(to_double(a.x), [&](const VC& x) {
-        const auto y = truth(a, x);
-        return dot(y.q, to_double(dq)) + dot(y.k, to_double(dk)) + dot(y.v, to_double(dv));
-      });
-      EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), gradient_limit(t, want) + 1e-6)) << t.name;
+    if (t.weights != DType::kBF16) continue;
+    for (const bool gain : {false, true}) {
+      const Data a = make({9, 64, 3, 1, 16, gain, true}, t.weights);
+      const auto plain = forward(device(), a, t), rounded = forward(device(), a, t, true);
+      for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(bitwise_equal("q, k, v", rounded[i], plain[i])) << t.name;
     }
   }
+}
+
+// Widths that tensor cores take (multiples of 8) and others; few rows, and so many that tiles of 64 x 128 are
+// taken, for which a lane has eight neighbours, with rests of both.
+constexpr Problem kBackward[] = {{1, 8, 1, 1, 2, false, false},    {4, 24, 3, 1, 6, true, true},
+                                 {9, 40, 2, 2, 16, true, false},   {19, 64, 6, 2, 64, false, false},
+                                 {70, 16, 2, 1, 100, true, false}, {300, 408, 1, 1, 8, false, false}};
+
+TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
+  for (const Types& t : kTypes)
+    for (const Problem& p : kBackward)
+      for (const bool handed : {false, true}) {          // forward's q, k and v, and a rounded dx
+        if (handed && p.bias) continue;                  // the identity is one of products without bias
+        if (!handed && t.kept == DType::kF16) continue;  // nothing kept is read
+        const Data a = make(p, t.weights);
+        const auto kept = forward(device(), a, t);
+        const auto dq = rounded_to(t.weights, random_normal(p.n * p.h * p.d, 11)),
+                   dk = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 12)),
+                   dv = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 13)),
+                   dx0 = random_normal(p.n * p.c, 14);
+        const bool rounded = handed && t.weights == DType::kBF16;
+        const auto got = run_deterministic([&](Device& d) {
+          GuardedMemory m(d);
+          const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
+          const auto heads = [&](const std::vector<float>& values, int64_t h, DType type) {
+            return m.input(values, {p.n, h, p.d}, type);
+          };
+          QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
+                        .rstd = m.input(a.rstd, {p.n}),
+                        .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
+                        .w = w.get(),
+                        .positions = m.input(a.positions, {p.n}),
+                        .inv_freq = m.input(a.inv_freq, {p.d / 2}),
+                        .dq = heads(dq, p.h, t.weights),
+                        .dk = heads(dk, p.k, t.weights),
+                        .dv = heads(dv, p.k, t.weights),
+                        .dx = m.accumulator(dx0, {p.n, p.c}),
+                        .scratch = {},
+                        .q = handed ? heads(kept[0], p.h, t.kept) : ConstTensor{},
+                        .k = handed ? heads(kept[1], p.k, t.kept) : ConstTensor{},
+                        .v = handed ? heads(kept[2], p.k, t.kept) : ConstTensor{},
+                        .dx_bf16 = rounded ? m.output({p.n, p.c}, DType::kBF16) : Tensor{}};
+          b.scratch = m.scratch(qkv_backward_scratch(d, b));
+          qkv_backward(d, b);
+          return std::vector<std::vector<float>>{m.read(b.dx),
+                                                 rounded ? m.read(b.dx_bf16) : std::vector<float>{}};
+        });
+        // dy: dq and dk turned back, beside dv.
+        V inverse = to_double(a.inv_freq);
+        for (double& f : inverse) f = -f;
+        const V dq0 = reference::rope(to_double(dq), a.positions, inverse, z(p.h)),
+                dk0 = reference::rope(to_double(dk), a.positions, inverse, z(p.k));
+        const auto rows = [&](const auto& q, const auto& k, const auto& v) {
+          std::decay_t<decltype(q)> all;
+          for (int64_t i = 0; i < p.n; ++i) {
+            all.insert(all.end(), q.begin() + i * p.h * p.d, q.begin() + (i + 1) * p.h * p.d);
+            all.insert(all.end(), k.begin() + i * p.k * p.d, k.begin() + (i + 1) * p.k * p.d);
+            all.insert(all.end(), v.begin() + i * p.k * p.d, v.begin() + (i + 1) * p.k * p.d);
+          }
+          return all;
+        };
+        const V dy = rows(dq0, dk0, to_double(dv));
+        const V want = reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w), dy,
+                                                        z(p.c), kEps);
+        // What is turned back is rounded to T before the product: every term of it may be off by that too.
+        const std::vector<float> dy_float(dy.begin(), dy.end());
+        const auto y = rows(kept[0], kept[1], kept[2]);
+        V limits = norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy_float, y,
+                                        handed ? unit_of(t.kept) + t.input_unit() : 0.0, dx0);
+        const V sums =
+            norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy_float, y, 0.0, std::vector<float>(dx0.size()));
+        const double per_sum = kUnitF32 * static_cast<double>(a.out() + p.c + 10);
+        for (size_t i = 0; i < limits.size(); ++i) limits[i] += sums[i] / per_sum * t.unit();
+        EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), limits)) << t.name;
+        if (rounded) {
+          EXPECT_TRUE(bitwise_equal("dx_bf16", got[1], rounded_to(DType::kBF16, got[0]))) << t.name;
+        }
+        if (p.n * p.c > 400) continue;
+        // The same by complex step through the forward's formula.
+        const V gradient = complex_step_gradient(to_double(a.x), [&](const VC& x) {
+          const auto y = truth(a, x);
+          return dot(y.q, to_double(dq)) + dot(y.k, to_double(dk)) + dot(y.v, to_double(dv));
+        });
+        EXPECT_TRUE(within("reference", std::vector<float>(want.begin(), want.end()), gradient,
+                           2 * kUnitF32 * (1 + largest(gradient))));
+      }
 }
 
 }  // namespace
