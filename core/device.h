@@ -42,6 +42,10 @@ struct MatrixSource {
   std::shared_ptr<const void> owner{};  // keeps `direct` alive
 };
 
+// Who multiplies matrices on a GPU: our own kernels, a library's (cuBLASLt), or whichever is faster by
+// timing; kDefault: as the environment says (GANTRAIN_GEMM), else our own.
+enum class Gemm : uint8_t { kDefault, kOwn, kCublasLt, kAuto };
+
 class Device {
  public:
   virtual ~Device() = default;

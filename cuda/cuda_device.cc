@@ -10,6 +10,7 @@
 
 #include "cuda/ops/cuda_ops.h"
 #include "cuda/runtime/blaslt.h"
+#include "cuda/runtime/gemm_choices.h"
 #include "cuda/runtime/handle.h"
 #include "cuda/runtime/matrix.h"
 
@@ -41,7 +42,7 @@ class CudaDevice final : public Device {
     context_.partials = static_cast<double*>(small_);
     context_.total = context_.partials + 256;
     context_.flag = reinterpret_cast<int*>(context_.total + 1);
-    open_library(options.gemm ? *options.gemm : environment_gemm());
+    open_library(options.gemm == Gemm::kDefault ? environment_gemm() : options.gemm);
   }
   ~CudaDevice() override {
     (void)cudaStreamSynchronize(stream_.get());
@@ -91,7 +92,7 @@ class CudaDevice final : public Device {
   void synchronize() override { GT_CUDA(cudaStreamSynchronize(context_.stream)); }
   DType kept_dtype(DType weights) const override { return weights; }
   bool fuses_norms(DType weights) const override {
-    return weights == DType::kBF16 && context_.gemm != CudaGemm::kCublasLt;
+    return weights == DType::kBF16 && context_.gemm != Gemm::kCublasLt;
   }
   bool has_fast_bf16() const override { return true; }
   void range_begin(const char* name) override { nvtxRangePushA(name); }
@@ -168,18 +169,25 @@ class CudaDevice final : public Device {
            c.capability / 10, c.capability % 10);
     return c;
   }
-  static CudaGemm environment_gemm() {
+  static Gemm environment_gemm() {
     const char* text = std::getenv("GANTRAIN_GEMM");
-    return text ? parse_cuda_gemm(text, "GANTRAIN_GEMM") : CudaGemm::kOwn;
+    return text ? parse_gemm(text, "GANTRAIN_GEMM") : Gemm::kOwn;
   }
-  void open_library(CudaGemm gemm) {
+  void open_library(Gemm gemm) {
     context_.gemm = gemm;
-    if (gemm == CudaGemm::kOwn) return;
+    if (gemm == Gemm::kOwn) return;
     std::string why;
     library_ = cuda::BlasLt::open(context_.capability >= 90 ? kWorkspace : kWorkspace / 4, &why);
-    if (!library_ && gemm == CudaGemm::kCublasLt)
-      fail("device cuda: {}; install cuBLAS 13, or use our own products (own)", why);
+    if (!library_ && gemm == Gemm::kCublasLt)
+      fail("device cuda: {}; install cuBLAS 13, or use --gemm own", why);
     context_.library = library_.get();
+    if (!library_ || gemm != Gemm::kAuto) return;
+    cudaDeviceProp p{};
+    GT_CUDA(cudaGetDeviceProperties(&p, context_.device));
+    const std::string identity = fmt::format("gantrain {}, cuBLASLt {}, {}, compute capability {}.{}",
+                                             GANTRAIN_VERSION, library_->version(), p.name, p.major, p.minor);
+    choices_ = std::make_unique<cuda::GemmChoices>(cuda::gemm_choices_file(identity), identity);
+    context_.choices = choices_.get();
   }
   static void read_direct(const MatrixSource& s, int64_t begin, int64_t count, float* out) {
     const auto* from = static_cast<const std::byte*>(s.direct.raw());
@@ -199,6 +207,7 @@ class CudaDevice final : public Device {
   cuda::Stream stream_;
   void* small_ = nullptr;
   std::unique_ptr<cuda::BlasLt> library_;
+  std::unique_ptr<cuda::GemmChoices> choices_;
   CudaOps ops_;
 };
 

@@ -121,6 +121,7 @@ struct EvalConfig {
 struct TrainConfig {
   std::string model;
   DeviceKind device = DeviceKind::kCpu;
+  Gemm gemm = Gemm::kDefault;
   DTypeChoice dtype = DTypeChoice::kAuto;
   int64_t threads = 0;
   int64_t seed = 1;

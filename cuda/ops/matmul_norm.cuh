@@ -49,7 +49,8 @@ Matmul norm_product(const Backward& a, const void* dy, float* dnormed) {
           .ldb = c,
           .dtype = a.w->dtype(),
           .c = dnormed,
-          .ldc = c};
+          .ldc = c,
+          .fused = true};
 }
 // Whether f32 rows are needed between the two, on some call like this one.
 template <typename Backward>

@@ -24,7 +24,8 @@ Matmul forward_product(const GateUpForward& a, const void* normed, float* produc
           .dtype = a.w->dtype(),
           .c = product,
           .ldc = 2 * f,
-          .bias = raw<float>(a.bias)};
+          .bias = raw<float>(a.bias),
+          .fused = true};
 }
 struct ForwardPieces {
   void* normed;
@@ -49,7 +50,8 @@ Matmul down_product(const DownBackward& a, const void* dout, void* da) {
           .dtype = a.w->dtype(),
           .c = da,
           .ldc = f,
-          .c_dtype = a.w->dtype()};
+          .c_dtype = a.w->dtype(),
+          .fused = true};
 }
 struct DownPieces {
   __nv_bfloat16*

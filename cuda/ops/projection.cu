@@ -60,7 +60,8 @@ void CudaOps::project_forward(const ProjectForward& a) {
                  .c = a.out.raw(),
                  .ldc = c,
                  .bias = raw<float>(a.bias),
-                 .addend = raw<float>(a.residual)};
+                 .addend = raw<float>(a.residual),
+                 .fused = !a.rstd.empty() || !a.out_bf16.empty()};
   // The library gives no sums of squares and no second result.
   auto* rounded = raw<__nv_bfloat16>(a.out_bf16);
   const bool library = matmul_by_library(context_, product);

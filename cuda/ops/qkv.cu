@@ -24,7 +24,8 @@ Matmul forward_product(const QkvForward& a, const void* normed, float* product) 
           .dtype = a.w->dtype(),
           .c = product,
           .ldc = out,
-          .bias = raw<float>(a.bias)};
+          .bias = raw<float>(a.bias),
+          .fused = true};
 }
 struct ForwardPieces {
   void* normed;

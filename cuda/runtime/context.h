@@ -10,6 +10,7 @@
 namespace gantrain::cuda {
 
 class BlasLt;
+class GemmChoices;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -21,8 +22,9 @@ struct Context {
   double* partials = nullptr;  // (256)
   double* total = nullptr;     // (1)
   int* flag = nullptr;         // (1)
-  CudaGemm gemm = CudaGemm::kOwn;
+  Gemm gemm = Gemm::kOwn;
   BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
+  GemmChoices* choices = nullptr;  // cuda/runtime/gemm_choices.h; with kAuto and a library
 };
 
 }  // namespace gantrain::cuda
