@@ -92,7 +92,8 @@ def main():
         software = [a.root / "tools" / "softgpu", "--build", a.build, "--seed", a.seed, gantrain]
 
         def run(program, *words):
-            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True)
+            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True,
+                                  env=os.environ | {"GANTRAIN_CACHE": str(folder / "cache")})
             if done.returncode != 0:
                 print(f"FAIL: {' '.join(map(str, words))}: exit status {done.returncode}\n{done.stderr[-2000:]}")
             return done.returncode == 0
