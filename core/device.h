@@ -70,9 +70,9 @@ class Device {
   // core/ops/qkv.h).
   virtual DType kept_dtype(DType weights) const = 0;
   // Whether products with weights of this type do RMSNorm in their own kernels: forward reads the residual
-  // stream as it is, rounded to bf16, and scales rows of the result; backward takes the norm's gradient at
-  // the end of the product. Then gains are folded into the weights behind them when a model is loaded, and
-  // the ops of core/ops/{norm,qkv,mlp,projection}.h hand each other the rounded streams and `dot`.
+  // stream times the gain, rounded to bf16, and scales rows of the result; backward takes the norm's gradient
+  // at the end of the product. Then it pays that the ops of core/ops/{norm,qkv,mlp,projection}.h hand each
+  // other the rounded streams and `dot`.
   virtual bool fuses_norms(DType) const { return false; }
   // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
   virtual bool has_fast_bf16() const = 0;

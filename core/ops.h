@@ -37,6 +37,7 @@ class Ops {
   virtual void gate_up_forward(const GateUpForward&) = 0;
   virtual void down_backward(const DownBackward&) = 0;
   virtual void gate_up_backward(const GateUpBackward&) = 0;
+  virtual void swiglu(const Swiglu&) = 0;
   virtual void head_logits(const HeadLogits&) = 0;
   virtual void head_loss(const HeadLoss&) = 0;
   virtual void sample(const Sample&) = 0;

@@ -1,5 +1,7 @@
 #include "cpu/cpu_device.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <fstream>
@@ -15,17 +17,34 @@ namespace gantrain {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+// Blocks from this size on are the system's own mappings: what is released is given back at once, so that
+// what the process holds is what is in use. Smaller ones are malloc's, which keeps their pages for the next.
+constexpr int64_t kMapped = int64_t{1} << 20;
 
 void* allocate_aligned(int64_t bytes) {
   GT_CHECK(bytes >= 0, "cannot allocate {} bytes", bytes);
-  const auto size =
-      static_cast<size_t>(std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-  void* p = std::aligned_alloc(kAlignment, size);
+  void* p = nullptr;
+  if (bytes >= kMapped) {
+    p = ::mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+               0);
+    if (p == MAP_FAILED) p = nullptr;
+  } else {
+    const auto size =
+        static_cast<size_t>(std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    p = std::aligned_alloc(kAlignment, size);
+  }
   if (!p) {
     throw Error(fmt::format("out of memory: {} bytes on the CPU; use a smaller batch or model", bytes),
                 ErrorKind::kOutOfMemory);
   }
   return p;
+}
+
+void release_aligned(void* p, int64_t bytes) noexcept {
+  if (bytes >= kMapped)
+    (void)::munmap(p, static_cast<size_t>(bytes));
+  else
+    std::free(p);
 }
 
 std::string cpu_name() {
@@ -59,7 +78,7 @@ class CpuDevice final : public Device {
   Ops& ops() override { return ops_; }
 
   void* allocate(int64_t bytes) override { return allocate_aligned(bytes); }
-  void release(void* memory, int64_t) noexcept override { std::free(memory); }
+  void release(void* memory, int64_t bytes) noexcept override { release_aligned(memory, bytes); }
   void copy_in(Tensor to, const void* from_host) override { copy_bytes(to.raw(), from_host, to.bytes()); }
   void copy_out(void* to_host, ConstTensor from) override { copy_bytes(to_host, from.raw(), from.bytes()); }
   void copy(Tensor to, ConstTensor from) override {
@@ -88,7 +107,7 @@ class CpuDevice final : public Device {
     }
     GT_CHECK(s.read || !s.direct.empty(), "a matrix source needs `read` or `direct`");
     const int64_t bytes = s.rows * s.cols * size;
-    std::shared_ptr<void> memory(allocate_aligned(bytes), [](void* p) { std::free(p); });
+    std::shared_ptr<void> memory(allocate_aligned(bytes), [bytes](void* p) { release_aligned(p, bytes); });
     const int64_t grain = std::clamp<int64_t>((1 << 16) / s.cols, 1, s.rows);
     pool_.parallel_ranges(s.rows, grain, [&](int64_t begin, int64_t end) {
       std::byte* to = static_cast<std::byte*>(memory.get()) + begin * s.cols * size;

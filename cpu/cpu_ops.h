@@ -37,6 +37,7 @@ class CpuOps final : public Ops {
   void gate_up_forward(const GateUpForward&) override;
   void down_backward(const DownBackward&) override;
   void gate_up_backward(const GateUpBackward&) override;
+  void swiglu(const Swiglu&) override;
   int64_t scratch(const GateUpForward&) const override;
   int64_t scratch(const DownBackward&) const override;
   int64_t scratch(const GateUpBackward&) const override;

@@ -2,6 +2,7 @@
 
 #include "cpu/cpu_matrix.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/lora.h"
 #include "cpu/rows.h"
 #include "cpu/vec_math.h"
 
@@ -11,10 +12,24 @@ namespace {
 struct ForwardPieces {
   void* normed;
   float* product;
+  LoraScratch lora;
 };
-ForwardPieces forward_pieces(Pieces& p, int64_t n, int64_t c, int64_t f2, DType t) {
-  const int64_t block = row_block(n);
-  return {p.take(block * c * dtype_size(t)), p.floats(block * f2)};
+ForwardPieces forward_pieces(Pieces& p, const GateUpForward& a) {
+  const int64_t c = a.x.dim(1), block = row_block(a.x.dim(0));
+  const DType t = a.w->dtype();
+  void* normed = p.take(block * c * dtype_size(t));
+  float* product = p.floats(block * a.w->rows());
+  return {normed, product, lora_scratch(p, a.lora, block, t == DType::kF32 ? 0 : block * c, 0)};
+}
+
+struct BackwardPieces {
+  float* dnormed;
+  LoraScratch lora;
+};
+BackwardPieces backward_pieces(Pieces& p, const GateUpBackward& a) {
+  const int64_t c = a.x.dim(1), f2 = a.w->rows(), block = row_block(a.x.dim(0));
+  float* dnormed = p.floats(block * c);
+  return {dnormed, lora_scratch(p, a.lora, block, block * c, a.w->dtype() == DType::kF32 ? 0 : block * f2)};
 }
 
 constexpr int64_t kRun = 256;  // values of g and u at a time, in L1
@@ -40,7 +55,8 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.a.dim(1);
   Pieces scratch(a.scratch);
-  const ForwardPieces s = forward_pieces(scratch, n, c, 2 * f, w.dtype());
+  const ForwardPieces s = forward_pieces(scratch, a);
+  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
   T* out = a.a.data<T>();
@@ -62,6 +78,10 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
                   .dtype = w.dtype(),
                   .c = s.product,
                   .ldc = 2 * f});
+    if (!a.lora.empty())
+      lora_forward_block(pool, a.lora, s.lora, r0, rows,
+                         normed_f32(pool, a.x, a.rstd, gain, r0, rows, w.dtype(), s.normed, s.lora.x),
+                         s.product, 2 * f);
     pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float *g = s.product + i * 2 * f, *u = g + f;
@@ -96,68 +116,84 @@ void swiglu_backward_row(const S* g, const S* u, const T* da, int64_t f, T* dg, 
   if (dot) *dot = static_cast<float>(sum);
 }
 
+// The down projection's own backward, into da.
+ProjectBackward project_backward_of(const DownBackward& a, void* da, Tensor scratch) {
+  return {.dout = a.dout,
+          .w = a.w,
+          .da = Tensor(da, a.w->dtype(), {a.dout.dim(0), a.w->cols()}),
+          .scratch = scratch,
+          .dout_bf16 = a.dout_bf16,
+          .lora = a.lora,
+          .a = a.a};
+}
+// A block's rows of it: the adapters, which are summed over all rows in blocks of their own, do without.
+ProjectBackward rows_of(const DownBackward& a, void* da, Tensor scratch, int64_t r0, int64_t rows) {
+  return {.dout = a.dout.rows(r0, rows),
+          .w = a.w,
+          .da = Tensor(da, a.w->dtype(), {rows, a.w->cols()}),
+          .scratch = scratch,
+          .dout_bf16 = a.dout_bf16.empty() ? ConstTensor{} : a.dout_bf16.rows(r0, rows)};
+}
 struct DownPieces {
-  void *dout, *da;  // dout: bf16 only, where it was not handed over so
+  void* da;        // a block's, or with adapters all of it
+  Tensor project;  // scratch of project_backward
 };
-DownPieces down_pieces(Pieces& p, const DownBackward& a) {
-  const int64_t block = row_block(a.dout.dim(0)), size = dtype_size(a.w->dtype());
-  return {a.w->dtype() == DType::kF32 || !a.dout_bf16.empty() ? nullptr : p.take(block * a.w->rows() * size),
-          p.take(block * a.w->cols() * size)};
+DownPieces down_pieces(const CpuOps& ops, Pieces& p, const DownBackward& a) {
+  const int64_t n = a.dout.dim(0), rows = a.lora.empty() ? row_block(n) : n;
+  void* da = p.take(rows * a.w->cols() * dtype_size(a.w->dtype()));
+  const int64_t bytes =
+      ops.scratch(a.lora.empty() ? rows_of(a, da, {}, 0, rows) : project_backward_of(a, da, {}));
+  return {da, bytes > 0 ? Tensor(p.take(bytes), DType::kU8, {bytes}) : Tensor{}};
 }
 
-template <typename S, typename T>
-void backward(ThreadPool& pool, const DownBackward& a) {
+template <typename T>
+void backward(ThreadPool& pool, const GateUpBackward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
-  const int64_t n = a.dout.dim(0), c = w.rows(), f = w.cols();
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), f2 = w.rows();
   Pieces scratch(a.scratch);
-  const DownPieces s = down_pieces(scratch, a);
-  const T* da = static_cast<const T*>(s.da);
+  const BackwardPieces s = backward_pieces(scratch, a);
+  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
+  const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
-    const void* input = a.dout.data<float>() + r0 * c;
-    if (!a.dout_bf16.empty()) {
-      input = a.dout_bf16.data<bf16>() + r0 * c;
-    } else if (w.dtype() == DType::kBF16) {
-      rounded_rows(pool, a.dout.data<float>() + r0 * c, Tensor(s.dout, DType::kBF16, {rows, c}));
-      input = s.dout;
-    }
+    const T* dy = a.dy.data<T>() + r0 * f2;
     matmul(pool, {.m = rows,
-                  .n = f,
-                  .k = c,
-                  .a = input,
-                  .lda = c,
+                  .n = c,
+                  .k = f2,
+                  .a = dy,
+                  .lda = f2,
                   .b = w.data(),
-                  .ldb = f,
+                  .ldb = c,
                   .dtype = w.dtype(),
-                  .c = s.da,
-                  .ldc = f,
-                  .c_dtype = w.dtype()});
-    pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = r0 + i;
-        T* dy = a.dy.data<T>() + row * 2 * f;
-        swiglu_backward_row(a.g.data<S>() + row * f, a.u.data<S>() + row * f, da + i * f, f, dy, dy + f,
-                            a.dot.empty() ? nullptr : a.dot.data<float>() + row);
-      }
-    });
+                  .c = s.dnormed,
+                  .ldc = c});
+    if (!a.lora.empty())
+      lora_backward_block(pool, a.lora, s.lora, r0, rows,
+                          normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
+                          in_f32(pool, dy, rows * f2, s.lora.y), f2, s.dnormed);
+    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
+                       a.dx.data<float>() + r0 * c);
   }
+  rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);
 }
 
 }  // namespace
 
 int64_t CpuOps::scratch(const GateUpForward& a) const {
   Pieces p;
-  forward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.w->dtype());
+  forward_pieces(p, a);
   return p.used();
 }
 int64_t CpuOps::scratch(const DownBackward& a) const {
   Pieces p;
-  down_pieces(p, a);
+  down_pieces(*this, p, a);
   return p.used();
 }
 int64_t CpuOps::scratch(const GateUpBackward& a) const {
-  return row_block(a.x.dim(0)) * a.x.dim(1) * static_cast<int64_t>(sizeof(float));
+  Pieces p;
+  backward_pieces(p, a);
+  return p.used();
 }
 
 void CpuOps::gate_up_forward(const GateUpForward& a) {
@@ -165,31 +201,49 @@ void CpuOps::gate_up_forward(const GateUpForward& a) {
   const DType kept = a.g.empty() ? kept_type(a.a.dtype()) : a.g.dtype();
   with_pair(a.a.dtype(), kept, [&]<typename T, typename S>(T*, S*) { forward<S, T>(pool_, a); });
 }
-void CpuOps::down_backward(const DownBackward& a) {
-  with_pair(a.dy.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) { backward<S, T>(pool_, a); });
+void CpuOps::swiglu(const Swiglu& a) {
+  const int64_t n = a.a.dim(0), f = a.a.dim(1);
+  with_pair(a.a.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) {
+    const S *g = a.g.data<S>(), *u = a.u.data<S>();
+    T* out = a.a.data<T>();
+    pool_.parallel_ranges(n * f, 4096, [&](int64_t begin, int64_t end) {
+      float gate[kRun], up[kRun];
+      for (int64_t j0 = begin; j0 < end; j0 += kRun) {
+        const int64_t count = std::min(kRun, end - j0);
+        widen(g + j0, gate, count);
+        widen(u + j0, up, count);
+        for (int64_t j = 0; j < count; ++j) store(out + j0 + j, gate[j] * sigmoid(gate[j]) * up[j]);
+      }
+    });
+  });
 }
-void CpuOps::gate_up_backward(const GateUpBackward& a) {
-  const CpuMatrix& w = as_cpu(*a.w);
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), f2 = w.rows(), size = dtype_size(w.dtype());
-  auto* dnormed = static_cast<float*>(a.scratch.raw());
-  const int64_t block = row_block(n);
+void CpuOps::down_backward(const DownBackward& a) {
+  const int64_t n = a.dout.dim(0), f = a.w->cols();
+  Pieces scratch(a.scratch);
+  const DownPieces s = down_pieces(*this, scratch, a);
+  const int64_t block = a.lora.empty() ? row_block(n) : n;
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
-    matmul(pool_, {.m = rows,
-                   .n = c,
-                   .k = f2,
-                   .a = static_cast<const std::byte*>(a.dy.raw()) + r0 * f2 * size,
-                   .lda = f2,
-                   .b = w.data(),
-                   .ldb = c,
-                   .dtype = w.dtype(),
-                   .c = dnormed,
-                   .ldc = c});
-    norm_backward_rows(pool_, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0,
-                       a.gain.empty() ? nullptr : a.gain.data<float>(), dnormed, rows, c,
-                       a.dx.data<float>() + r0 * c);
+    project_backward(a.lora.empty() ? rows_of(a, s.da, s.project, r0, rows)
+                                    : project_backward_of(a, s.da, s.project));
+    with_pair(a.dy.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) {
+      pool_.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t row = r0 + i;
+          T* dy = a.dy.data<T>() + row * 2 * f;
+          swiglu_backward_row(a.g.data<S>() + row * f, a.u.data<S>() + row * f,
+                              static_cast<const T*>(s.da) + i * f, f, dy, dy + f,
+                              a.dot.empty() ? nullptr : a.dot.data<float>() + row);
+        }
+      });
+    });
   }
-  rounded_rows(pool_, a.dx.data<float>(), a.dx_bf16);
+}
+void CpuOps::gate_up_backward(const GateUpBackward& a) {
+  if (a.w->dtype() == DType::kF32)
+    backward<float>(pool_, a);
+  else
+    backward<bf16>(pool_, a);
 }
 
 }  // namespace gantrain

@@ -66,10 +66,17 @@ void norm_backward_rows(ThreadPool& pool, const float* x, const float* rstd, con
   });
 }
 
-void rounded_rows(ThreadPool& pool, const float* x, Tensor out) {
+void rounded_rows(ThreadPool& pool, const float* x, const float* gain, Tensor out) {
   if (out.empty()) return;
-  pool.parallel_ranges(out.count(), 16384, [&](int64_t begin, int64_t end) {
-    convert_to_bf16(x + begin, out.data<bf16>() + begin, end - begin);
+  const int64_t c = out.dim(1);
+  bf16* to = out.data<bf16>();
+  pool.parallel_ranges(out.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (gain)
+        for (int64_t j = 0; j < c; ++j) store(to + i * c + j, x[i * c + j] * gain[j]);
+      else
+        convert_to_bf16(x + i * c, to + i * c, c);
+    }
   });
 }
 
@@ -79,9 +86,8 @@ void CpuOps::row_rstd(const RowRstd& a) {
   const int64_t c = a.x.dim(1);
   pool_.parallel_ranges(a.x.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) rstd[i] = row_rstd_of(x + i * c, c, a.eps);
-    if (!a.x_bf16.empty())
-      convert_to_bf16(x + begin * c, a.x_bf16.data<bf16>() + begin * c, (end - begin) * c);
   });
+  rounded_rows(pool_, x, a.gain.empty() ? nullptr : a.gain.data<float>(), a.x_bf16);
 }
 
 void CpuOps::rmsnorm_forward(const RmsNormForward& a) {

@@ -4,6 +4,7 @@
 
 #include "cpu/cpu_matrix.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/lora.h"
 #include "cpu/rows.h"
 
 namespace gantrain {
@@ -61,19 +62,29 @@ void rotate(const From* from, To* to, int64_t heads, int64_t d, const float* cos
 struct ForwardPieces {
   void* normed;
   float *product, *rotary;
+  LoraScratch lora;
 };
-ForwardPieces forward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int64_t d, DType t) {
-  const int64_t block = row_block(n);
-  return {p.take(block * c * dtype_size(t)), p.floats(block * out), p.floats(Rotary::floats(n, d))};
+ForwardPieces forward_pieces(Pieces& p, const QkvForward& a) {
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), block = row_block(n);
+  const DType t = a.w->dtype();
+  void* normed = p.take(block * c * dtype_size(t));
+  float* product = p.floats(block * a.w->rows());
+  float* rotary = p.floats(Rotary::floats(n, a.q.dim(2)));
+  return {normed, product, rotary, lora_scratch(p, a.lora, block, t == DType::kF32 ? 0 : block * c, 0)};
 }
 
 struct BackwardPieces {
   void* dy;
   float *dnormed, *rotary;
+  LoraScratch lora;
 };
-BackwardPieces backward_pieces(Pieces& p, int64_t n, int64_t c, int64_t out, int64_t d, DType t) {
-  const int64_t block = row_block(n);
-  return {p.take(block * out * dtype_size(t)), p.floats(block * c), p.floats(Rotary::floats(n, d))};
+BackwardPieces backward_pieces(Pieces& p, const QkvBackward& a) {
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows(), block = row_block(n);
+  const DType t = a.w->dtype();
+  void* dy = p.take(block * out * dtype_size(t));
+  float* dnormed = p.floats(block * c);
+  float* rotary = p.floats(Rotary::floats(n, a.dq.dim(2)));
+  return {dy, dnormed, rotary, lora_scratch(p, a.lora, block, block * c, t == DType::kF32 ? 0 : block * out)};
 }
 
 template <typename S>
@@ -82,7 +93,8 @@ void forward(ThreadPool& pool, const QkvForward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.q.dim(1), k = a.k.dim(1), d = a.q.dim(2),
                 out = w.rows();
   Pieces scratch(a.scratch);
-  const ForwardPieces s = forward_pieces(scratch, n, c, out, d, w.dtype());
+  const ForwardPieces s = forward_pieces(scratch, a);
+  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
   const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
@@ -103,6 +115,10 @@ void forward(ThreadPool& pool, const QkvForward& a) {
                   .dtype = w.dtype(),
                   .c = s.product,
                   .ldc = out});
+    if (!a.lora.empty())
+      lora_forward_block(pool, a.lora, s.lora, r0, rows,
+                         normed_f32(pool, a.x, a.rstd, gain, r0, rows, w.dtype(), s.normed, s.lora.x),
+                         s.product, out);
     pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float* y = s.product + i * out;
@@ -124,7 +140,8 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.dq.dim(1), k = a.dk.dim(1), d = a.dq.dim(2),
                 out = w.rows();
   Pieces scratch(a.scratch);
-  const BackwardPieces s = backward_pieces(scratch, n, c, out, d, w.dtype());
+  const BackwardPieces s = backward_pieces(scratch, a);
+  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
   const T *dq = a.dq.data<T>(), *dk = a.dk.data<T>(), *dv = a.dv.data<T>();
@@ -150,22 +167,26 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
                   .dtype = w.dtype(),
                   .c = s.dnormed,
                   .ldc = c});
+    if (!a.lora.empty())
+      lora_backward_block(pool, a.lora, s.lora, r0, rows,
+                          normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
+                          in_f32(pool, static_cast<const T*>(s.dy), rows * out, s.lora.y), out, s.dnormed);
     norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
                        a.dx.data<float>() + r0 * c);
   }
-  rounded_rows(pool, a.dx.data<float>(), a.dx_bf16);
+  rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);
 }
 
 }  // namespace
 
 int64_t CpuOps::scratch(const QkvForward& a) const {
   Pieces p;
-  forward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.q.dim(2), a.w->dtype());
+  forward_pieces(p, a);
   return p.used();
 }
 int64_t CpuOps::scratch(const QkvBackward& a) const {
   Pieces p;
-  backward_pieces(p, a.x.dim(0), a.x.dim(1), a.w->rows(), a.dq.dim(2), a.w->dtype());
+  backward_pieces(p, a);
   return p.used();
 }
 

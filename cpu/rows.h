@@ -116,7 +116,7 @@ void norm_backward_row(const float* x, float rstd, const float* gain, const floa
                        float* dx);
 void norm_backward_rows(ThreadPool& pool, const float* x, const float* rstd, const float* gain,
                         const float* dxhat, int64_t n, int64_t c, float* dx);
-// out = x rounded to bf16, all of it; nothing where `out` is empty.
-void rounded_rows(ThreadPool& pool, const float* x, Tensor out);
+// out (N, C) = x * gain rounded to bf16 (gain may be null); nothing where `out` is empty.
+void rounded_rows(ThreadPool& pool, const float* x, const float* gain, Tensor out);
 
 }  // namespace gantrain

@@ -9,5 +9,6 @@ std::string cuda_unavailable() {
 std::unique_ptr<Device> make_cuda_device(const CudaOptions&) {
   fail("device cuda: {}; use --device cpu", cuda_unavailable());
 }
+void* cuda_stream(const Device&) { fail("device cuda: {}", cuda_unavailable()); }
 
 }  // namespace gantrain

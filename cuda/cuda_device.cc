@@ -95,6 +95,7 @@ class CudaDevice final : public Device {
     return weights == DType::kBF16 && context_.gemm != Gemm::kCublasLt;
   }
   bool has_fast_bf16() const override { return true; }
+  cudaStream_t stream() const { return context_.stream; }
   void range_begin(const char* name) override { nvtxRangePushA(name); }
   void range_end() override { nvtxRangePop(); }
   void record(bool on) override {
@@ -225,6 +226,12 @@ std::string cuda_unavailable() {
 
 std::unique_ptr<Device> make_cuda_device(const CudaOptions& options) {
   return std::make_unique<CudaDevice>(options);
+}
+
+void* cuda_stream(const Device& device) {
+  const auto* own = dynamic_cast<const CudaDevice*>(&device);
+  GT_CHECK(own != nullptr, "a stream is asked for of a device that is no CUDA device");
+  return own->stream();
 }
 
 }  // namespace gantrain

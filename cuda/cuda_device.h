@@ -30,5 +30,7 @@ struct CudaOptions {
 // Throws Error with the line of cuda_unavailable() and what to do, or if cuBLASLt is asked for and cannot be
 // opened.
 std::unique_ptr<Device> make_cuda_device(const CudaOptions& options = {});
+// The stream (cudaStream_t) that all work of this CUDA device is put on: for timing it by events.
+void* cuda_stream(const Device& device);
 
 }  // namespace gantrain

@@ -12,7 +12,7 @@ struct Dims {
   DType t, s;  // of the weights, and of what is kept for backward
 };
 
-void take_layer(Arena& arena, const Dims& m, LayerActivations& a) {
+void take_layer(Arena& arena, const Dims& m, const LoraAdapter* lora, LayerActivations& a) {
   a.q = arena.take(m.s, {m.n, m.h, m.d});
   a.k = arena.take(m.s, {m.n, m.k, m.d});
   a.v = arena.take(m.s, {m.n, m.k, m.d});
@@ -22,12 +22,15 @@ void take_layer(Arena& arena, const Dims& m, LayerActivations& a) {
   a.rstd2 = arena.take(DType::kF32, {m.n});
   a.g = arena.take(m.s, {m.n, m.f});
   a.u = arena.take(m.s, {m.n, m.f});
+  if (!lora) return;
+  for (size_t t = 0; t < kLoraTargets; ++t)
+    if (lora->shape.targets[t]) a.z[t] = arena.take(DType::kF32, {m.n, lora->shape.rank});
 }
 
 // Scratch for the largest op of one layer. Ops size their scratch by shapes alone, so views without memory
 // will do; a one-byte address stands for "present".
 int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool backward,
-                      const AttentionPlan& plan) {
+                      const AttentionPlan& plan, const LoraAdapter* lora) {
   static std::byte present;
   auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device.kind()); };
   const LlamaLayer& w = llama.layers().front();
@@ -43,6 +46,14 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                dx_bf16 = fuses ? view(DType::kBF16, {m.n, m.c}) : Tensor{};
   const bool biased = !w.qkv_bias.view().empty();
   const float scale = llama.attention_scale();
+  std::array<Tensor, kLoraTargets> z;
+  if (lora) z.fill(view(DType::kF32, {m.n, lora->shape.rank}));
+  using enum LoraTarget;
+  const auto parts = [&](std::initializer_list<LoraTarget> t) {
+    return LoraParts(lora, llama.config(), 0, t, z);
+  };
+  const LoraParts qkv = parts({kQ, kK, kV}), o = parts({kO}), gate_up = parts({kGate, kUp}),
+                  down = parts({kDown});
   int64_t bytes = 0;
   auto grow = [&](int64_t b) { bytes = std::max(bytes, b); };
   grow(qkv_forward_scratch(device, {.x = x,
@@ -55,7 +66,8 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                     .q = q,
                                     .k = kv,
                                     .v = kv,
-                                    .scratch = {}}));
+                                    .scratch = {},
+                                    .lora = qkv}));
   grow(attention_forward_scratch(
       device, {.q = q, .k = kv, .v = kv, .plan = &plan, .scale = scale, .o = q, .lse = lse, .scratch = {}}));
   grow(project_forward_scratch(device, {.a = q.view({m.n, m.h * m.d}),
@@ -64,7 +76,8 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                         .residual = x,
                                         .out = x,
                                         .rstd = rstd,
-                                        .scratch = {}}));
+                                        .scratch = {},
+                                        .lora = o}));
   grow(gate_up_forward_scratch(device, {.x = x,
                                         .rstd = rstd,
                                         .gain = w.mlp_gain,
@@ -73,17 +86,26 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                         .g = g,
                                         .u = g,
                                         .a = f,
-                                        .scratch = {}}));
+                                        .scratch = {},
+                                        .lora = gate_up}));
   grow(project_forward_scratch(device, {.a = f,
                                         .w = w.down.get(),
                                         .bias = w.down_bias,
                                         .residual = x,
                                         .out = x,
                                         .rstd = rstd,
-                                        .scratch = {}}));
+                                        .scratch = {},
+                                        .lora = down}));
   if (backward) {
-    grow(down_backward_scratch(
-        device, {.dout = x, .w = w.down.get(), .g = g, .u = g, .dy = dy, .scratch = {}, .dot = dot}));
+    grow(down_backward_scratch(device, {.dout = x,
+                                        .w = w.down.get(),
+                                        .g = g,
+                                        .u = g,
+                                        .dy = dy,
+                                        .scratch = {},
+                                        .dot = dot,
+                                        .lora = down,
+                                        .a = f}));
     grow(gate_up_backward_scratch(device, {.x = x,
                                            .rstd = rstd,
                                            .gain = w.mlp_gain,
@@ -92,9 +114,14 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                            .dx = x,
                                            .scratch = {},
                                            .dot = dot,
-                                           .dx_bf16 = dx_bf16}));
-    grow(project_backward_scratch(
-        device, {.dout = x, .w = w.o.get(), .da = dq.view({m.n, m.h * m.d}), .scratch = {}}));
+                                           .dx_bf16 = dx_bf16,
+                                           .lora = gate_up}));
+    grow(project_backward_scratch(device, {.dout = x,
+                                           .w = w.o.get(),
+                                           .da = dq.view({m.n, m.h * m.d}),
+                                           .scratch = {},
+                                           .lora = o,
+                                           .a = q.view({m.n, m.h * m.d})}));
     grow(attention_backward_scratch(device, {.q = q,
                                              .k = kv,
                                              .v = kv,
@@ -121,15 +148,31 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                        .q = biased ? Tensor{} : q,
                                        .k = biased ? Tensor{} : kv,
                                        .v = biased ? Tensor{} : kv,
-                                       .dx_bf16 = dx_bf16}));
+                                       .dx_bf16 = dx_bf16,
+                                       .lora = qkv}));
   }
   return bytes;
 }
 
 }  // namespace
 
+LoraParts::LoraParts(const LoraAdapter* lora, const LlamaConfig& config, size_t layer,
+                     std::initializer_list<LoraTarget> targets, const std::array<Tensor, kLoraTargets>& z) {
+  if (!lora) return;
+  for (const LoraTarget target : targets) {
+    const auto t = static_cast<size_t>(target);
+    const LoraAdapter::Part& p = lora->layers.at(layer)[t];
+    if (!lora->shape.targets[t]) continue;
+    const float scale = lora->shape.scale();
+    const int64_t first = lora_dims(config, t).first;
+    forward[count] = {.a = p.a, .b = p.b, .scale = scale, .first = first, .z = z[t]};
+    backward[count] = {.a = p.a, .b = p.b, .scale = scale, .first = first, .z = z[t], .da = p.da, .db = p.db};
+    ++count;
+  }
+}
+
 Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
-                             int layers, const AttentionPlan& plan) {
+                             int layers, const AttentionPlan& plan, const LoraAdapter* lora) {
   const LlamaConfig& config = llama.config();
   const Dims m{rows,
                config.hidden_size,
@@ -148,7 +191,7 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
   if (saving == Saving::kNothing) {
     // Two residual streams take turns: layer l reads one and writes the other.
     LayerActivations shared;
-    take_layer(arena, m, shared);
+    take_layer(arena, m, lora, shared);
     const Tensor x0 = arena.take(DType::kF32, {rows, m.c}), x1 = arena.take(DType::kF32, {rows, m.c});
     const Tensor r0 = arena.take(DType::kF32, {rows}), r1 = arena.take(DType::kF32, {rows});
     for (int l = 0; l < layers; ++l) {
@@ -161,12 +204,12 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.rstd_out = layers % 2 ? r1 : r0;
   } else {
     LayerActivations shared;
-    if (saving == Saving::kLayerInput) take_layer(arena, m, shared);
+    if (saving == Saving::kLayerInput) take_layer(arena, m, lora, shared);
     for (LayerActivations& layer : a.layers) {
       if (saving == Saving::kLayerInput) {
         layer = shared;
       } else {
-        take_layer(arena, m, layer);
+        take_layer(arena, m, lora, layer);
       }
       layer.x = arena.take(DType::kF32, {rows, m.c});
       layer.rstd1 = arena.take(DType::kF32, {rows});
@@ -186,7 +229,8 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
   }
   a.a = arena.take(m.t, {rows, m.f});
   if (device.fuses_norms(m.t)) a.x_bf16 = arena.take(DType::kBF16, {rows, m.c});
-  a.scratch = arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan)});
+  a.scratch =
+      arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan, lora)});
   return a;
 }
 

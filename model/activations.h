@@ -6,6 +6,7 @@
 
 #include "core/buffer.h"
 #include "core/ops/attention.h"
+#include "model/adapters/lora.h"
 #include "model/llama.h"
 
 namespace gantrain {
@@ -28,6 +29,8 @@ struct LayerActivations {
   Tensor rstd2;  // (N) f32         1 / rms of h
   Tensor g;      // (N, F) S        gate, before SwiGLU
   Tensor u;      // (N, F) S        up
+  // (N, R) f32     of each adapter, by target; empty without
+  std::array<Tensor, kLoraTargets> z;
 };
 
 struct Activations {
@@ -38,7 +41,7 @@ struct Activations {
   Tensor x_out;     // (N, C) f32   residual stream after the last layer that ran
   Tensor rstd_out;  // (N) f32
   Tensor a;         // (N, F) T     SwiGLU output, not saved
-  Tensor x_bf16;    // (N, C) bf16  the residual stream rounded, where the device fuses norms; not saved
+  Tensor x_bf16;    // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
   Tensor scratch;   // (bytes) u8   for ops
 
   // Backward's own buffers; empty unless saving allows a backward.
@@ -51,9 +54,21 @@ struct Activations {
   Tensor dot;      // (N) f32      <dy, [g; u]>
 };
 
+// A layer's adapters on some targets, as an op takes them: what forward needs, and what backward does.
+struct LoraParts {
+  std::array<LoraPart, 3> forward;
+  std::array<LoraPartBackward, 3> backward;
+  size_t count = 0;
+  // lora null, or no adapter there: none.
+  LoraParts(const LoraAdapter* lora, const LlamaConfig& config, size_t layer,
+            std::initializer_list<LoraTarget> targets, const std::array<Tensor, kLoraTargets>& z);
+  operator std::span<const LoraPart>() const { return {forward.data(), count}; }           // NOLINT
+  operator std::span<const LoraPartBackward>() const { return {backward.data(), count}; }  // NOLINT
+};
+
 // Takes all tensors for N rows of layers [0, layers). Rewinds nothing: the caller marks and releases the
 // arena.
 Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
-                             int layers, const AttentionPlan& plan);
+                             int layers, const AttentionPlan& plan, const LoraAdapter* lora = nullptr);
 
 }  // namespace gantrain

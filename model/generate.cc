@@ -81,7 +81,7 @@ class Sampler {
 void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                        std::span<const GenerationRequest> requests, int64_t first_index,
                        const SamplingParams& params, const std::function<void(int64_t, int32_t)>& on_token,
-                       std::vector<GeneratedSequence>& results) {
+                       const LoraAdapter* lora, std::vector<GeneratedSequence>& results) {
   // Prefill: prompts once each, contexts once each.
   PackedBatch batch;
   std::map<std::pair<int64_t, int64_t>, int32_t> prompts;
@@ -110,10 +110,10 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
   Workspace workspace(device);
   {
     Arena plan;
-    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan());
+    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
     Arena arena(device, plan.peak());
     Activations acts =
-        take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan());
+        take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
     const DeviceBatch on_device(device, batch);
     std::vector<int32_t> prefill_slots(static_cast<size_t>(prefill_rows));
     for (int32_t i = 0; i < prefill_rows; ++i) prefill_slots[static_cast<size_t>(i)] = i;
@@ -123,7 +123,8 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                            .prompt = prompt,
                            .acts = &acts,
                            .cache = &cache,
-                           .slots = slots_d});
+                           .slots = slots_d,
+                           .lora = lora});
     int64_t index = first_index;
     for (size_t i = 0; i < requests.size(); ++i)
       for (uint64_t key : requests[i].keys) {
@@ -191,13 +192,13 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
       counters.push_back(s.length);
     }
     Arena counting;
-    take_activations(counting, device, llama, n, Saving::kNothing, layers, plan);
+    take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, lora);
     Arena& arena = workspace.reserve(counting.peak());
-    Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan);
+    Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, lora);
     const OwnedTensor tokens_d = upload(device, std::span<const int32_t>(next_tokens));
     const OwnedTensor positions_d = upload(device, std::span<const int32_t>(positions));
     const OwnedTensor slots_d = upload(device, std::span<const int32_t>(slots_now));
-    llama_decode(device, llama, tokens_d, positions_d, slots_d, plan, prompt, cache, acts);
+    llama_decode(device, llama, tokens_d, positions_d, slots_d, plan, prompt, cache, acts, lora);
     sampler.draw(acts.x_out, rows, keys, counters, tokens, logps);
   }
 }
@@ -207,7 +208,8 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
 std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, ConstTensor prompt,
                                         std::span<const GenerationRequest> requests,
                                         const SamplingParams& params, int64_t max_parallel,
-                                        const std::function<void(int64_t, int32_t)>& on_token) {
+                                        const std::function<void(int64_t, int32_t)>& on_token,
+                                        const LoraAdapter* lora) {
   const Range range(device, "generate");
   GT_CHECK(max_parallel > 0, "max_parallel must be positive, got {}", max_parallel);
   GT_CHECK(params.temperature >= 0.0f, "temperature must not be negative, got {}", params.temperature);
@@ -218,7 +220,7 @@ std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, Cons
   std::vector<GenerationRequest> group;
   int64_t first = 0, in_group = 0;
   auto flush = [&] {
-    if (in_group > 0) generate_together(device, llama, prompt, group, first, params, on_token, results);
+    if (in_group > 0) generate_together(device, llama, prompt, group, first, params, on_token, lora, results);
     first += in_group;
     in_group = 0;
     group.clear();

@@ -35,12 +35,15 @@ struct GeneratedSequence {
   FinishReason finish = FinishReason::kLength;
 };
 
+inline constexpr int64_t kDecodedTogether = 128;
+
 // Results in request order, answers in key order: request r's first answer has index sum of earlier key
 // counts. max_parallel: how many answers decode at once; it bounds the cache and changes no result.
 // on_token(sequence index, token) streams, may be empty.
 std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, ConstTensor prompt,
                                         std::span<const GenerationRequest> requests,
-                                        const SamplingParams& params, int64_t max_parallel = 128,
-                                        const std::function<void(int64_t, int32_t)>& on_token = {});
+                                        const SamplingParams& params, int64_t max_parallel = kDecodedTogether,
+                                        const std::function<void(int64_t, int32_t)>& on_token = {},
+                                        const LoraAdapter* lora = nullptr);
 
 }  // namespace gantrain

@@ -34,10 +34,9 @@ class Loader {
     total_ = static_cast<int64_t>(weights.tensors().size());
   }
 
-  // Stacks tensors of equal width, top to bottom, into one frozen matrix. With `gain`, (columns): each column
-  // times its gain, in f32, rounded once with it.
-  std::unique_ptr<const FrozenMatrix> matrix(const std::vector<std::string>& names, bool measure_rms = false,
-                                             const std::vector<float>& gain = {}) {
+  // Stacks tensors of equal width, top to bottom, into one frozen matrix.
+  std::unique_ptr<const FrozenMatrix> matrix(const std::vector<std::string>& names,
+                                             bool measure_rms = false) {
     struct Part {
       std::string name;
       int64_t begin, rows;
@@ -80,8 +79,6 @@ class Loader {
           row_sums.push_back(squares);
           h += hash_row(row, cols, (salt << 32) + static_cast<uint64_t>(r));
         }
-        if (!gain.empty())
-          for (int64_t i = 0; i < (to - from) * cols; ++i) rows_out[i] *= gain[static_cast<size_t>(i % cols)];
         hash += h;
         if (measure_rms) {
           std::lock_guard lock(mutex);
@@ -102,10 +99,6 @@ class Loader {
   // `optional`.
   FrozenVector vector(const std::vector<std::string>& names, bool optional = false) {
     std::vector<float> values;
-    return vector(names, optional, values);
-  }
-  // The same, with the values on the host too.
-  FrozenVector vector(const std::vector<std::string>& names, bool optional, std::vector<float>& values) {
     for (const std::string& name : names) {
       if (optional && !weights_.has(name)) return {};
       const TensorEntry& entry = find(name);
@@ -167,22 +160,13 @@ std::unique_ptr<const Llama> Llama::load(Device& device, std::shared_ptr<const W
   for (int64_t i = 0; i < m->config_.num_layers; ++i) {
     const std::string p = fmt::format("model.layers.{}.", i), att = p + "self_attn.", mlp = p + "mlp.";
     LlamaLayer layer;
-    // The gain of the norm before a matrix: to be folded into it where the device likes that.
-    const bool fold = device.fuses_norms(dtype);
-    std::vector<float> gain;
-    const auto load_gain = [&](const std::string& name, FrozenVector& kept, FrozenVector& folded) {
-      gain.clear();
-      (fold ? folded : kept) = load.vector({name}, false, gain);
-      if (!fold) gain.clear();
-    };
-    load_gain(p + "input_layernorm.weight", layer.attention_gain, layer.folded_attention_gain);
-    layer.qkv =
-        load.matrix({att + "q_proj.weight", att + "k_proj.weight", att + "v_proj.weight"}, false, gain);
+    layer.attention_gain = load.vector({p + "input_layernorm.weight"});
+    layer.qkv = load.matrix({att + "q_proj.weight", att + "k_proj.weight", att + "v_proj.weight"});
     layer.qkv_bias = load.vector({att + "q_proj.bias", att + "k_proj.bias", att + "v_proj.bias"}, true);
     layer.o = load.matrix({att + "o_proj.weight"});
     layer.o_bias = load.vector({att + "o_proj.bias"}, true);
-    load_gain(p + "post_attention_layernorm.weight", layer.mlp_gain, layer.folded_mlp_gain);
-    layer.gate_up = load.matrix({mlp + "gate_proj.weight", mlp + "up_proj.weight"}, false, gain);
+    layer.mlp_gain = load.vector({p + "post_attention_layernorm.weight"});
+    layer.gate_up = load.matrix({mlp + "gate_proj.weight", mlp + "up_proj.weight"});
     layer.gate_up_bias = load.vector({mlp + "gate_proj.bias", mlp + "up_proj.bias"}, true);
     layer.down = load.matrix({mlp + "down_proj.weight"});
     layer.down_bias = load.vector({mlp + "down_proj.bias"}, true);
@@ -228,9 +212,8 @@ uint64_t Llama::memory_hash() const {
   for (const LlamaLayer& layer : layers_) {
     for (const FrozenMatrix* m : {layer.qkv.get(), layer.o.get(), layer.gate_up.get(), layer.down.get()})
       add(*m);
-    for (const FrozenVector* v :
-         {&layer.attention_gain, &layer.folded_attention_gain, &layer.qkv_bias, &layer.o_bias,
-          &layer.mlp_gain, &layer.folded_mlp_gain, &layer.gate_up_bias, &layer.down_bias})
+    for (const FrozenVector* v : {&layer.attention_gain, &layer.qkv_bias, &layer.o_bias, &layer.mlp_gain,
+                                  &layer.gate_up_bias, &layer.down_bias})
       add_vector(*v);
   }
   return h;

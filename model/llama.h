@@ -27,18 +27,16 @@ class FrozenVector {
 };
 
 struct LlamaLayer {
-  // A norm's gain: for the op behind it, and empty where it is folded into that op's weights
-  // (Device::fuses_norms); then `folded_...` has it.
-  FrozenVector attention_gain, folded_attention_gain;  // (C)
-  std::unique_ptr<const FrozenMatrix> qkv;             // ((H + 2K) D, C)
-  FrozenVector qkv_bias;                               // ((H + 2K) D) or empty
-  std::unique_ptr<const FrozenMatrix> o;               // (C, H D)
-  FrozenVector o_bias;                                 // (C) or empty
-  FrozenVector mlp_gain, folded_mlp_gain;              // (C)
-  std::unique_ptr<const FrozenMatrix> gate_up;         // (2F, C)
-  FrozenVector gate_up_bias;                           // (2F) or empty
-  std::unique_ptr<const FrozenMatrix> down;            // (C, F)
-  FrozenVector down_bias;                              // (C) or empty
+  FrozenVector attention_gain;                  // (C)
+  std::unique_ptr<const FrozenMatrix> qkv;      // ((H + 2K) D, C)
+  FrozenVector qkv_bias;                        // ((H + 2K) D) or empty
+  std::unique_ptr<const FrozenMatrix> o;        // (C, H D)
+  FrozenVector o_bias;                          // (C) or empty
+  FrozenVector mlp_gain;                        // (C)
+  std::unique_ptr<const FrozenMatrix> gate_up;  // (2F, C)
+  FrozenVector gate_up_bias;                    // (2F) or empty
+  std::unique_ptr<const FrozenMatrix> down;     // (C, F)
+  FrozenVector down_bias;                       // (C) or empty
 };
 
 class Llama {

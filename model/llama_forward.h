@@ -10,7 +10,6 @@ namespace gantrain {
 struct KvCache {
   std::vector<OwnedTensor> k, v;
   KvCache(Device& device, const Llama& llama, int64_t slots);
-  static int64_t bytes(const Llama& llama, int64_t slots);
 };
 
 // A packed batch on the device.
@@ -29,19 +28,20 @@ struct ForwardArgs {
   ConstTensor prompt;
   Activations* acts;
   KvCache* cache = nullptr;
-  ConstTensor slots;  // (N) i32, with cache
+  ConstTensor slots;                  // (N) i32, with cache
+  const LoraAdapter* lora = nullptr;  // the base alone
 };
 void llama_forward(Device& device, const ForwardArgs& args);
 
-// From acts.dx = dL/d(acts.x_out) to acts.dx = dL/d(embedding rows), in place. Weights get no gradient: no
-// such path exists.
+// From acts.dx = dL/d(acts.x_out) to acts.dx = dL/d(embedding rows), in place; gradients of forward's adapter
+// are added to its own. Weights get no gradient: no such path exists.
 void llama_backward(Device& device, const ForwardArgs& args);
 
 // One decoding step: S new tokens, each attending through `plan` to the cache (its own row appended first).
 // Writes the residual stream after the last layer to acts.x_out.
 void llama_decode(Device& device, const Llama& llama, ConstTensor tokens, ConstTensor positions,
                   ConstTensor slots, const AttentionPlan& plan, ConstTensor prompt, KvCache& cache,
-                  Activations& acts);
+                  Activations& acts, const LoraAdapter* lora = nullptr);
 
 // Throws Error naming layer and op of the first value that is not finite; used when a loss is not finite.
 void find_non_finite(Device& device, const ForwardArgs& args);

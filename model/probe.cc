@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <memory>
 
 #include "core/ops.h"
-#include "model/formats/json_text.h"
-#include "model/formats/mapped_file.h"
+#include "model/adapters/peft.h"
 #include "model/formats/safetensors.h"
 #include "model/runner.h"
 
@@ -26,34 +23,6 @@ std::vector<int64_t> read_ids(const SafetensorsFile& file, const SafetensorsFile
 }
 
 }  // namespace
-
-std::vector<float> read_peft_prompt(const std::string& folder, int64_t width) {
-  const std::filesystem::path dir(folder);
-  const std::string config_path = (dir / "adapter_config.json").string();
-  if (!std::filesystem::is_regular_file(config_path))
-    fail("{}: cannot open; expected a PEFT adapter folder", config_path);
-  const MappedFile config_file(config_path);
-  constexpr int64_t kLargestConfig = 1 << 20;
-  if (config_file.size() > kLargestConfig)
-    fail("{}: {} bytes; expected at most {}", config_path, config_file.size(), kLargestConfig);
-  const std::string text(config_file.bytes().begin(), config_file.bytes().end());
-  check_json(text, config_path);
-  const nlohmann::json config = nlohmann::json::parse(text);
-  const std::string type =
-      config.is_object() && config.contains("peft_type") && config["peft_type"].is_string()
-          ? config["peft_type"].get<std::string>()
-          : "(none)";
-  if (type != "PROMPT_TUNING" && type != "P_TUNING")
-    fail("{}: peft_type {} is not supported; supported: PROMPT_TUNING, P_TUNING", config_path, type);
-  const SafetensorsFile file((dir / "adapter_model.safetensors").string());
-  const ConstTensor t = file.tensor("prompt_embeddings");
-  if (t.dtype() != DType::kF32 || t.rank() != 2 || t.dim(1) != width || t.dim(0) < 1)
-    fail("{}: tensor 'prompt_embeddings': expected f32 (P, {}), got {} {}", file.path(), width,
-         dtype_name(t.dtype()), to_string(t.shape()));
-  std::vector<float> v(static_cast<size_t>(t.count()));
-  std::memcpy(v.data(), t.raw(), v.size() * sizeof(float));
-  return v;
-}
 
 void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
   const LlamaConfig& config = llama.config();
@@ -79,10 +48,16 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
   int64_t p = 0, groups = 1;
   std::vector<float> prompt_values;
   Shape prompt_shape;
+  PeftAdapter adapter;
+  std::unique_ptr<OwnedLora> lora;
   if (!files.adapter.empty()) {
+    adapter = read_peft(files.adapter, config);
+    if (adapter.is_lora()) lora = lora_on_device(device, config, adapter, true);
+  }
+  if (!adapter.prompt.empty()) {
     if (in.find("soft_prompt"))
       fail("{}: holds a soft_prompt, and --adapter gives another one; give one of them", in.path());
-    prompt_values = read_peft_prompt(files.adapter, c);
+    prompt_values = adapter.prompt;
     p = static_cast<int64_t>(prompt_values.size()) / c;
     prompt_shape = {p, c};
   } else if (const auto* e = in.find("soft_prompt")) {
@@ -137,33 +112,17 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
   }
 
   Runner runner(device, llama);
-  const bool backward = has_prompt && !request.rows.empty();
-  runner.forward(batch, prompt, backward ? Saving::kAll : Saving::kNothing);
+  const bool backward = (has_prompt || lora) && !request.rows.empty();
+  runner.forward(batch, prompt, backward ? Saving::kAll : Saving::kNothing, -1,
+                 lora ? &lora->adapter() : nullptr);
 
-  // Logits in chunks, straight to the host.
-  std::vector<float> logits(text_rows.size() * static_cast<size_t>(vocab));
-  constexpr size_t kChunk = 256;
-  for (size_t at = 0; at < text_rows.size(); at += kChunk) {
-    const size_t n = std::min(kChunk, text_rows.size() - at);
-    const OwnedTensor rows = upload(device, std::span<const int32_t>(text_rows.data() + at, n));
-    OwnedTensor chunk(device, DType::kF32, {static_cast<int64_t>(n), vocab});
-    HeadLogits op{.x = runner.output(),
-                  .rows = rows,
-                  .gain = llama.final_gain(),
-                  .w = &llama.head(),
-                  .eps = config.rms_norm_eps,
-                  .logits = chunk,
-                  .scratch = {}};
-    OwnedTensor scratch(device, DType::kU8, {std::max<int64_t>(1, head_logits_scratch(device, op))});
-    op.scratch = scratch;
-    head_logits(device, op);
-    device.copy_out(logits.data() + at * static_cast<size_t>(vocab), chunk);
-  }
+  const std::vector<float> logits = runner.logits(text_rows);
   std::vector<NamedTensor> out{
       {"logits", ConstTensor(logits.data(), DType::kF32, {static_cast<int64_t>(text_rows.size()), vocab})}};
 
   float loss = 0.0f;
   std::vector<float> gradient(prompt_values.size(), 0.0f);
+  std::vector<std::vector<float>> gradients;  // of a low-rank adapter
   if (!request.rows.empty()) {
     request.ce_weight.assign(request.rows.size(), 1.0f / static_cast<float>(request.rows.size()));
     if (backward) runner.begin_backward();
@@ -174,12 +133,27 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
     out.push_back({"loss", ConstTensor(&loss, DType::kF32, {})});
     if (backward) {
       runner.backward();
-      OwnedTensor dprompt(device, DType::kF32, {groups * p, c});
-      device.fill_zero(dprompt);
-      runner.add_prompt_gradient(dprompt);
-      device.copy_out(gradient.data(), dprompt);
-      out.push_back({files.adapter.empty() ? "soft_prompt_grad" : "grad.prompt_embeddings",
-                     ConstTensor(gradient.data(), DType::kF32, prompt_shape)});
+      if (has_prompt) {
+        OwnedTensor dprompt(device, DType::kF32, {groups * p, c});
+        device.fill_zero(dprompt);
+        runner.add_prompt_gradient(dprompt);
+        device.copy_out(gradient.data(), dprompt);
+        out.push_back({adapter.prompt.empty() ? std::string("soft_prompt_grad")
+                                              : fmt::format("grad.{}", kPeftPromptKey),
+                       ConstTensor(gradient.data(), DType::kF32, prompt_shape)});
+      }
+      if (lora)
+        for (size_t l = 0; l < lora->adapter().layers.size(); ++l)
+          for (size_t target = 0; target < kLoraTargets; ++target)
+            for (const bool is_b : {false, true}) {
+              const LoraAdapter::Part& part = lora->adapter().layers[l][target];
+              const Tensor& g = is_b ? part.db : part.da;
+              if (g.empty()) continue;
+              gradients.emplace_back(static_cast<size_t>(g.count()));
+              device.copy_out(gradients.back().data(), g);
+              out.push_back({"grad." + peft_key(l, target, is_b),
+                             ConstTensor(gradients.back().data(), DType::kF32, g.shape())});
+            }
     }
   }
   write_safetensors(files.output, out);

@@ -8,8 +8,8 @@
 //   out  logits F32 (sum of lengths, V); loss F32 (), mean over all scored labels; soft_prompt_grad F32, as
 //   soft_prompt
 //
-// With `adapter`, a PEFT folder of type PROMPT_TUNING or P_TUNING gives the soft prompt, and its gradient is
-// written as `grad.prompt_embeddings`.
+// With `adapter`, a PEFT folder: PROMPT_TUNING or P_TUNING gives the soft prompt, LORA sits on the model (a
+// soft_prompt may stand beside it). The gradient of each of its tensors is written as `grad.NAME`.
 #pragma once
 
 #include <string>
@@ -22,8 +22,5 @@ struct ProbeFiles {
   std::string input, output, adapter;
 };
 void probe(Device& device, const Llama& llama, const ProbeFiles& files);
-
-// The prompt_embeddings (P, C) of a PEFT prompt-tuning folder, checked against the model's width.
-std::vector<float> read_peft_prompt(const std::string& folder, int64_t width);
 
 }  // namespace gantrain

@@ -1,5 +1,6 @@
 #include "model/runner.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/ops.h"
@@ -7,19 +8,29 @@
 namespace gantrain {
 
 ForwardArgs Runner::args() {
-  return {
-      .llama = &llama_, .batch = &*batch_, .prompt = prompt_, .acts = &acts_, .cache = nullptr, .slots = {}};
+  return {.llama = &llama_,
+          .batch = &*batch_,
+          .prompt = prompt_,
+          .acts = &acts_,
+          .cache = nullptr,
+          .slots = {},
+          .lora = lora_};
 }
 
-void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers) {
+void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
+                     const LoraAdapter* lora) {
   const int n = layers < 0 ? static_cast<int>(llama_.layers().size()) : layers;
   GT_CHECK(batch.rows() > 0, "an empty batch");
   Arena counting;
-  take_activations(counting, device_, llama_, batch.rows(), saving, n, batch.plan());
-  Arena& arena = workspace_.reserve(counting.peak());
-  acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan());
+  take_activations(counting, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
+  {
+    const Range range(device_, "activations");
+    Arena& arena = workspace_.reserve(counting.peak());
+    acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
+  }
   batch_.emplace(device_, batch);
   prompt_ = prompt;
+  lora_ = lora;
   llama_forward(device_, args());
 }
 
@@ -27,6 +38,30 @@ OwnedTensor Runner::output_rows(const std::vector<int32_t>& rows) {
   OwnedTensor out(device_, DType::kF32, {static_cast<int64_t>(rows.size()), llama_.config().hidden_size});
   const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
   gather_rows(device_, {.x = acts_.x_out, .rows = rows_d, .y = out});
+  return out;
+}
+
+std::vector<float> Runner::logits(const std::vector<int32_t>& rows) {
+  const int64_t vocab = llama_.config().vocab_size;
+  std::vector<float> out(rows.size() * static_cast<size_t>(vocab));
+  // In chunks, straight to the host.
+  constexpr size_t kChunk = 256;
+  for (size_t at = 0; at < rows.size(); at += kChunk) {
+    const size_t n = std::min(kChunk, rows.size() - at);
+    const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows.data() + at, n));
+    OwnedTensor chunk(device_, DType::kF32, {static_cast<int64_t>(n), vocab});
+    HeadLogits op{.x = acts_.x_out,
+                  .rows = rows_d,
+                  .gain = llama_.final_gain(),
+                  .w = &llama_.head(),
+                  .eps = llama_.config().rms_norm_eps,
+                  .logits = chunk,
+                  .scratch = {}};
+    const int64_t bytes = std::max<int64_t>(1, head_logits_scratch(device_, op));
+    op.scratch = head_workspace_.reserve(bytes).take(DType::kU8, {bytes});
+    head_logits(device_, op);
+    device_.copy_out(out.data() + at * static_cast<size_t>(vocab), chunk);
+  }
   return out;
 }
 
@@ -112,34 +147,6 @@ OwnedTensor Runner::input_gradient_rows(const std::vector<int32_t>& rows) {
   const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
   gather_rows(device_, {.x = acts_.dx, .rows = rows_d, .y = out});
   return out;
-}
-
-int64_t Runner::plan_bytes(const PackedBatch& batch, int64_t scored, Saving saving, bool backward) const {
-  Arena counting;
-  const Activations acts = take_activations(counting, device_, llama_, batch.rows(), saving,
-                                            static_cast<int>(llama_.layers().size()), batch.plan());
-  static std::byte present;
-  auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device_.kind()); };
-  const Tensor x = view(DType::kF32, {batch.rows(), llama_.config().hidden_size}),
-               r = view(DType::kF32, {scored});
-  const HeadLoss op{.x = x,
-                    .rows = view(DType::kI32, {scored}),
-                    .gain = llama_.final_gain(),
-                    .w = &llama_.head(),
-                    .eps = 1e-5f,
-                    .labels = view(DType::kI32, {scored}),
-                    .ce_weight = r,
-                    .reference = {},
-                    .kl_weight = {},
-                    .embedding_grad = {},
-                    .key = {},
-                    .counter = {},
-                    .nll = r,
-                    .kl = {},
-                    .argmax = {},
-                    .dx = backward ? x : Tensor(),
-                    .scratch = {}};
-  return counting.peak() + (scored > 0 ? head_loss_scratch(device_, op) : 0);
 }
 
 }  // namespace gantrain

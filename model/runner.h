@@ -33,12 +33,16 @@ class Runner {
       : device_(device), llama_(llama), workspace_(device), head_workspace_(device) {}
 
   // Forward through `layers` layers (-1: all). `batch` and `prompt` must stay alive until the last call on
-  // this batch.
-  void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1);
+  // this batch. With `lora`, through its adapters; backward then adds to its gradients.
+  void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1,
+               const LoraAdapter* lora = nullptr);
   // Residual stream after the last layer that ran, (N, C) f32.
   ConstTensor output() const { return acts_.x_out; }
   // Copies of chosen rows of it, (R, C) f32.
   OwnedTensor output_rows(const std::vector<int32_t>& rows);
+
+  // Logits of chosen rows, (R, V) on the host.
+  std::vector<float> logits(const std::vector<int32_t>& rows);
 
   // Sets the gradient at the output to zero; seeds are then added by head() and add_output_gradient().
   void begin_backward();
@@ -51,9 +55,6 @@ class Runner {
   void add_prompt_gradient(Tensor dprompt);                           // (R, C) f32  +=
   OwnedTensor input_gradient_rows(const std::vector<int32_t>& rows);  // (R, C) f32: dL/d(embedding row)
 
-  // Bytes of workspace for a batch of `rows` rows, `scored` of them scored; nothing is allocated.
-  int64_t plan_bytes(const PackedBatch& batch, int64_t scored, Saving saving, bool backward) const;
-
   Device& device() const { return device_; }
   const Llama& llama() const { return llama_; }
 
@@ -65,6 +66,7 @@ class Runner {
   Workspace workspace_, head_workspace_;
   std::optional<DeviceBatch> batch_;
   ConstTensor prompt_;
+  const LoraAdapter* lora_ = nullptr;
   Activations acts_;
 };
 

@@ -12,7 +12,7 @@ import audit_machine
 
 # How a page's table is marked, so that a run can replace it.
 BEGIN, END = "<!-- audit: made by tools/audit --write -->", "<!-- end of audit -->"
-AT_LEAST = ("occupancy", "mma_share", "mma_per_load", "wide")
+AT_LEAST = ("occupancy", "mma_share", "mma_per_load", "wide", "hgmma", "tma")
 
 
 def wide_share(kind, m):
@@ -41,6 +41,9 @@ def measures(row, dynamic):
         "local": (m.get("LDL", 0) + m.get("STL", 0)) if row["hot_kind"] == "loop" else 0,
         "f64": row["body"].get("F64", 0),
         "atomics": max((x.get("ATOM", 0) for x in row["loops"]), default=0),
+        "hmma": row["body"].get("HMMA", 0),
+        "hgmma": m.get("HGMMA", 0),
+        "tma": row["body"].get("UTMALDG", 0),
         "mma_share": mma / m["instructions"],
         "mma_per_load": mma / loads if loads else float("inf"),
         "barriers": m.get("BAR", 0) if row["hot_kind"] == "loop" else 0,
@@ -50,7 +53,7 @@ def measures(row, dynamic):
 
 def wanted(family):
     """Thresholds as numbers; `wide` means all of the accesses in a loop and half of the bytes in a body."""
-    return {k: v for k, v in family.items() if k not in ("name", "kernels", "why", "wide", "dynamic_shared")}
+    return {k: v for k, v in family.items() if k not in ("name", "kernels", "arch", "why", "wide", "dynamic_shared")}
 
 
 def read_thresholds(path):
@@ -58,7 +61,7 @@ def read_thresholds(path):
         given = tomllib.load(file)
     default = given["default"]
     for entry in given.get("family", []):
-        unknown = set(entry) - set(default) - {"name", "kernels", "why"}
+        unknown = set(entry) - set(default) - {"name", "kernels", "arch", "why"}
         if unknown or "why" not in entry or "kernels" not in entry:
             sys.exit(f"{path}: family {entry.get('name')}: it needs kernels and why, and knows nothing of {sorted(unknown)}")
     for entry in given.get("miss", []):
@@ -75,7 +78,7 @@ def judge(rows, default, families, known):
     for row in rows:
         family = {**default, "name": "default"}
         for number, entry in enumerate(families):
-            if re.fullmatch(entry["kernels"], row["name"]):
+            if row["arch"] == entry.get("arch", row["arch"]) and re.fullmatch(entry["kernels"], row["name"]):
                 family, _ = {**default, **entry}, used.add(number)
                 break
         got = measures(row, family["dynamic_shared"])

@@ -21,6 +21,8 @@ LIMITS = {
 }
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-cubin", "-Xptxas", "-v", "-Werror", "all-warnings", "-DFMT_USE_CONSTEXPR=1",
          "-Xcompiler=-Wall,-Wextra"]  # fmt: skip
+# ptxas calls it information that wgmma runs one by one or that setmaxnreg has no effect (C75nn): here it is a warning.
+WARNING = re.compile(r"\bwarning\b|\(C75\d\d\)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -88,10 +90,10 @@ class Compiler:
             command = [self.nvcc, *FLAGS, f"-arch=sm_{arch}", "-ccbin", self.host, "-I", self.root, source, "-o", part]
             done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
             said = done.stdout + done.stderr
-            if done.returncode != 0 or re.search(r"\bwarning\b", said):
+            if done.returncode != 0 or re.search(WARNING, said):
                 if os.path.exists(part):
                     os.remove(part)
-                told = "\n".join(line for line in said.splitlines() if "ptxas info" not in line and "bytes stack" not in line)
+                told = "\n".join(line for line in said.splitlines() if WARNING.search(line) or "ptxas info" not in line and "bytes stack" not in line)
                 raise RuntimeError(f"{source} for sm_{arch}: nvcc has a warning or an error:\n{told}")
             os.replace(part, base + ".cubin")
             with open(part, "w", encoding="utf-8") as file:

@@ -2,9 +2,11 @@
 
 #include <toml++/toml.h>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <set>
 #include <span>
 #include <sstream>
 #include <utility>
@@ -321,6 +323,13 @@ std::vector<Key> make_keys() {
   return {
       text_key("model", GT_AT(model),
                "the frozen model: a Hugging Face folder, a .gguf file or a llama2.c .bin"),
+      choice_key("method", GT_AT(method), {"gan", "prompt", "ptuning", "lora"},
+                 "what is trained: gan, a prompt made for each input; prompt, a table of vectors; ptuning, "
+                 "that table "
+                 "through an MLP; lora, low-rank adapters and no prompt; where it is not set, generator.kind "
+                 "says it"),
+      text_key("adapter", GT_AT(adapter),
+               "a PEFT folder to start from: LORA for method lora, else PROMPT_TUNING or P_TUNING"),
       choice_key("device", GT_AT(device), {"cpu", "cuda"}, "where the model runs"),
       choice_key(
           "gemm", GT_AT(gemm), {"default", "own", "cublaslt", "auto"},
@@ -333,8 +342,9 @@ std::vector<Key> make_keys() {
       integer_key("seed", GT_AT(seed), 0, std::numeric_limits<int64_t>::max(),
                   "the one seed of the run: weights, batches, noise, sampling"),
       text_key("output", GT_AT(output), "run folder: checkpoints, resolved configuration, logs"),
-      bytes_key("memory_limit", GT_AT(memory_limit),
-                "a run whose memory plan is larger is refused before it starts; 0: no limit"),
+      bytes_key(
+          "memory_limit", GT_AT(memory_limit),
+          "a run whose memory plan is larger is refused before it starts; 0: what is free on this machine"),
 
       text_key("data.train", GT_AT(data.train), "training file"),
       text_key("data.valid", GT_AT(data.valid),
@@ -409,6 +419,12 @@ std::vector<Key> make_keys() {
       real_key("generator.norm_penalty", GT_AT(generator.norm_penalty), 0.0, 100.0,
                "weight of log(rms prompt / rms embeddings)^2"),
 
+      integer_key("lora.rank", GT_AT(lora.rank), 1, 4096, "rank r of each adapter"),
+      real_key("lora.alpha", GT_AT(lora.alpha), 1e-6, 1e6, "an adapter adds alpha / r times B A"),
+      bool_key("lora.rslora", GT_AT(lora.rslora), "alpha / sqrt(r) in place of alpha / r"),
+      text_list_key("lora.targets", GT_AT(lora.targets), {"q", "k", "v", "o", "gate", "up", "down", "all"},
+                    "the linear layers of each transformer layer that get an adapter"),
+
       integer_key("discriminator.feature_layer", GT_AT(discriminator.feature_layer), -1, 1024,
                   "the frozen layer it reads; -1: a third of the model's depth"),
       integer_key("discriminator.width", GT_AT(discriminator.width), 8, 8192, "width of its head"),
@@ -447,13 +463,13 @@ std::vector<Key> make_keys() {
       integer_key("loss.top_k", GT_AT(loss.top_k), 1, 4096, "gumbel: tokens in the relaxed softmax"),
 
       real_key("optimizer.lr", GT_AT(optimizer.lr), 0.0, 10.0,
-               "generator's learning rate once the discriminator is there; 0: chosen by generator.kind"),
+               "generator's learning rate once the discriminator is there; 0: chosen by method"),
       real_key("optimizer.lr_end", GT_AT(optimizer.lr_end), -1.0, 10.0,
-               "its value at the last step; -1: chosen by generator.kind"),
+               "its value at the last step; -1: chosen by method"),
       real_key("optimizer.lr_ce", GT_AT(optimizer.lr_ce), 0.0, 10.0,
                "generator's learning rate in the cross-entropy warm-up, or all through a run of loss.kind = "
                "\"ce\", "
-               "where it goes to 0; 0: chosen by generator.kind"),
+               "where it goes to 0; 0: chosen by method"),
       real_key("optimizer.lr_d", GT_AT(optimizer.lr_d), 0.0, 10.0, "discriminator's learning rate"),
       real_key("optimizer.lr_d_end", GT_AT(optimizer.lr_d_end), 0.0, 10.0, "its value at the last step"),
       real_key("optimizer.beta1", GT_AT(optimizer.beta1), -1.0, 0.9999,
@@ -541,19 +557,23 @@ bool is_section(std::string_view name) {
              did_you_mean(name, known_names()));
 }
 
-void apply_table(TrainConfig& config, const toml::table& table, const std::string& prefix,
+// Names of the keys that were set, by file or command line.
+using Seen = std::set<std::string>;
+
+void apply_table(TrainConfig& config, Seen& seen, const toml::table& table, const std::string& prefix,
                  const std::string& file) {
   for (const auto& [word, node] : table) {
     const std::string name = prefix + std::string(word.str());
     const std::string place = fmt::format("{}:{}", file, word.source().begin.line);
     if (const Key* key = find_key(name)) {
       key->set(config, node, fmt::format("{}: {}", place, name));
+      seen.insert(name);
     } else if (is_section(name)) {
       const toml::table* section = node.as_table();
       if (!section)
         fail_usage("{}: {} is a section: expected [{}] with keys under it, got {}", place, name, name,
                    shown(node));
-      apply_table(config, *section, name + ".", file);
+      apply_table(config, seen, *section, name + ".", file);
     } else {
       unknown(place, name);
     }
@@ -561,7 +581,7 @@ void apply_table(TrainConfig& config, const toml::table& table, const std::strin
 }
 
 // The value of an override as a TOML node: as TOML where it is that, else bare text.
-void apply_override(TrainConfig& config, const std::string& override_text) {
+void apply_override(TrainConfig& config, Seen& seen, const std::string& override_text) {
   const std::string place = fmt::format("command line: {}", override_text.substr(0, 80));
   const size_t equals = override_text.find('=');
   if (equals == std::string::npos || equals == 0) fail_usage("{}: expected key=value", place);
@@ -608,11 +628,38 @@ void apply_override(TrainConfig& config, const std::string& override_text) {
   }
   if (parsed.size() != 1) fail_usage("{}: expected one value, got {}", place, value);
   key->set(config, *parsed.get("value"), fmt::format("command line: {}", name));
+  seen.insert(key->name);
+}
+
+// method and generator.kind say the same thing of a prompt: either may be left out.
+void resolve_method(TrainConfig& c, const Seen& seen) {
+  constexpr std::array kKinds{GeneratorKind::kConditional, GeneratorKind::kStatic, GeneratorKind::kMlp,
+                              GeneratorKind::kStatic};
+  constexpr std::array kNames{"conditional", "static", "mlp", "static"};
+  const bool kind_seen = seen.contains("generator.kind");
+  if (!seen.contains("method")) {
+    c.method = c.generator.kind == GeneratorKind::kStatic ? Method::kPrompt
+               : c.generator.kind == GeneratorKind::kMlp  ? Method::kPtuning
+                                                          : Method::kGan;
+    return;
+  }
+  const auto m = static_cast<size_t>(c.method);
+  if (kind_seen && c.generator.kind != kKinds[m])
+    fail_usage(
+        "configuration: method and generator.kind: this method has generator.kind = \"{}\"; leave one of "
+        "them out",
+        kNames[m]);
+  c.generator.kind = kKinds[m];
+  if (c.method != Method::kLora) return;
+  if (seen.contains("generator.prompt_length") && c.generator.prompt_length != 0)
+    fail_usage(
+        "configuration: method and generator.prompt_length: lora has no prompt; leave prompt_length out");
+  c.generator.prompt_length = 0;
 }
 
 void resolve(TrainConfig& c) {
   const bool adversary = c.loss.kind != LossKind::kCe;
-  const bool table = c.generator.kind == GeneratorKind::kStatic;
+  const bool table = c.method == Method::kPrompt;
   // A bare table moves by its own rate alone and wants a larger one than a network's weights do.
   if (c.optimizer.lr == 0.0) c.optimizer.lr = !table ? 1e-3 : adversary ? 3e-3 : 1e-2;
   if (c.optimizer.lr_end < 0.0) c.optimizer.lr_end = c.optimizer.lr / (table && adversary ? 3.0 : 5.0);
@@ -642,6 +689,8 @@ void check_together(const TrainConfig& c) {
          "rloo compares an answer with the others of its input: expected samples >= 2");
   refuse(c.generator.init == PromptInit::kText && c.generator.init_text.empty(), "generator.init",
          "generator.init_text", "init = \"text\" needs a text");
+  refuse(c.method == Method::kLora && c.lora.targets.empty(), "method", "lora.targets",
+         "lora needs at least one linear layer");
   refuse(c.train.steps == 0 && c.train.epochs == 0.0, "train.steps", "train.epochs",
          "both are 0: nothing to do");
   refuse(!c.data.delimiter.empty() && (c.data.delimiter.size() != 1 || c.data.delimiter == "\"" ||
@@ -683,8 +732,10 @@ TrainConfig parse_train_config(std::string_view text, const std::string& name,
   } catch (const toml::parse_error& error) {
     fail_usage("{}:{}: not TOML: {}", name, error.source().begin.line, error.description());
   }
-  apply_table(config, table, "", name);
-  for (const std::string& override_text : overrides) apply_override(config, override_text);
+  Seen seen;
+  apply_table(config, seen, table, "", name);
+  for (const std::string& override_text : overrides) apply_override(config, seen, override_text);
+  resolve_method(config, seen);
   resolve(config);
   check_together(config);
   return config;

@@ -21,6 +21,8 @@ enum class TextEncoding : uint8_t { kUtf8, kLatin1 };
 enum class ChatTemplateChoice : uint8_t { kNone, kAuto, kChatML, kLlama2, kLlama3 };
 enum class BadItems : uint8_t { kError, kDrop };
 enum class Duplicates : uint8_t { kError, kDrop };
+enum class Method : uint8_t { kGan, kPrompt, kPtuning, kLora };
+inline constexpr const char* kMethodNames[] = {"gan", "prompt", "ptuning", "lora"};
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };
@@ -61,6 +63,13 @@ struct GeneratorConfig {
   int64_t feature_layer = 0;
   Placement placement = Placement::kPrefix;
   double norm_penalty = 1e-3;
+};
+
+struct LoraConfig {
+  int64_t rank = 8;
+  double alpha = 16.0;
+  bool rslora = false;
+  std::vector<std::string> targets = {"q", "v"};
 };
 
 struct DiscriminatorConfig {
@@ -120,6 +129,8 @@ struct EvalConfig {
 
 struct TrainConfig {
   std::string model;
+  Method method = Method::kGan;
+  std::string adapter;
   DeviceKind device = DeviceKind::kCpu;
   Gemm gemm = Gemm::kDefault;
   DTypeChoice dtype = DTypeChoice::kAuto;
@@ -129,6 +140,7 @@ struct TrainConfig {
   int64_t memory_limit = 0;
   DataConfig data;
   GeneratorConfig generator;
+  LoraConfig lora;
   DiscriminatorConfig discriminator;
   LossConfig loss;
   OptimizerConfig optimizer;

@@ -122,11 +122,17 @@ struct Trainer::State {
         replay(kReplayCapacity, derive_key(static_cast<uint64_t>(c.seed), kPurposeReplay)),
         seed(static_cast<uint64_t>(c.seed)) {
     const int64_t width = llama.config().hidden_size;
+    if (config.method == Method::kLora)
+      for (const TokenizedExample& e : data.train)
+        if (e.prompt.empty())
+          fail_usage(
+              "method lora: line {} has no input and the model no BOS token: there is nothing to answer",
+              e.line);
     std::vector<float> p0 =
-        c.generator.init == PromptInit::kText
+        c.method != Method::kLora && c.generator.init == PromptInit::kText
             ? text_prompt(llama, tokenizer.encode(c.generator.init_text), c.generator.prompt_length)
             : vocabulary_prompt(llama, c.generator.prompt_length, key(kPurposeInit, 0));
-    auto make = [&] { return Generator::make(device, config.generator, width, p0, key(kPurposeInit, 1)); };
+    auto make = [&] { return Generator::make(device, config, llama.config(), p0, key(kPurposeInit, 1)); };
     generator = make();
     average = make();
     prompts = std::make_unique<GeneratorPrompts>(runner, *generator, config.generator);
@@ -204,7 +210,7 @@ struct Trainer::State {
   // The warm generator is kept: reference of the KL term, and an arm of the evaluation.
   void keep_warm() {
     frozen_warm = Generator::make(
-        device, config.generator, llama.config().hidden_size,
+        device, config, llama.config(),
         std::vector<float>(static_cast<size_t>(config.generator.prompt_length * llama.config().hidden_size)),
         key(kPurposeInit, 1));
     warm_prompts = std::make_unique<GeneratorPrompts>(runner, *frozen_warm, config.generator);
@@ -310,7 +316,7 @@ struct Trainer::State {
     OwnedTensor warm_rows;
     if (kl_weight > 0 && !sampled_head.rows.empty()) {
       const Prompts warm = warm_prompts->make(inputs, noise_key);
-      runner.forward(batch, warm.view(), Saving::kNothing);
+      runner.forward(batch, warm.view(), Saving::kNothing, -1, warm.adapter);
       warm_rows = runner.output_rows(sampled_head.rows);
       sampled_head.reference = warm_rows.view();
     }
@@ -333,7 +339,8 @@ struct Trainer::State {
     }
 
     runner.forward(batch, made.view(),
-                   config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll);
+                   config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, -1,
+                   made.adapter);
     runner.begin_backward();
     reference_head.ce_weight.assign(reference_head.rows.size(), ce_weight);
     for (float nll : runner.head(reference_head, ce_weight > 0).nll) sums.ce += nll;
@@ -345,6 +352,7 @@ struct Trainer::State {
     }
     runner.backward();
     sums.rows += batch.rows();
+    if (made.count == 0) return;  // no prompt: the model's backward left every gradient where it belongs
 
     OwnedTensor dprompt = zeros(device, made.rows.view().shape());
     runner.add_prompt_gradient(dprompt);
@@ -380,7 +388,7 @@ struct Trainer::State {
     r.grad_norm_g = generator->parameters().step(adam);
     r.optimizer_s = clock.lap();
     r.ce = sums.ce / static_cast<double>(sums.ce_tokens);
-    r.rms_ratio = sums.rms;
+    if (config.generator.prompt_length > 0) r.rms_ratio = sums.rms;
     r.tokens = sums.rows;
     r.lr_g = adam.lr;
     r.trained_g = true;
@@ -500,28 +508,16 @@ struct Trainer::State {
           inputs.push_back(&(data.valid.empty() ? data.train : data.valid)[static_cast<size_t>(n)]);
       const size_t sampled_inputs = inputs.size();
 
-      // Answers of the model under the present prompts. Held-out inputs get one sample each.
+      // Answers of the model under the present prompts, all decoded together: a step of decoding reads every
+      // weight, however many answers it serves. Held-out inputs get one sample each.
       const Prompts made = prompts->make(inputs, noise_key);
-      std::vector<Rollout> rollouts =
-          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), fresh_inputs),
-                   config.generator.placement, config.loss.samples, config.train.max_new_tokens,
-                   key(kPurposeRollout, index(m)), gumbel);
-      const size_t fresh = rollouts.size();
-      if (sampled_inputs > fresh_inputs) {
-        Prompts rest;
-        rest.rows = copy_of(device, made.view());
-        rest.count = made.count;
-        rest.first.assign(made.first.begin() + static_cast<std::ptrdiff_t>(fresh_inputs), made.first.end());
-        std::vector<Rollout> held =
-            roll_out(device, llama, tokenizer, rest,
-                     ExampleSpan(inputs.data() + fresh_inputs, sampled_inputs - fresh_inputs),
-                     config.generator.placement, 1, config.train.max_new_tokens,
-                     key(kPurposeRollout, index(m) + 2048), gumbel);
-        for (Rollout& h : held) {
-          h.input += fresh_inputs;
-          rollouts.push_back(std::move(h));
-        }
-      }
+      const RolloutGroup groups[] = {
+          {0, fresh_inputs, config.loss.samples, key(kPurposeRollout, index(m))},
+          {fresh_inputs, sampled_inputs, 1, key(kPurposeRollout, index(m) + 2048)}};
+      const size_t fresh = fresh_inputs * static_cast<size_t>(config.loss.samples);
+      const std::vector<Rollout> rollouts =
+          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), sampled_inputs),
+                   config.generator.placement, groups, config.train.max_new_tokens, gumbel);
       for (const Rollout& o : rollouts) {
         totals.sampled_tokens += static_cast<int64_t>(o.tokens.size());
         length += static_cast<double>(o.tokens.size());
@@ -667,7 +663,7 @@ struct Trainer::State {
 
     r.ce = sums.ce_tokens > 0 ? sums.ce / static_cast<double>(sums.ce_tokens) : kNone;
     r.kl = sums.kl_tokens > 0 ? sums.kl / static_cast<double>(sums.kl_tokens) : kNone;
-    r.rms_ratio = sums.ce_tokens > 0 ? sums.rms : kNone;
+    r.rms_ratio = sums.ce_tokens > 0 && config.generator.prompt_length > 0 ? sums.rms : kNone;
     r.loss_d = r.trained_d ? loss_d : kNone;
     r.loss_adv = pairs_seen > 0 ? loss_adv : kNone;
     r.reward = pairs_seen > 0 ? reward / static_cast<double>(pairs_seen) : kNone;
@@ -707,10 +703,11 @@ struct Trainer::State {
       for (size_t i = begin; i < std::min(count, begin + batch); ++i)
         inputs.push_back(&items[i * items.size() / count]);
       const Prompts made = prompts->make(inputs, key(kPurposeSignal, 2 * begin));
+      const RolloutGroup all{0, inputs.size(), 1, key(kPurposeSignal, 2 * begin + 1)};
       const std::vector<Rollout> rollouts =
           roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), inputs.size()),
-                   config.generator.placement, 1, config.train.max_new_tokens,
-                   key(kPurposeSignal, 2 * begin + 1), config.loss.kind == LossKind::kGumbel);
+                   config.generator.placement, {&all, 1}, config.train.max_new_tokens,
+                   config.loss.kind == LossKind::kGumbel);
       std::vector<AnswerPair> pairs;
       for (size_t i = 0; i < rollouts.size(); ++i) {
         const Rollout& o = rollouts[i];
@@ -909,6 +906,47 @@ PromptMaker& Trainer::deployed() {
 }
 PromptMaker* Trainer::warm() { return s_->warm_prompts.get(); }
 
+void Trainer::start_from(const PeftAdapter& adapter, const std::string& folder) {
+  State& s = *s_;
+  GT_CHECK(s.step == 0, "an adapter to start from after {} steps", s.step);
+  ParameterSet& own = s.generator->parameters();
+  if (adapter.is_lora() != (s.config.method == Method::kLora))
+    fail_usage("{}: an adapter of type {}; the run has method {}", folder, adapter.type,
+               kMethodNames[static_cast<size_t>(s.config.method)]);
+  if (adapter.is_lora()) {
+    const LoraShape &theirs = adapter.shape, &ours = s.generator->adapter()->shape;
+    const auto describe = [](const LoraShape& shape) {
+      std::string targets;
+      for (size_t t = 0; t < kLoraTargets; ++t) {
+        if (!shape.targets[t]) continue;
+        if (!targets.empty()) targets += ',';
+        targets += kLoraTargetNames[t];
+      }
+      return fmt::format("lora.rank={} lora.alpha={} lora.rslora={} lora.targets={}", shape.rank, shape.alpha,
+                         shape.rslora, targets);
+    };
+    if (!(theirs == ours))
+      fail_usage("{}: has {}, the run {}; set the adapter's", folder, describe(theirs), describe(ours));
+    size_t i = 0;
+    for (const auto& layer : adapter.layers)
+      for (size_t t = 0; t < kLoraTargets; ++t) {
+        if (!theirs.targets[t]) continue;
+        s.device.copy_in(own.value(i++), layer[t].a.data());
+        s.device.copy_in(own.value(i++), layer[t].b.data());
+      }
+  } else {
+    // Every kind of generator has its hard prompt in front.
+    const int64_t rows = static_cast<int64_t>(adapter.prompt.size()) / s.llama.config().hidden_size;
+    if (rows != s.config.generator.prompt_length)
+      fail_usage("{}: has {} vectors, generator.prompt_length is {}", folder, rows,
+                 s.config.generator.prompt_length);
+    s.device.copy_in(own.value(0), adapter.prompt.data());
+  }
+  if (s.phase == Phase::kWarmup) return;
+  s.frozen_warm->parameters().copy_values_from(own);
+  s.average->parameters().copy_values_from(own);
+}
+
 LossResult Trainer::validate() {
   State& s = *s_;
   const Range range(s.device, "validation");
@@ -931,6 +969,7 @@ std::vector<float> Trainer::prompt_table() {
   State& s = *s_;
   const std::vector<const TokenizedExample*> one{&s.data.train.front()};
   const Prompts p = deployed().make(one, 0);
+  if (p.count == 0) return {};
   return download(s.device, p.view().rows(0, p.count));
 }
 

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "model/adapters/peft.h"
 #include "model/runner.h"
 #include "model/tokenizer/tokenizer.h"
 #include "train/config.h"
@@ -78,6 +79,10 @@ class Trainer {
   Phase phase() const;
   StepRecord step();  // takes one step; throws Error naming layer and op of a value that is not finite
 
+  // Begins with the values of this adapter and not with the configuration's own, before the first step.
+  // Throws Error if it is of another kind or size than what is trained.
+  void start_from(const PeftAdapter& adapter, const std::string& folder);
+
   // Cross-entropy on the validation items with the weights that would be deployed; watched by an alarm.
   LossResult validate();
   // The deployed prompt maker: the averaged generator in the adversarial phase. `warm`: as it was after
@@ -90,7 +95,8 @@ class Trainer {
   const SignalCheck& signal() const;  // measured when the discriminator's own phase ends
   int64_t generator_parameters() const, deployed_parameters() const, discriminator_parameters() const;
   int64_t optimizer_bytes() const;
-  // The generator's learned table or its output, for a look at nearest tokens: (P, C).
+  // The generator's learned table or its output, for a look at nearest tokens: (P, C); empty without a
+  // prompt.
   std::vector<float> prompt_table();
 
   // Everything a continued run needs: parameters of both players, moments, averages, gate, replay, loader,

@@ -83,4 +83,22 @@ void rms_penalty(Device& d, const RmsPenalty& a) {
   d.ops().rms_penalty(a);
 }
 
+int64_t segment_mean_forward_bytes(const SegmentMeanForward& a) {
+  return a.x.bytes() + a.offsets.bytes() + a.y.bytes();
+}
+int64_t segment_mean_backward_bytes(const SegmentMeanBackward& a) {
+  return a.dy.bytes() + a.offsets.bytes() + 2 * a.dx.bytes();
+}
+int64_t pair_loss_bytes(const PairLoss& a) {  // scores in, seeds out, for the copies as well
+  return a.dr.bytes() + a.df.bytes() + contract::bytes_of(a.dr2) + contract::bytes_of(a.df2) +
+         a.loss.bytes() + a.ddr.bytes() + a.ddf.bytes() + contract::bytes_of(a.ddr2) +
+         contract::bytes_of(a.ddf2);
+}
+int64_t generator_pair_loss_bytes(const GeneratorPairLoss& a) {
+  return a.dr.bytes() + a.df.bytes() + a.loss.bytes() + a.ddf.bytes();
+}
+int64_t rms_penalty_bytes(const RmsPenalty& a) {  // read for the statistic, again for the gradient
+  return 2 * a.prompt.bytes() + a.loss.bytes() + a.rms.bytes() + 2 * a.dprompt.bytes();
+}
+
 }  // namespace gantrain

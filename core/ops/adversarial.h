@@ -60,5 +60,10 @@ void segment_mean_backward(Device&, const SegmentMeanBackward&);
 void pair_loss(Device&, const PairLoss&);
 void generator_pair_loss(Device&, const GeneratorPairLoss&);
 void rms_penalty(Device&, const RmsPenalty&);
+int64_t segment_mean_forward_bytes(const SegmentMeanForward&);
+int64_t segment_mean_backward_bytes(const SegmentMeanBackward&);
+int64_t pair_loss_bytes(const PairLoss&);
+int64_t generator_pair_loss_bytes(const GeneratorPairLoss&);
+int64_t rms_penalty_bytes(const RmsPenalty&);
 
 }  // namespace gantrain

@@ -64,6 +64,25 @@ class Checker {
                index[i], low, high - 1);
     }
   }
+  // Adapters of a product of `in` inputs and `out` outputs over n rows.
+  template <typename Part>
+  void lora(std::span<const Part> parts, int64_t n, int64_t in, int64_t out) const {
+    for (const Part& p : parts) {
+      rank("lora a", p.a, 2);
+      rank("lora b", p.b, 2);
+      const int64_t r = p.a.dim(0), o = p.b.dim(0);
+      GT_CHECK(r > 0, "{}: an adapter of rank 0", op_);
+      GT_CHECK(p.first >= 0 && p.first + o <= out, "{}: an adapter of outputs {} to {} of {}", op_, p.first,
+               p.first + o, out);
+      tensor("lora a", p.a, DType::kF32, {r, in});
+      tensor("lora b", p.b, DType::kF32, {o, r});
+      tensor("lora z", p.z, DType::kF32, {n, r});
+      if constexpr (std::is_same_v<Part, LoraPartBackward>) {
+        tensor("lora da", p.da, DType::kF32, {r, in});
+        tensor("lora db", p.db, DType::kF32, {o, r});
+      }
+    }
+  }
   const char* op() const { return op_; }
   Device& device() const { return device_; }
 

@@ -46,4 +46,14 @@ bool all_finite(Device& d, ConstTensor t) {
   return d.ops().all_finite(t);
 }
 
+int64_t gradient_norm_bytes(const GradientNorm& a) {
+  int64_t bytes = a.out.bytes();
+  for (const Tensor& t : a.grads) bytes += t.bytes();
+  return bytes;
+}
+int64_t adamw_bytes(const AdamW& a) {
+  return a.grad.bytes() + 2 * (a.param.bytes() + a.m.bytes() + a.v.bytes());
+}
+int64_t ema_bytes(const Ema& a) { return a.x.bytes() + 2 * a.ema.bytes(); }
+
 }  // namespace gantrain

@@ -38,5 +38,8 @@ void adamw(Device&, const AdamW&);
 void ema(Device&, const Ema&);
 // True if every value is finite; f32 or bf16.
 bool all_finite(Device&, ConstTensor);
+int64_t gradient_norm_bytes(const GradientNorm&);
+int64_t adamw_bytes(const AdamW&);
+int64_t ema_bytes(const Ema&);
 
 }  // namespace gantrain

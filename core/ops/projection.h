@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/device.h"
+#include "core/ops/lora.h"
 
 namespace gantrain {
 
@@ -15,8 +16,13 @@ struct ProjectForward {
   Tensor out;             // (N, C) f32  =  may be the same memory as residual
   Tensor rstd;            // (N) f32  =  empty: not wanted
   float eps = 1e-5f;
-  Tensor scratch;        // (bytes) u8
-  Tensor out_bf16 = {};  // (N, C) bf16  =  out rounded, for a product that reads it; empty: not wanted
+  Tensor scratch;  // (bytes) u8
+  // out * out_gain rounded, for the product behind the next norm, which scales rows by rstd afterwards
+  // (x_bf16 of core/ops/{qkv,mlp}.h); empty: not wanted.
+  Tensor out_bf16 = {};       // (N, C) bf16  =
+  ConstTensor out_gain = {};  // (C) f32, empty: all ones
+  // Adapters of ranges of the outputs.
+  std::span<const LoraPart> lora{};
 };
 // da = dout w. The residual's gradient is dout itself.
 struct ProjectBackward {
@@ -25,6 +31,10 @@ struct ProjectBackward {
   Tensor da;                   // (N, I) T  =
   Tensor scratch;              // (bytes) u8
   ConstTensor dout_bf16 = {};  // (N, C) dout rounded, beside bf16 weights; empty: a backend rounds for itself
+  // Forward's adapters.
+  std::span<const LoraPartBackward> lora{};
+  // (N, I) S or T: forward's input; with adapters only.
+  ConstTensor a{};
 };
 
 void project_forward(Device&, const ProjectForward&);

@@ -24,6 +24,7 @@ void qkv_forward(Device& device, const QkvForward& a) {
   check.tensor("v", a.v, a.q.dtype(), {n, k, d});
   check.rounded("x_bf16", a.x_bf16, t, {n, c});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().qkv_forward(a);
@@ -56,6 +57,7 @@ void qkv_backward(Device& device, const QkvBackward& a) {
   }
   check.rounded("dx_bf16", a.dx_bf16, t, {n, c});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().qkv_backward(a);
@@ -67,14 +69,19 @@ int64_t qkv_backward_scratch(Device& device, const QkvBackward& a) { return devi
 int64_t qkv_forward_bytes(const QkvForward& a) {
   return contract::bytes_of(a.x_bf16.empty() ? a.x : a.x_bf16) + a.rstd.bytes() + contract::bytes_of(a.gain) +
          contract::bytes_of(a.w) + contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() +
-         a.k.bytes() + a.v.bytes();
+         a.k.bytes() + a.v.bytes() + lora_bytes(a.lora);
 }
-int64_t qkv_forward_flops(const QkvForward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+int64_t qkv_forward_flops(const QkvForward& a) {
+  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
+}
 int64_t qkv_backward_bytes(const QkvBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
          a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + contract::bytes_of(a.q) +
-         contract::bytes_of(a.k) + contract::bytes_of(a.v) + 2 * a.dx.bytes() + contract::bytes_of(a.dx_bf16);
+         contract::bytes_of(a.k) + contract::bytes_of(a.v) + 2 * a.dx.bytes() +
+         contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora);
 }
-int64_t qkv_backward_flops(const QkvBackward& a) { return 2 * a.x.dim(0) * a.w->rows() * a.w->cols(); }
+int64_t qkv_backward_flops(const QkvBackward& a) {
+  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.x.dim(0));
+}
 
 }  // namespace gantrain

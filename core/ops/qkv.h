@@ -8,6 +8,7 @@
 #pragma once
 
 #include "core/device.h"
+#include "core/ops/lora.h"
 
 namespace gantrain {
 
@@ -23,9 +24,11 @@ struct QkvForward {
   Tensor k;               // (N, K, D) S  =
   Tensor v;               // (N, K, D) S  =
   Tensor scratch;         // (bytes) u8
-  // (N, C) x rounded to bf16, beside bf16 weights; a backend that scales rows after the product reads it in
-  // the place of x. Empty: it rounds for itself, to the same bits.
+  // (N, C) x * gain rounded to bf16, beside bf16 weights: a backend that scales rows by rstd after the
+  // product may read it in the place of x and gain. Rounding before or after that scale costs the same.
   ConstTensor x_bf16 = {};
+  // Adapters of ranges of the outputs.
+  std::span<const LoraPart> lora{};
 };
 // Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat, which
 // needs sum_j dxhat_j x_j rstd. Without bias that is <dq, q> + <dk, k> + <dv, v>: <dy w, xhat> = <dy, w
@@ -47,6 +50,8 @@ struct QkvBackward {
   ConstTensor k = {};     // (N, K, D) S
   ConstTensor v = {};     // (N, K, D) S
   Tensor dx_bf16 = {};    // (N, C) bf16  =  the new dx, rounded; empty: not wanted
+  // Forward's adapters.
+  std::span<const LoraPartBackward> lora{};
 };
 
 void qkv_forward(Device&, const QkvForward&);

@@ -151,4 +151,22 @@ int64_t activation_backward_bytes(const ActivationBackward& a) {
   return a.x.bytes() + a.dy.bytes() + 2 * a.dx.bytes();
 }
 
+int64_t broadcast_add_forward_bytes(const BroadcastAddForward& a) {
+  return a.a.bytes() + a.c.bytes() + a.y.bytes();
+}
+int64_t broadcast_add_backward_bytes(const BroadcastAddBackward& a) {
+  return a.dy.bytes() + 2 * contract::bytes_of(a.da) + 2 * contract::bytes_of(a.dc);
+}
+int64_t scaled_add_forward_bytes(const ScaledAddForward& a) {
+  return a.base.bytes() + a.x.bytes() + a.s.bytes() + a.y.bytes();
+}
+int64_t scaled_add_backward_bytes(const ScaledAddBackward& a) {
+  return a.x.bytes() + a.s.bytes() + a.dy.bytes() + 2 * contract::bytes_of(a.dbase) +
+         2 * contract::bytes_of(a.dx) + 2 * contract::bytes_of(a.ds);
+}
+int64_t gather_rows_bytes(const GatherRows& a) { return 2 * a.y.bytes() + a.rows.bytes(); }
+int64_t scatter_add_rows_bytes(const ScatterAddRows& a) { return 3 * a.dy.bytes() + a.rows.bytes(); }
+int64_t axpy_bytes(const Axpy& a) { return a.x.bytes() + 2 * a.y.bytes(); }
+int64_t add_noise_bytes(const AddNoise& a) { return a.x.bytes() + a.y.bytes(); }
+
 }  // namespace gantrain

@@ -114,5 +114,13 @@ int64_t linear_backward_bytes(const LinearBackward&);
 int64_t linear_backward_flops(const LinearBackward&);
 int64_t activation_forward_bytes(const ActivationForward&);
 int64_t activation_backward_bytes(const ActivationBackward&);
+int64_t broadcast_add_forward_bytes(const BroadcastAddForward&);
+int64_t broadcast_add_backward_bytes(const BroadcastAddBackward&);
+int64_t scaled_add_forward_bytes(const ScaledAddForward&);
+int64_t scaled_add_backward_bytes(const ScaledAddBackward&);
+int64_t gather_rows_bytes(const GatherRows&);
+int64_t scatter_add_rows_bytes(const ScatterAddRows&);
+int64_t axpy_bytes(const Axpy&);
+int64_t add_noise_bytes(const AddNoise&);
 
 }  // namespace gantrain

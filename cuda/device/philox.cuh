@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the draws made of it: word for word those of core/rng.h.
+// Philox4x32-10 (Salmon et al., SC 2011) and the draws made of it: the words are those of core/rng.h, bit for
+// bit; normals and Gumbel draws differ by the roundings of log, sin and cos.
 #pragma once
 
 #include <cstdint>
@@ -33,11 +34,12 @@ __device__ inline float uniform_open(uint32_t word) {
 }
 // A standard Gumbel draw; finite because the uniform is from the open interval.
 __device__ inline float gumbel(uint32_t word) { return -logf(-logf(uniform_open(word))); }
-// Two standard normal draws (Box-Muller).
+// Two standard normal draws (Box-Muller). The angle is given in half turns, which need no reduction:
+// sincosf's own, for large arguments, would take a table on the stack.
 __device__ inline float2 normal_pair(uint32_t a, uint32_t b) {
   const float radius = sqrtf(-2.0f * logf(uniform_open(a)));
   float sine, cosine;
-  sincosf(6.28318530717958647692f * uniform_open(b), &sine, &cosine);
+  sincospif(2.0f * uniform_open(b), &sine, &cosine);
   return {radius * cosine, radius * sine};
 }
 

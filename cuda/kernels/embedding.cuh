@@ -7,28 +7,32 @@
 namespace gantrain::cuda {
 
 // grid (N), block kThreads: a block owns one row. Traffic a row: C T read, C f32 written. Deterministic.
-// kVector: columns a thread moves at once; C is a multiple of it and rows are aligned to that.
+// kVector: columns a thread moves at once, 16 bytes of T; C is a multiple of it and rows are aligned to 16
+// bytes. Or 1.
 template <typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void embed_forward_kernel(const T* __restrict__ table,  // (V, C)
-                                                                 const int32_t* __restrict__ tokens,  // (N)
-                                                                 const float* __restrict__ prompt,  // (R, C)
-                                                                 float* __restrict__ x,             // (N, C)
-                                                                 int c) {
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void embed_forward_kernel(
+    const T* __restrict__ table,         // (V, C)
+    const int32_t* __restrict__ tokens,  // (N)
+    const float* __restrict__ prompt,    // (R, C)
+    float* __restrict__ x,               // (N, C)
+    int c) {
   const int64_t n = blockIdx.x, token = tokens[n];
   float* to = x + n * c;
+  float v[kVector];
   if (token < 0) {
     const float* from = prompt + (-1 - token) * c;
-    for (int j = threadIdx.x * kVector; j < c; j += kThreads * kVector)
-      store_vector(to + j, load_vector<kVector>(from + j));
+#pragma unroll 1
+    for (int j = threadIdx.x * kVector; j < c; j += kThreads * kVector) {
+      load_floats(from + j, v);
+      store_floats(to + j, v);
+    }
     return;
   }
   const T* from = table + token * c;
+#pragma unroll 1
   for (int j = threadIdx.x * kVector; j < c; j += kThreads * kVector) {
-    const Vector<T, kVector> in = load_vector<kVector>(from + j);
-    Vector<float, kVector> out;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) out.value[i] = to_float(in.value[i]);
-    store_vector(to + j, out);
+    load_row(from + j, v);
+    store_floats(to + j, v);
   }
 }
 

@@ -1,7 +1,8 @@
 // Between the head's products: losses and seeds of a chunk of rows, and the scatter of dx: core/ops/head.h.
 #pragma once
 
-#include "cuda/device/philox.cuh"
+#include "cuda/device/double.cuh"
+#include "cuda/device/norm_row.cuh"
 #include "cuda/device/select.cuh"
 #include "cuda/device/types.cuh"
 
@@ -23,30 +24,45 @@ struct HeadRowArgs {
   int v;
 };
 
-// Sum over the block of f(j), j < n: f32 within a thread, f64 across threads.
-template <int kThreads, typename F>
+// Sum over a row of n entries of f(j), which adds up kVector neighbours: f32 within a thread, f64 across
+// threads.
+template <int kThreads, int kVector, typename F>
 __device__ inline double block_total(int n, F f) {
   float sum = 0;
-  for (int j = threadIdx.x; j < n; j += kThreads) sum += f(j);
+#pragma unroll 1
+  for (int j = threadIdx.x * kVector; j < n; j += kThreads * kVector) sum += f(j);
   return block_sum<kThreads>(static_cast<double>(sum));
 }
 
 // grid (rows), block kThreads: a block owns one row of logits. Writes nll, argmax, kl, and the row of seeds
 // (the derivative with respect to the logits) as T. Deterministic. Traffic: the row read three times (five
-// with KL, and the reference twice), written once; all but the first time from the cache.
-template <typename T, int kThreads>
-__global__ __launch_bounds__(kThreads) void head_row_kernel(HeadRowArgs a, T* seeds) {
+// with KL, and the reference twice), written once; all but the first time from the cache. kVector: entries a
+// thread moves at once, 16 bytes of T where rows are aligned to those, else 1.
+template <typename T, int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads> / 2) void head_row_kernel(HeadRowArgs a,
+                                                                                       T* seeds) {
   __shared__ SelectShared shared;
   const int r = blockIdx.x, n = a.v;
   const int64_t at = static_cast<int64_t>(r) * n;
   float* l = a.logits + at;
   const int label = a.labels[r];
+  const auto row = [](const float* p) { return [p](int j, auto& v) { load_floats(p + j, v); }; };
+  // Sum of exp(p - shift).
+  const auto exp_total = [&](const float* p, float shift) {
+    return block_total<kThreads, kVector>(n, [&](int j) {
+      float v[kVector], sum = 0;
+      load_floats(p + j, v);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) sum += expf(v[e] - shift);
+      return sum;
+    });
+  };
   // Read before a barrier: seeds in f32 take the logits' place.
   const double label_logit = l[label];
-  const Best best = block_argmax<kThreads>(n, [&](int j) { return l[j]; });
+  const Best best = block_argmax<kThreads, kVector>(n, row(l));
   const float max = best.value;
-  const double sum = block_total<kThreads>(n, [&](int j) { return expf(l[j] - max); });
-  const double lse = static_cast<double>(max) + log(sum);
+  const double sum = exp_total(l, max), inverse = reciprocal(sum);
+  const double lse = static_cast<double>(max) + log_of(sum);
   if (threadIdx.x == 0) {
     a.nll[r] = static_cast<float>(lse - label_logit);
     if (a.argmax) a.argmax[r] = best.index;
@@ -56,54 +72,104 @@ __global__ __launch_bounds__(kThreads) void head_row_kernel(HeadRowArgs a, T* se
   const bool gumbel_part = a.noisy && a.wants_seed;
   if (gumbel_part) {
     float *z = a.noisy + at, *t = a.target + at;
-    const auto key = static_cast<uint64_t>(a.key[r]), counter = static_cast<uint64_t>(a.counter[r]);
-    for (int j0 = 4 * static_cast<int>(threadIdx.x); j0 < n; j0 += 4 * kThreads) {
-      const PhiloxWords words = philox(key, counter, static_cast<uint64_t>(j0 / 4));
+    gumbel_each<kThreads, kVector>(n, static_cast<uint64_t>(a.key[r]), static_cast<uint64_t>(a.counter[r]),
+                                   row(l),
+                                   [&]<int kCount>(int j, float(&v)[kCount], const float(&noise)[kCount]) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (j0 + i < n) z[j0 + i] = __fadd_rn(l[j0 + i], gumbel(words.word[i]));
-    }
+                                     for (int e = 0; e < kCount; ++e) v[e] = __fadd_rn(v[e], noise[e]);
+                                     store_floats(z + j, v);
+                                   });
     __syncthreads();
-    const auto value = [&](int j) { return z[j]; };
-    const Cut kept = a.top_k > 0
-                         ? cut_heaviest<kThreads>(
-                               n, value, [](int) { return Weight{1}; }, static_cast<Weight>(a.top_k), shared)
-                         : keep_all();
-    const float top = block_argmax<kThreads>(n, value).value;
-    const auto share = [&](int j) { return kept.keeps(z[j], j) ? expf((z[j] - top) * a.inverse_tau) : 0.0f; };
-    const double total = block_total<kThreads>(n, share);
-    const double dot = block_total<kThreads>(n, [&](int j) { return share(j) * t[j]; });
-    const float mean = static_cast<float>(dot / total),
-                scale = static_cast<float>(1.0 / total) * a.inverse_tau;
-    for (int j = threadIdx.x; j < n; j += kThreads) t[j] = share(j) * scale * (t[j] - mean);
+    const Cut kept = a.top_k > 0 ? cut_heaviest<kThreads, kVector>(
+                                       n, row(z), [](float, int) { return Weight{1}; },
+                                       static_cast<Weight>(a.top_k), shared)
+                                 : keep_all();
+    const float top = block_argmax<kThreads, kVector>(n, row(z)).value;
+    const auto share = [&](float value, int j) {
+      return kept.keeps(value, j) ? expf((value - top) * a.inverse_tau) : 0.0f;
+    };
+    const double total = block_total<kThreads, kVector>(n, [&](int j) {
+      float v[kVector], own = 0;
+      load_floats(z + j, v);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) own += share(v[e], j + e);
+      return own;
+    });
+    const double dot = block_total<kThreads, kVector>(n, [&](int j) {
+      float v[kVector], g[kVector], own = 0;
+      load_floats(z + j, v);
+      load_floats(t + j, g);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) own += share(v[e], j + e) * g[e];
+      return own;
+    });
+    const double inverse_total = reciprocal(total);
+    const float mean = static_cast<float>(dot * inverse_total),
+                scale = static_cast<float>(inverse_total) * a.inverse_tau;
+#pragma unroll 1
+    for (int j = threadIdx.x * kVector; j < n; j += kThreads * kVector) {
+      float v[kVector], g[kVector];
+      load_floats(z + j, v);
+      load_floats(t + j, g);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) g[e] = share(v[e], j + e) * scale * (g[e] - mean);
+      store_floats(t + j, g);
+    }
   }
-  const float inverse_sum = static_cast<float>(1.0 / sum);
+  const float inverse_sum = static_cast<float>(inverse);
   const float ce = a.ce_weight ? a.ce_weight[r] : 0.0f;
   float kl_weight = 0.0f, kl = 0.0f, shift = 0.0f;
   const float* q = a.reference ? a.reference + at : nullptr;
   if (q) {
-    const float q_max = block_argmax<kThreads>(n, [&](int j) { return q[j]; }).value;
-    const double q_sum = block_total<kThreads>(n, [&](int j) { return expf(q[j] - q_max); });
-    shift = static_cast<float>(static_cast<double>(q_max) + log(q_sum) - lse);  // log(p / q) = l - q + shift
-    kl = static_cast<float>(
-        block_total<kThreads>(n, [&](int j) { return expf(l[j] - max) * (l[j] - q[j] + shift); }) / sum);
+    const float q_max = block_argmax<kThreads, kVector>(n, row(q)).value;
+    const double q_sum = exp_total(q, q_max);
+    shift =
+        static_cast<float>(static_cast<double>(q_max) + log_of(q_sum) - lse);  // log(p / q) = l - q + shift
+    const double weighted = block_total<kThreads, kVector>(n, [&](int j) {
+      float v[kVector], other[kVector], own = 0;
+      load_floats(l + j, v);
+      load_floats(q + j, other);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) own += expf(v[e] - max) * (v[e] - other[e] + shift);
+      return own;
+    });
+    kl = static_cast<float>(weighted * inverse);
     if (threadIdx.x == 0) a.kl[r] = kl;
     if (a.kl_weight) kl_weight = a.kl_weight[r];
   }
   if (!a.wants_seed) return;
-  for (int j = threadIdx.x; j < n; j += kThreads) {
-    const float p = expf(l[j] - max) * inverse_sum;
-    float seed = p * ce;
-    if (kl_weight != 0.0f) seed = p * (ce + kl_weight * (l[j] - q[j] + shift - kl));
-    if (j == label) seed -= ce;
-    if (gumbel_part) seed += a.target[at + j];
-    seeds[at + j] = from_float<T>(seed);
+#pragma unroll 1
+  for (int j = threadIdx.x * kVector; j < n; j += kThreads * kVector) {
+    float v[kVector];
+    load_floats(l + j, v);
+    if (kl_weight != 0.0f) {
+      float other[kVector];
+      load_floats(q + j, other);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e)
+        v[e] = expf(v[e] - max) * inverse_sum * (ce + kl_weight * (v[e] - other[e] + shift - kl));
+    } else {
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) v[e] = expf(v[e] - max) * inverse_sum * ce;
+    }
+#pragma unroll
+    for (int e = 0; e < kVector; ++e)
+      if (j + e == label) v[e] -= ce;
+    if (gumbel_part) {
+      float more[kVector];
+      load_floats(a.target + at + j, more);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) v[e] += more[e];
+    }
+    store_row(seeds + at + j, v);
   }
 }
 
 // dx[row[i]] += RMSNorm's backward of dnormed[i], for the `count` rows of a chunk. grid (count), block 32. A
-// row that appears several times is done by its first block alone, in order of i.
-static __global__ __launch_bounds__(kWarp) void head_scatter_kernel(
+// row that appears several times is done by its first block alone, in order of i. kVector: columns a lane
+// moves at once, 4 where all is aligned to 16 bytes, else 1.
+template <int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads) void head_scatter_kernel(
     const float* __restrict__ x,        // (N, C)
     const int32_t* __restrict__ row,    // (count)
     const float* __restrict__ rstd,     // (count)
@@ -111,24 +177,17 @@ static __global__ __launch_bounds__(kWarp) void head_scatter_kernel(
     const float* __restrict__ dnormed,  // (count, C)
     float* __restrict__ dx,             // (N, C) +=
     int count, int c) {
+  static_assert(kThreads == kWarp);
   const int first = blockIdx.x;
   const int64_t target = row[first];
   for (int i0 = 0; i0 < first; i0 += kWarp) {
     const int i = i0 + static_cast<int>(threadIdx.x);
     if (__any_sync(kAllLanes, i < first && row[i] == target)) return;
   }
-  x += target * c;
-  dx += target * c;
-  for (int i = first; i < count; ++i) {
-    if (row[i] != target) continue;
-    const float* d = dnormed + static_cast<int64_t>(i) * c;
-    const float r = rstd[i];
-    float dot = 0;
-    for (int j = threadIdx.x; j < c; j += kWarp) dot += d[j] * (gain ? gain[j] : 1.0f) * x[j];
-    const float mean = warp_sum(dot) * r / static_cast<float>(c);
-    for (int j = threadIdx.x; j < c; j += kWarp)
-      dx[j] += r * (d[j] * (gain ? gain[j] : 1.0f) - x[j] * r * mean);
-  }
+  for (int i = first; i < count; ++i)
+    if (row[i] == target)
+      norm_backward_row<kVector>(x + target * c, rstd[i], gain, dnormed + static_cast<int64_t>(i) * c,
+                                 dx + target * c, c);
 }
 
 }  // namespace gantrain::cuda

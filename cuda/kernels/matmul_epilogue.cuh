@@ -13,7 +13,7 @@
 namespace gantrain::cuda {
 
 // c = v + bias + addend, rounded once to Out. With `squares`, for the norm that follows: the sums of c^2
-// over 16 columns each, in a fixed order; with `rounded`, for a product that follows: c in bf16 besides.
+// over 16 columns each, in a fixed order; with `rounded`, for the product behind that norm: c * gain in bf16.
 template <typename Out>
 struct StoreEpilogue {
   static constexpr bool kPaired = false;
@@ -22,6 +22,7 @@ struct StoreEpilogue {
   const float* addend;     // (m, n) with ldc, or null; may be c
   float* squares;          // (m, parts_of(n)) or null
   __nv_bfloat16* rounded;  // (m, n) or null
+  const float* gain;       // (n) or null: ones
   int64_t ldc, n;
   int width;  // so many values (1, 4 or 8) of all of them lie side by side, aligned, or not at all
 
@@ -31,8 +32,14 @@ struct StoreEpilogue {
     if (inside && width >= kCount && column < n) {
       if (bias) add(v, bias + column);
       if (addend) add(v, addend + at);
-      store_floats(c + at, v);
-      if (rounded) store_floats(rounded + row * n + column, v);
+      store_row(c + at, v);
+      if (rounded) {
+        float scaled[kCount];
+        if (gain) load_row(gain + column, scaled);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) scaled[i] = gain ? v[i] * scaled[i] : v[i];
+        store_row(rounded + row * n + column, scaled);
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
@@ -43,7 +50,8 @@ struct StoreEpilogue {
         if (bias) v[i] += bias[column + i];
         if (addend) v[i] += addend[at + i];
         c[at + i] = from_float<Out>(v[i]);
-        if (rounded) rounded[row * n + column + i] = from_float<__nv_bfloat16>(v[i]);
+        if (rounded)
+          rounded[row * n + column + i] = from_float<__nv_bfloat16>(gain ? v[i] * gain[column + i] : v[i]);
       }
     }
     if (squares) {
@@ -57,7 +65,7 @@ struct StoreEpilogue {
   template <int kCount>
   __device__ static void add(float (&v)[kCount], const float* from) {
     float more[kCount];
-    load_floats(from, more);
+    load_row(from, more);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) v[i] += more[i];
   }
@@ -86,18 +94,18 @@ struct NormBackwardEpilogue {
     if (width >= kCount) {
       float more[kCount];
       if (gain) {
-        load_floats(gain + column, more);
+        load_row(gain + column, more);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) v[i] *= more[i];
       }
-      load_floats(x + at, more);
+      load_row(x + at, more);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) v[i] = fmaf(r, v[i], -mean * more[i]);
-      load_floats(dx + at, more);
+      load_row(dx + at, more);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) v[i] += more[i];
-      store_floats(dx + at, v);
-      if (rounded) store_floats(rounded + at, v);
+      store_row(dx + at, v);
+      if (rounded) store_row(rounded + at, v);
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {

@@ -6,27 +6,45 @@
 
 namespace gantrain::cuda {
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// 0 below -104, where exp(-x) is infinite.
+__device__ inline float sigmoid(float x) { return reciprocal(1.0f + expf(-x)); }
 
 // From kVector neighbours of the gate and up product, in f32, to g and u, rounded to S and kept where wanted,
 // and a = silu(g) * u of what was rounded, so that backward sees what forward used. All pointers are to the
 // first of them.
 template <int kVector, typename S, typename T>
 __device__ inline void swiglu(const float (&g)[kVector], const float (&u)[kVector], S* gate, S* up, T* out) {
-  Vector<S, kVector> gs, us;
-  Vector<T, kVector> as;
+  const auto activated = [](float x, float y) { return x * sigmoid(x) * y; };
+  if constexpr (sizeof(S) == 2 && sizeof(T) == 2 && kVector > 1) {
+    // Word by word, so that few values live at once.
+    Vector<uint32_t, kVector / 2> gs, us, as;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    gs.value[i] = from_float<S>(g[i]);
-    us.value[i] = from_float<S>(u[i]);
-    const float x = to_float(gs.value[i]);
-    as.value[i] = from_float<T>(x * sigmoid(x) * to_float(us.value[i]));
+    for (int i = 0; i < kVector / 2; ++i) {
+      gs.value[i] = pack_pair<S>(g[2 * i], g[2 * i + 1]);
+      us.value[i] = pack_pair<S>(u[2 * i], u[2 * i + 1]);
+      const float2 x = unpack_pair<S>(gs.value[i]), y = unpack_pair<S>(us.value[i]);
+      as.value[i] = pack_pair<T>(activated(x.x, y.x), activated(x.y, y.y));
+    }
+    if (gate) {
+      store_vector(reinterpret_cast<uint32_t*>(gate), gs);
+      store_vector(reinterpret_cast<uint32_t*>(up), us);
+    }
+    store_vector(reinterpret_cast<uint32_t*>(out), as);
+  } else {
+    Vector<S, kVector> gs, us;
+    Vector<T, kVector> as;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      gs.value[i] = from_float<S>(g[i]);
+      us.value[i] = from_float<S>(u[i]);
+      as.value[i] = from_float<T>(activated(to_float(gs.value[i]), to_float(us.value[i])));
+    }
+    if (gate) {
+      store_vector(gate, gs);
+      store_vector(up, us);
+    }
+    store_vector(out, as);
   }
-  if (gate) {
-    store_vector(gate, gs);
-    store_vector(up, us);
-  }
-  store_vector(out, as);
 }
 
 // At the end of the product itself (cuda/kernels/matmul_epilogue.cuh), after the norm's row scale: its 2F
@@ -54,8 +72,8 @@ struct SwigluEpilogue {
       if (j >= half) return;
       if (bias) {
         float first[kCount], second[kCount];
-        load_floats(bias + j, first);
-        load_floats(bias + half + j, second);
+        load_row(bias + j, first);
+        load_row(bias + half + j, second);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) g[i] += first[i], u[i] += second[i];
       }
@@ -74,11 +92,11 @@ struct SwigluEpilogue {
 
 // dg and du from da, g and u.
 struct SwigluGradient {
-  float g, u;
+  float gate, up;
 };
 __device__ inline SwigluGradient swiglu_gradient(float g, float u, float da) {
-  const float s = sigmoid(g);
-  return {da * u * s * (1.0f + g * (1.0f - s)), da * g * s};
+  const float s = sigmoid(g), d = da * s;
+  return {d * u * (1.0f + g * (1.0f - s)), d * g};
 }
 
 // At the end of the product da = dout w: da never reaches memory. With `dots`, for RMSNorm's backward: the
@@ -99,17 +117,17 @@ struct SwigluBackwardEpilogue {
     T* to = dy + row * 2 * n + j;
     if (inside && width >= kCount && j < n) {
       float g[kCount], u[kCount];
-      load_floats(gate + at, g);
-      load_floats(up + at, u);
+      load_row(gate + at, g);
+      load_row(up + at, u);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const SwigluGradient d = swiglu_gradient(g[i], u[i], da[i]);
-        da[i] = fmaf(d.g, g[i], d.u * u[i]);
-        g[i] = d.g;
-        u[i] = d.u;
+        da[i] = fmaf(d.gate, g[i], d.up * u[i]);
+        g[i] = d.gate;
+        u[i] = d.up;
       }
-      store_floats(to, g);
-      store_floats(to + n, u);
+      store_row(to, g);
+      store_row(to + n, u);
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
@@ -119,9 +137,9 @@ struct SwigluBackwardEpilogue {
         }
         const float g = to_float(gate[at + i]), u = to_float(up[at + i]);
         const SwigluGradient d = swiglu_gradient(g, u, da[i]);
-        to[i] = from_float<T>(d.g);
-        to[n + i] = from_float<T>(d.u);
-        da[i] = fmaf(d.g, g, d.u * u);
+        to[i] = from_float<T>(d.gate);
+        to[n + i] = from_float<T>(d.up);
+        da[i] = fmaf(d.gate, g, d.up * u);
       }
     }
     if (dots) store_part(dots, row, j, n, da, inside);
@@ -144,12 +162,12 @@ __global__ __launch_bounds__(kWarp* kRows) void swiglu_dot_kernel(const S* __res
   float sum = 0;
   for (int j = threadIdx.x * kVector; j < f; j += kWarp * kVector) {
     float y[kVector], d[kVector];
-    load_floats(gate + j, y);
-    load_floats(dy + j, d);
+    load_row(gate + j, y);
+    load_row(dy + j, d);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sum = fmaf(y[i], d[i], sum);
-    load_floats(up + j, y);
-    load_floats(dy + f + j, d);
+    load_row(up + j, y);
+    load_row(dy + f + j, d);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sum = fmaf(y[i], d[i], sum);
   }
@@ -157,54 +175,83 @@ __global__ __launch_bounds__(kWarp* kRows) void swiglu_dot_kernel(const S* __res
   if (threadIdx.x == 0) dot[row] = sum;
 }
 
-// From the product (N, 2F) in f32, gate then up. grid (N): a block owns a row, a thread kVector neighbours at
-// a time. Traffic a value: 8 B read, 2 S and one T written.
+// From the product (N, 2F) in f32, gate then up. grid (N, F / kVector / kThreads): a block owns a part of a
+// row, a thread kVector neighbours, 16 bytes of T, or 1. Traffic a value: 8 B read, 2 S and one T written.
 template <typename S, typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void swiglu_forward_kernel(const float* __restrict__ product,
-                                                                  S* __restrict__ gate, S* __restrict__ up,
-                                                                  T* __restrict__ out, int f) {
-  constexpr int kPart = kVector < 4 ? kVector : 4;
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void swiglu_forward_kernel(
+    const float* __restrict__ product, S* __restrict__ gate, S* __restrict__ up, T* __restrict__ out, int f) {
   const int64_t row = blockIdx.x;
-  product += row * 2 * f;
-  for (int j = threadIdx.x * kVector; j < f; j += kThreads * kVector) {
-    float g[kVector], u[kVector];
-#pragma unroll
-    for (int i = 0; i < kVector; i += kPart) {
-      const Vector<float, kPart> gp = load_vector<kPart>(product + j + i),
-                                 up_part = load_vector<kPart>(product + f + j + i);
-#pragma unroll
-      for (int e = 0; e < kPart; ++e) {
-        g[i + e] = gp.value[e];
-        u[i + e] = up_part.value[e];
-      }
-    }
-    const int64_t at = row * f + j;
-    swiglu(g, u, gate ? gate + at : nullptr, gate ? up + at : nullptr, out + at);
-  }
+  const int j = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+  if (j >= f) return;
+  float g[kVector], u[kVector];
+  load_floats(product + row * 2 * f + j, g);
+  load_floats(product + row * 2 * f + f + j, u);
+  const int64_t at = row * f + j;
+  swiglu(g, u, gate ? gate + at : nullptr, gate ? up + at : nullptr, out + at);
 }
 
 // dy (N, 2F) = [da * u * silu'(g); da * silu(g)]. Grid and block as above. Traffic a value: 2 S and 3 T.
 template <typename S, typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void swiglu_backward_kernel(const S* __restrict__ gate,
-                                                                   const S* __restrict__ up,
-                                                                   const T* __restrict__ da,
-                                                                   T* __restrict__ dy, int f) {
+__global__ __launch_bounds__(kThreads,
+                             kFullBlocks<kThreads>) void swiglu_backward_kernel(const S* __restrict__ gate,
+                                                                                const S* __restrict__ up,
+                                                                                const T* __restrict__ da,
+                                                                                T* __restrict__ dy, int f) {
   const int64_t row = blockIdx.x;
-  for (int j = threadIdx.x * kVector; j < f; j += kThreads * kVector) {
-    const Vector<S, kVector> gs = load_vector<kVector>(gate + row * f + j),
-                             us = load_vector<kVector>(up + row * f + j);
-    const Vector<T, kVector> ds = load_vector<kVector>(da + row * f + j);
-    Vector<T, kVector> dg, du;
+  const int j = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+  if (j >= f) return;
+  const int64_t at = row * f + j, to = row * 2 * f + j;
+  if constexpr (sizeof(T) == 2 && kVector > 1) {
+    // Word by word: a word of each of the three makes a word of each of the two.
+    using Words = Vector<uint32_t, kVector / 2>;
+    const auto words = [](const auto* p) {
+      return load_vector<kVector / 2>(reinterpret_cast<const uint32_t*>(p));
+    };
+    const Words gs = words(gate + at), us = words(up + at), ds = words(da + at);
+    Words dg, du;
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) {
+      const float2 g = unpack_pair<S>(gs.value[i]), u = unpack_pair<S>(us.value[i]),
+                   d = unpack_pair<T>(ds.value[i]);
+      const SwigluGradient a = swiglu_gradient(g.x, u.x, d.x), b = swiglu_gradient(g.y, u.y, d.y);
+      dg.value[i] = pack_pair<T>(a.gate, b.gate);
+      du.value[i] = pack_pair<T>(a.up, b.up);
+    }
+    store_vector(reinterpret_cast<uint32_t*>(dy + to), dg);
+    store_vector(reinterpret_cast<uint32_t*>(dy + to + f), du);
+  } else {
+    float g[kVector], u[kVector], d[kVector];
+    load_row(gate + at, g);
+    load_row(up + at, u);
+    load_row(da + at, d);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      const float g = to_float(gs.value[i]), u = to_float(us.value[i]), d = to_float(ds.value[i]),
-                  s = sigmoid(g);
-      dg.value[i] = from_float<T>(d * u * s * (1.0f + g * (1.0f - s)));
-      du.value[i] = from_float<T>(d * g * s);
+      const SwigluGradient a = swiglu_gradient(g[i], u[i], d[i]);
+      g[i] = a.gate;
+      u[i] = a.up;
     }
-    store_vector(dy + row * 2 * f + j, dg);
-    store_vector(dy + row * 2 * f + f + j, du);
+    store_row(dy + to, g);
+    store_row(dy + to + f, u);
   }
+}
+
+// a = silu(g) * u of what was kept, the same bits as forward's. Grid ceil(count / (kVector kThreads)), no
+// shared memory; a thread owns kVector values, aligned to their size, each read and written once:
+// deterministic.
+template <typename S, typename T, int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads) void swiglu_again_kernel(const S* __restrict__ gate,
+                                                                const S* __restrict__ up, T* __restrict__ out,
+                                                                int64_t count) {
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector;
+  if (i >= count) return;
+  const Vector<S, kVector> gs = load_vector<kVector>(gate + i), us = load_vector<kVector>(up + i);
+  Vector<T, kVector> as;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    const float x = to_float(gs.value[j]);
+    as.value[j] = from_float<T>(x * sigmoid(x) * to_float(us.value[j]));
+  }
+  store_vector(out + i, as);
 }
 
 }  // namespace gantrain::cuda

@@ -1,15 +1,17 @@
 // RoPE around the QKV products: core/ops/qkv.h.
 #pragma once
 
+#include "cuda/device/double.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/device/types.cuh"
 
 namespace gantrain::cuda {
 
 // cos and sin of position * inv_freq, taken in f64 and rounded once, as on the CPU: table[n] = cos (D / 2),
-// sin (D / 2). One thread an angle. grid (N * D / 2 / kThreads).
+// sin (D / 2). One thread an angle. grid (N * D / 2 / kThreads). Traffic an angle: 8 B written, position and
+// frequency from the cache; bound by some 35 instructions of f64.
 template <int kThreads>
-__global__ __launch_bounds__(kThreads) void rotary_table_kernel(
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotary_table_kernel(
     const int32_t* __restrict__ positions,  // (N)
     const float* __restrict__ inv_freq,     // (D / 2)
     float* __restrict__ table,              // (N, D)
@@ -18,10 +20,9 @@ __global__ __launch_bounds__(kThreads) void rotary_table_kernel(
   if (i >= n * half) return;
   const int64_t row = i / half;
   const int j = static_cast<int>(i % half);
-  double sine, cosine;
-  sincos(static_cast<double>(positions[row]) * static_cast<double>(inv_freq[j]), &sine, &cosine);
-  table[row * 2 * half + j] = static_cast<float>(cosine);
-  table[row * 2 * half + half + j] = static_cast<float>(sine);
+  const SineCosine s = sine_cosine(static_cast<double>(positions[row]) * static_cast<double>(inv_freq[j]));
+  table[row * 2 * half + j] = static_cast<float>(s.cosine);
+  table[row * 2 * half + half + j] = static_cast<float>(s.sine);
 }
 
 // A pair (a, b) of elements i and i + D / 2, rotated; back with -sine. One rounding order wherever it is
@@ -102,8 +103,8 @@ struct RotaryEpilogue {
       if (head >= heads) return;
       if (bias) {
         float first[kCount], second[kCount];
-        load_floats(bias + head * 2 * d + j, first);
-        load_floats(bias + head * 2 * d + d + j, second);
+        load_row(bias + head * 2 * d + j, first);
+        load_row(bias + head * 2 * d + d + j, second);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) a[i] += first[i], b[i] += second[i];
       }
@@ -121,48 +122,101 @@ struct RotaryEpilogue {
   }
 };
 
-// From the product (N, (H + 2K) D) in f32 to q, k and v. grid (N): a block owns a row, a thread kVector pairs
-// (i, i + D / 2) at a time.
+// kVector pairs (j, j + D / 2) of a head, in f32. kVector is 4, or 1. Of 16-bit types two neighbouring lanes,
+// which hold eight pairs between them, share their accesses: the even one moves 16 bytes of the first half,
+// the odd one 16 bytes of the second, and each gives the other what is its own. `lanes`: those of the warp
+// that call.
+template <int kVector, typename T>
+__device__ inline void load_halves(const T* head, int half, int j, unsigned lanes, float (&a)[kVector],
+                                   float (&b)[kVector]) {
+  if constexpr (sizeof(T) == 2 && kVector == 4) {
+    const bool odd = threadIdx.x % 2;
+    const Vector<uint32_t, 4> w =
+        load_vector<4>(reinterpret_cast<const uint32_t*>(head + (odd ? half + j - 4 : j)));
+    const uint32_t x = __shfl_xor_sync(lanes, odd ? w.value[0] : w.value[2], 1),
+                   y = __shfl_xor_sync(lanes, odd ? w.value[1] : w.value[3], 1);
+    const float2 a0 = unpack_pair<T>(odd ? x : w.value[0]), a1 = unpack_pair<T>(odd ? y : w.value[1]),
+                 b0 = unpack_pair<T>(odd ? w.value[2] : x), b1 = unpack_pair<T>(odd ? w.value[3] : y);
+    a[0] = a0.x, a[1] = a0.y, a[2] = a1.x, a[3] = a1.y;
+    b[0] = b0.x, b[1] = b0.y, b[2] = b1.x, b[3] = b1.y;
+  } else {
+    load_row(head + j, a);
+    load_row(head + half + j, b);
+  }
+}
+template <int kVector, typename T>
+__device__ inline void store_halves(T* head, int half, int j, unsigned lanes, const float (&a)[kVector],
+                                    const float (&b)[kVector]) {
+  if constexpr (sizeof(T) == 2 && kVector == 4) {
+    const bool odd = threadIdx.x % 2;
+    const uint32_t a0 = pack_pair<T>(a[0], a[1]), a1 = pack_pair<T>(a[2], a[3]),
+                   b0 = pack_pair<T>(b[0], b[1]), b1 = pack_pair<T>(b[2], b[3]);
+    const uint32_t x = __shfl_xor_sync(lanes, odd ? a0 : b0, 1), y = __shfl_xor_sync(lanes, odd ? a1 : b1, 1);
+    const Vector<uint32_t, 4> w{{odd ? x : a0, odd ? y : a1, odd ? b0 : x, odd ? b1 : y}};
+    store_vector(reinterpret_cast<uint32_t*>(head + (odd ? half + j - 4 : j)), w);
+  } else {
+    store_row(head + j, a);
+    store_row(head + half + j, b);
+  }
+}
+
+// From the product (N, (H + 2K) D) in f32 to q, k and v. grid (N, (H + 2K) D / 2 / kVector / kThreads): a
+// block owns a part of a row, a thread kVector pairs. D / 2 is a multiple of kVector, and with 16-bit types
+// of 8 where that is
+// 4. Traffic a value: 4 B read, one S written, and the row's table from the cache.
 template <typename S, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void rotate_forward_kernel(const float* __restrict__ product,
-                                                                  const float* __restrict__ table,  // (N, D)
-                                                                  QkvHeads<S> to) {
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_forward_kernel(
+    const float* __restrict__ product, const float* __restrict__ table,  // (N, D)
+    QkvHeads<S> to) {
   const int64_t row = blockIdx.x;
   const int half = to.half, parts = half / kVector, heads = to.heads + 2 * to.kv_heads;
-  product += row * heads * 2 * half;
-  for (int i = threadIdx.x; i < heads * parts; i += kThreads) {
-    const int head = i / parts, j = i % parts * kVector;
-    const Vector<float, kVector> a = load_vector<kVector>(product + head * 2 * half + j),
-                                 b = load_vector<kVector>(product + head * 2 * half + half + j);
-    to.store(row, head, j, a.value, b.value, table);
+  const int i = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+  const unsigned lanes = __ballot_sync(0xffffffffu, i < heads * parts);
+  if (i >= heads * parts) return;
+  const int head = i / parts, j = i % parts * kVector;
+  product += (row * heads + head) * 2 * half + j;
+  float a[kVector], b[kVector];
+  load_floats(product, a);
+  load_floats(product + half, b);
+  if (to.rotated(head)) {
+    float cosine[kVector], sine[kVector];
+    load_constant_floats(table + row * 2 * half + j, cosine);
+    load_constant_floats(table + row * 2 * half + half + j, sine);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      const RotatedPair pair = rotate(a[e], b[e], cosine[e], sine[e]);
+      a[e] = pair.first;
+      b[e] = pair.second;
+    }
   }
+  store_halves<kVector>(to.at(row, head), half, j, lanes, a, b);
 }
 
 // The transpose: dq, dk un-rotated, with dv beside them as dy (N, (H + 2K) D) of T. Grid and block as above.
 template <typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void rotate_backward_kernel(QkvHeads<const T> from,
-                                                                   const float* __restrict__ table,  // (N, D)
-                                                                   T* __restrict__ dy) {
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backward_kernel(
+    QkvHeads<const T> from, const float* __restrict__ table,  // (N, D)
+    T* __restrict__ dy) {
   const int64_t row = blockIdx.x;
   const int half = from.half, parts = half / kVector, heads = from.heads + 2 * from.kv_heads;
-  dy += row * heads * 2 * half;
-  table += row * 2 * half;
-  for (int i = threadIdx.x; i < heads * parts; i += kThreads) {
-    const int head = i / parts, j = i % parts * kVector;
-    const T* at = from.at(row, head) + j;
-    Vector<T, kVector> a = load_vector<kVector>(at), b = load_vector<kVector>(at + half);
-    if (from.rotated(head)) {
+  const int i = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+  const unsigned lanes = __ballot_sync(0xffffffffu, i < heads * parts);
+  if (i >= heads * parts) return;
+  const int head = i / parts, j = i % parts * kVector;
+  float a[kVector], b[kVector];
+  load_halves<kVector>(from.at(row, head), half, j, lanes, a, b);
+  if (from.rotated(head)) {
+    float cosine[kVector], sine[kVector];
+    load_constant_floats(table + row * 2 * half + j, cosine);
+    load_constant_floats(table + row * 2 * half + half + j, sine);
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        const RotatedPair pair =
-            rotate(to_float(a.value[e]), to_float(b.value[e]), table[j + e], -table[half + j + e]);
-        a.value[e] = from_float<T>(pair.first);
-        b.value[e] = from_float<T>(pair.second);
-      }
+    for (int e = 0; e < kVector; ++e) {
+      const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
+      a[e] = pair.first;
+      b[e] = pair.second;
     }
-    store_vector(dy + head * 2 * half + j, a);
-    store_vector(dy + head * 2 * half + half + j, b);
   }
+  store_halves<kVector>(dy + (row * heads + head) * 2 * half, half, j, lanes, a, b);
 }
 
 // The same beside the sum over a row of dq q + dk k + dv v, which a rotation of both does not change: c of
@@ -184,18 +238,18 @@ __global__ __launch_bounds__(kThreads) void rotate_backward_dot_kernel(
     const T* at = from.at(row, head) + j;
     const S* beside = kept.at(row, head) + j;
     float a[kVector], b[kVector], y[kVector];
-    load_floats(at, a);
-    load_floats(beside, y);
+    load_row(at, a);
+    load_row(beside, y);
 #pragma unroll
     for (int e = 0; e < kVector; ++e) sum = fmaf(a[e], y[e], sum);
-    load_floats(at + half, b);
-    load_floats(beside + half, y);
+    load_row(at + half, b);
+    load_row(beside + half, y);
 #pragma unroll
     for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], y[e], sum);
     if (from.rotated(head)) {
       float cosine[kVector], sine[kVector];
-      load_floats(table + j, cosine);
-      load_floats(table + half + j, sine);
+      load_row(table + j, cosine);
+      load_row(table + half + j, sine);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
@@ -203,8 +257,8 @@ __global__ __launch_bounds__(kThreads) void rotate_backward_dot_kernel(
         b[e] = pair.second;
       }
     }
-    store_floats(dy + head * 2 * half + j, a);
-    store_floats(dy + head * 2 * half + half + j, b);
+    store_row(dy + head * 2 * half + j, a);
+    store_row(dy + head * 2 * half + half + j, b);
   }
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) dot[row] = sum;

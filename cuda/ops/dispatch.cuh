@@ -63,6 +63,15 @@ bool aligned_to(uintptr_t bytes, Pointers... p) {
   return ((reinterpret_cast<uintptr_t>(p) % bytes == 0) && ...);
 }
 
+// wide(begin, count) for the leading whole vectors of `vector` values where all is aligned to them, and
+// narrow(begin, count) for the rest: a second launch only where `count` is no multiple.
+template <typename Wide, typename Narrow>
+void in_vectors(int64_t count, int64_t vector, bool aligned, Wide wide, Narrow narrow) {
+  const int64_t whole = aligned ? count / vector * vector : 0;
+  if (whole > 0) wide(int64_t{0}, whole);
+  if (whole < count) narrow(whole, count - whole);
+}
+
 // Hands out 256-byte aligned pieces of a scratch tensor; over an empty one it only counts.
 class Pieces {
  public:

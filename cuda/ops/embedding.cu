@@ -13,8 +13,8 @@ void CudaOps::embed_forward(const EmbedForward& a) {
   auto* x = raw<float>(a.x);
   with_weights(a.table->dtype(), [&]<typename T>(Tag<T>) {
     const auto* table = static_cast<const T*>(as_cuda(*a.table).data());
-    const bool wide = c % 4 == 0 && aligned_to(16, prompt, x) && aligned_to(4 * sizeof(T), table);
-    launch(wide ? embed_forward_kernel<T, 4, kThreads> : embed_forward_kernel<T, 1, kThreads>,
+    const bool wide = c % kWide<T> == 0 && aligned_to(16, prompt, x, table);
+    launch(wide ? embed_forward_kernel<T, kWide<T>, kThreads> : embed_forward_kernel<T, 1, kThreads>,
            dim3(blocks_for(n, 1)), kThreads, 0, context_.stream, table, raw<int32_t>(a.tokens), prompt, x, c);
   });
 }

@@ -153,8 +153,9 @@ void CudaOps::head_loss(const HeadLoss& a) {
                            .wants_seed = wants_seed,
                            .v = static_cast<int>(v)};
     with_weights(type, [&]<typename T>(Tag<T>) {
-      launch(head_row_kernel<T, kThreads>, blocks_for(n, 1), kThreads, 0, context_.stream, args,
-             static_cast<T*>(s.seeds));
+      const bool wide = v % kWide<T> == 0;  // scratch is aligned
+      launch(wide ? head_row_kernel<T, kWide<T>, kThreads> : head_row_kernel<T, 1, kThreads>,
+             blocks_for(n, 1), kThreads, 0, context_.stream, args, static_cast<T*>(s.seeds));
     });
     if (!wants_seed) continue;
     matmul(context_, {.m = n,
@@ -167,8 +168,10 @@ void CudaOps::head_loss(const HeadLoss& a) {
                       .dtype = type,
                       .c = s.dnormed,
                       .ldc = c});
-    launch(head_scatter_kernel, blocks_for(n, 1), kWarp, 0, context_.stream, raw<float>(a.x), rows, s.rstd,
-           raw<float>(a.gain), s.dnormed, raw<float>(a.dx), n, c);
+    const bool wide = c % 4 == 0 && aligned_to(16, raw<float>(a.x), raw<float>(a.gain), raw<float>(a.dx));
+    launch(wide ? head_scatter_kernel<4, kWarp> : head_scatter_kernel<1, kWarp>, blocks_for(n, 1), kWarp, 0,
+           context_.stream, raw<float>(a.x), rows, s.rstd, raw<float>(a.gain), s.dnormed, raw<float>(a.dx), n,
+           c);
   }
 }
 

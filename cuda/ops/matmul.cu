@@ -1,5 +1,6 @@
 #include "cuda/ops/matmul.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "cuda/kernels/matmul_epilogue.cuh"
@@ -19,11 +20,12 @@ StoreEpilogue<Out> store_epilogue(const Matmul& a) {
           .addend = a.addend,
           .squares = a.squares,
           .rounded = static_cast<__nv_bfloat16*>(a.rounded),
+          .gain = a.rounded_gain,
           .ldc = a.ldc,
           .n = a.n,
           .width = common_width([&](int64_t values) {
             return a.n % values == 0 && a.ldc % values == 0 && side_by_side(values, a.c, sizeof(Out)) &&
-                   side_by_side(values, a.rounded, 2) && aligned_to(16, a.bias, a.addend);
+                   side_by_side(values, a.rounded, 2) && aligned_to(16, a.bias, a.addend, a.rounded_gain);
           })};
 }
 
@@ -189,21 +191,43 @@ bool matmul_always_fuses(const Context& context, const Matmul& a) {
   return matmul_on_tensor_cores(a) && !context.library;
 }
 
-MatmulKernel matmul_tile(const Context& context, const Matmul& a) {
+namespace {
+
+// A tile, and the time of the product by it: of whole waves of tiles over the multiprocessors. `speed` is
+// what share of the largest tile's rate it is expected to reach (fewer multiplications for each byte it
+// reads).
+struct TimedTile {
+  MatmulKernel kernel;
+  double time;
+};
+template <typename Tile>
+TimedTile timed_tile(const Context& context, int64_t m, int64_t columns, double speed, MatmulKernel kernel) {
+  const int64_t tiles = int64_t{blocks_for(m, Tile::kRows)} * blocks_for(columns, Tile::kCols);
+  return {kernel, static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
+                                      Tile::kCols) /
+                      speed};
+}
+MatmulKernel fastest(std::initializer_list<TimedTile> tiles) {
+  return std::min(tiles, [](const TimedTile& a, const TimedTile& b) { return a.time < b.time; }).kernel;
+}
+
+}  // namespace
+
+MatmulKernel matmul_tile(const Context& context, const Matmul& a, const HopperColumns& hopper) {
   if (a.kernel != MatmulKernel::kChosen) return a.kernel;
+  if (hopper.allowed && context.capability == 90) {
+    const auto timed = [&]<typename Tile>(Tile, double speed, MatmulKernel kernel) {
+      return timed_tile<Tile>(context, a.m, hopper_columns<Tile>(a.n, hopper.half), speed, kernel);
+    };
+    return fastest({timed(HopperLargeTile{}, 1.0, MatmulKernel::kHopperLarge),
+                    timed(HopperMiddleTile{}, 0.95, MatmulKernel::kHopperMiddle),
+                    timed(HopperMediumTile{}, 0.8, MatmulKernel::kHopperMedium),
+                    timed(HopperSmallTile{}, 0.25, MatmulKernel::kHopperSmall)});
+  }
   if (a.m <= SmallMatmulTile::kRows) return MatmulKernel::kSmall;
-  // Time of a wave of tiles over the multiprocessors; `speed` is what share of the large tile's rate a
-  // smaller one is expected to reach (fewer multiplications for each byte it reads).
-  const auto time = [&]<typename Tile>(Tile, double speed) {
-    const int64_t tiles = int64_t{blocks_for(a.m, Tile::kRows)} * blocks_for(a.n, Tile::kCols);
-    return static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
-                               Tile::kCols) /
-           speed;
-  };
-  const double large = time(LargeMatmulTile{}, 1.0), medium = time(MediumMatmulTile{}, 0.9),
-               small = time(SmallMatmulTile{}, 0.15);
-  if (small < large && small < medium) return MatmulKernel::kSmall;
-  return medium < large ? MatmulKernel::kMedium : MatmulKernel::kLarge;
+  return fastest({timed_tile<LargeMatmulTile>(context, a.m, a.n, 1.0, MatmulKernel::kLarge),
+                  timed_tile<MediumMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kMedium),
+                  timed_tile<SmallMatmulTile>(context, a.m, a.n, 0.15, MatmulKernel::kSmall)});
 }
 
 void matmul(const Context& context, const Matmul& a) {

@@ -11,7 +11,12 @@ enum class MatmulKernel : uint8_t {
   kSimt,    // f32 units: any type, shape and alignment
   kLarge,   // tensor cores, tiles of 128 x 128
   kMedium,  // of 64 x 128
-  kSmall    // of 16 x 32: few rows
+  kSmall,   // of 16 x 32: few rows
+  // Hopper's tensor cores (compute capability 9.0): the same bits.
+  kHopperLarge,   // tiles of 128 x 256
+  kHopperMiddle,  // of 128 x 192
+  kHopperMedium,  // of 128 x 128
+  kHopperSmall    // of 64 x 32: few rows
 };
 
 // c (m, n) = a b + bias + addend, f32 accumulation. All row-major. By our own kernels a row's result does not
@@ -33,7 +38,8 @@ struct Matmul {
   // (m, ceil(n / 16)), with an f32 c: its squares summed over columns 16j .. 16j + 15, for the statistic of
   // the norm that follows (cuda/ops/norm.h).
   float* squares = nullptr;
-  void* rounded = nullptr;                      // (m, n) bf16: c once more, for a product that follows
+  void* rounded = nullptr;                      // (m, n) bf16: c * rounded_gain, for a product that follows
+  const float* rounded_gain = nullptr;          // (n), or ones
   MatmulKernel kernel = MatmulKernel::kChosen;  // one by name is never the library's
   // Whether ours ends in an epilogue where the library's would need a pass over c behind it.
   bool fused = false;
@@ -50,7 +56,13 @@ bool matmul_by_library(const Context&, const Matmul&);
 // (cuda/ops/matmul_tensor.cuh); whether every one like it always will, so that its c is never needed.
 bool matmul_fuses(const Context&, const Matmul&);
 bool matmul_always_fuses(const Context&, const Matmul&);
-// Its tile: kLarge, kMedium or kSmall. All of them give the same bits.
-MatmulKernel matmul_tile(const Context&, const Matmul&);
+// How a product's epilogue takes its columns (cuda/ops/matmul_wgmma.cuh).
+struct HopperColumns {
+  bool allowed;      // Hopper's kernel may be taken
+  int64_t half = 0;  // paired: of a head's columns; else 0
+};
+// Its tile: kLarge, kMedium or kSmall, or, where it is allowed, on compute capability 9.0 one of Hopper's.
+// Which of both does not depend on m.
+MatmulKernel matmul_tile(const Context&, const Matmul&, const HopperColumns&);
 
 }  // namespace gantrain::cuda

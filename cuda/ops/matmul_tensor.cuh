@@ -7,6 +7,7 @@
 #include "cuda/kernels/matmul_tensor.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul.h"
+#include "cuda/ops/matmul_wgmma.cuh"
 
 namespace gantrain::cuda {
 
@@ -31,7 +32,13 @@ void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue&
 // A product that matmul_on_tensor_cores takes; c, bias and addend are the epilogue's.
 template <bool kTransposeB, typename Epilogue>
 void launch_matmul_tensor(const Context& context, const Matmul& a, const Epilogue& epilogue) {
-  switch (matmul_tile(context, a)) {
+  const MatmulKernel kernel = matmul_tile(context, a, hopper_columns_of(a, epilogue));
+  switch (kernel) {
+    case MatmulKernel::kHopperLarge:
+    case MatmulKernel::kHopperMiddle:
+    case MatmulKernel::kHopperMedium:
+    case MatmulKernel::kHopperSmall:
+      return launch_matmul_wgmma<kTransposeB>(context, a, kernel, epilogue);
     case MatmulKernel::kLarge:
       return launch_matmul_tile<LargeMatmulTile, kTransposeB>(context, a, epilogue);
     case MatmulKernel::kMedium:

@@ -2,6 +2,7 @@
 
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul_norm.cuh"
+#include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
 
 namespace gantrain {
 
@@ -25,18 +26,20 @@ Matmul forward_product(const GateUpForward& a, const void* normed, float* produc
           .c = product,
           .ldc = 2 * f,
           .bias = raw<float>(a.bias),
-          .fused = true};
+          .fused = a.lora.empty()};
 }
 struct ForwardPieces {
   void* normed;
   float* product;  // null: it never leaves its kernel
+  float* input;    // with adapters: the normed rows in f32
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const GateUpForward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1);
   void* normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
-  return {normed, matmul_always_fuses(context, forward_product(a, normed, nullptr))
-                      ? nullptr
-                      : p.take<float>(n * a.w->rows())};
+  const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
+  float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
+  const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
+  return {normed, product, apart ? p.take<float>(n * c) : static_cast<float*>(normed)};
 }
 Matmul down_product(const DownBackward& a, const void* dout, void* da) {
   const int64_t c = a.w->rows(), f = a.w->cols();
@@ -55,22 +58,34 @@ Matmul down_product(const DownBackward& a, const void* dout, void* da) {
 }
 struct DownPieces {
   __nv_bfloat16*
-      dout;     // bf16 only: rounded to the input type of the product, where it was not handed over so
-  float* dots;  // in parts, where the sum is wanted
-  void* da;     // null: it never leaves its kernel
+      dout;        // bf16 only: rounded to the input type of the product, where it was not handed over so
+  float* dots;     // in parts, where the sum is wanted
+  void* da;        // null: it never leaves its kernel
+  Tensor project;  // with adapters: scratch of project_backward, which then makes da
 };
-DownPieces down_pieces(const Context& context, Pieces& p, const DownBackward& a) {
-  const int64_t n = a.dout.dim(0), c = a.w->rows(), f = a.w->cols();
-  const bool rounds = a.w->dtype() == DType::kBF16 && a.dout_bf16.empty();
-  auto* dout = rounds ? p.take<__nv_bfloat16>(n * c) : nullptr;
-  float* dots = a.dot.empty() ? nullptr : p.take<float>(n * parts_of(f));
-  return {dout, dots,
-          matmul_always_fuses(context, down_product(a, nullptr, nullptr))
-              ? nullptr
-              : p.take<std::byte>(n * f * dtype_size(a.w->dtype()))};
+// The down projection's own backward, into da.
+ProjectBackward project_backward_of(const DownBackward& a, void* da, Tensor scratch) {
+  return {.dout = a.dout,
+          .w = a.w,
+          .da = Tensor(da, a.w->dtype(), {a.dout.dim(0), a.w->cols()}, DeviceKind::kCuda),
+          .scratch = scratch,
+          .dout_bf16 = a.dout_bf16,
+          .lora = a.lora,
+          .a = a.a};
 }
-float* backward_piece(const Context& context, Pieces& p, const GateUpBackward& a) {
-  return needs_dnormed(context, a, !a.dot.empty()) ? p.take<float>(a.x.dim(0) * a.x.dim(1)) : nullptr;
+DownPieces down_pieces(const CudaOps& ops, const Context& context, Pieces& p, const DownBackward& a) {
+  const int64_t n = a.dout.dim(0), c = a.w->rows(), f = a.w->cols();
+  DownPieces s{};
+  if (a.w->dtype() == DType::kBF16 && a.dout_bf16.empty() && a.lora.empty())
+    s.dout = p.take<__nv_bfloat16>(n * c);
+  if (!a.dot.empty()) s.dots = p.take<float>(n * parts_of(f));
+  if (!a.lora.empty() || !matmul_always_fuses(context, down_product(a, nullptr, nullptr)))
+    s.da = p.take<std::byte>(n * f * dtype_size(a.w->dtype()));
+  if (!a.lora.empty()) {
+    const int64_t bytes = ops.scratch(project_backward_of(a, s.da, {}));
+    s.project = Tensor(p.take<std::byte>(bytes), DType::kU8, {bytes}, DeviceKind::kCuda);
+  }
+  return s;
 }
 
 }  // namespace
@@ -82,12 +97,12 @@ int64_t CudaOps::scratch(const GateUpForward& a) const {
 }
 int64_t CudaOps::scratch(const DownBackward& a) const {
   Pieces p;
-  down_pieces(context_, p, a);
+  down_pieces(*this, context_, p, a);
   return p.bytes();
 }
 int64_t CudaOps::scratch(const GateUpBackward& a) const {
   Pieces p;
-  backward_piece(context_, p, a);
+  norm_backward_pieces(context_, p, a, !a.dot.empty());
   return p.bytes();
 }
 
@@ -96,7 +111,7 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
   Pieces pieces(a.scratch);
   const ForwardPieces s = forward_pieces(context_, pieces, a);
   Matmul product = forward_product(a, s.normed, s.product);
-  const bool fuses = matmul_fuses(context_, product);
+  const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;
   // g and u not wanted: rounded as if they were kept, so that inference sees what training sees.
@@ -122,9 +137,26 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
                                                                         aligned_to(16, product.bias);
                                                                })});
     matmul(context_, product);
-    launch(aligned(kWide<T>) ? swiglu_forward_kernel<S, T, kWide<T>, kThreads>
-                             : swiglu_forward_kernel<S, T, 1, kThreads>,
-           blocks_for(n, 1), kThreads, 0, context_.stream, s.product, gate, up, out, f);
+    if (!a.lora.empty()) {
+      if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
+      lora_forward(context_, a.lora, n, s.input, s.product, 2 * f);
+    }
+    const bool wide = aligned(kWide<T>);
+    launch(wide ? swiglu_forward_kernel<S, T, kWide<T>, kThreads> : swiglu_forward_kernel<S, T, 1, kThreads>,
+           dim3(blocks_for(n, 1), blocks_for(f, (wide ? kWide<T> : 1) * kThreads)), kThreads, 0,
+           context_.stream, s.product, gate, up, out, f);
+  });
+}
+
+void CudaOps::swiglu(const Swiglu& a) {
+  const int64_t n = a.a.dim(0), f = a.a.dim(1);
+  with_pair(a.a.dtype(), a.g.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
+    const S *gate = raw<S>(a.g), *up = raw<S>(a.u);
+    T* out = raw<T>(a.a);
+    const bool wide = (n * f) % kWide<T> == 0 && aligned_to(16, gate, up, out);
+    launch(wide ? swiglu_again_kernel<S, T, kWide<T>, kThreads> : swiglu_again_kernel<S, T, 1, kThreads>,
+           blocks_for(n * f, wide ? kWide<T> * kThreads : kThreads), kThreads, 0, context_.stream, gate, up,
+           out, n * f);
   });
 }
 
@@ -132,7 +164,7 @@ void CudaOps::down_backward(const DownBackward& a) {
   constexpr int kRows = 4;  // of swiglu_dot_kernel, a block
   const int64_t n = a.dout.dim(0), c = a.w->rows(), f = a.w->cols();
   Pieces pieces(a.scratch);
-  const DownPieces s = down_pieces(context_, pieces, a);
+  const DownPieces s = down_pieces(*this, context_, pieces, a);
   const void* dout = a.dout_bf16.empty() ? a.dout.raw() : a.dout_bf16.raw();
   if (s.dout) {
     round_to_bf16(context_, dout, DType::kF32, s.dout, n * c);
@@ -143,7 +175,7 @@ void CudaOps::down_backward(const DownBackward& a) {
     const S *gate = raw<S>(a.g), *up = raw<S>(a.u);
     T* dy = raw<T>(a.dy);
     if constexpr (!std::is_same_v<T, float>)
-      if (matmul_fuses(context_, product)) {
+      if (a.lora.empty() && matmul_fuses(context_, product)) {
         const int width = common_width([&](int64_t values) {
           return f % values == 0 && side_by_side(values, gate, sizeof(S)) &&
                  side_by_side(values, up, sizeof(S)) && side_by_side(values, dy, sizeof(T));
@@ -155,12 +187,16 @@ void CudaOps::down_backward(const DownBackward& a) {
         if (s.dots) sum_of_parts(context_, s.dots, raw<float>(a.dot), n, f);
         return;
       }
-    matmul(context_, product);
+    if (a.lora.empty())
+      matmul(context_, product);
+    else
+      project_backward(project_backward_of(a, s.da, s.project));
     const T* da = static_cast<const T*>(s.da);
     const bool wide = f % kWide<T> == 0 && aligned_to(16, gate, up, da, dy);
     launch(
         wide ? swiglu_backward_kernel<S, T, kWide<T>, kThreads> : swiglu_backward_kernel<S, T, 1, kThreads>,
-        blocks_for(n, 1), kThreads, 0, context_.stream, gate, up, da, dy, f);
+        dim3(blocks_for(n, 1), blocks_for(f, (wide ? kWide<T> : 1) * kThreads)), kThreads, 0, context_.stream,
+        gate, up, da, dy, f);
     if (!a.dot.empty())
       launch(wide ? swiglu_dot_kernel<S, T, kWide<T>, kRows> : swiglu_dot_kernel<S, T, 1, kRows>,
              blocks_for(n, kRows), dim3(kWarp, kRows), 0, context_.stream, gate, up, dy, raw<float>(a.dot), n,
@@ -170,8 +206,8 @@ void CudaOps::down_backward(const DownBackward& a) {
 
 void CudaOps::gate_up_backward(const GateUpBackward& a) {
   Pieces pieces(a.scratch);
-  float* dnormed = backward_piece(context_, pieces, a);
-  norm_product_backward(context_, a, a.dy.raw(), dnormed, raw<float>(a.dot));
+  const NormBackwardPieces s = norm_backward_pieces(context_, pieces, a, !a.dot.empty());
+  norm_product_backward(context_, a, a.dy.raw(), s, raw<float>(a.dot));
 }
 
 }  // namespace gantrain

@@ -16,25 +16,26 @@ const dim3 kBlock(kWarp, kRows);
 void normalise_rows(const Context& context, const NormaliseRows& a) {
   with_weights(a.type, [&]<typename T>(Tag<T>) {
     auto* y = static_cast<T*>(a.y);
-    const bool wide = a.c % 4 == 0 && aligned_to(16, a.x, a.gain) && aligned_to(4 * sizeof(T), y);
+    constexpr int kVector = kWide<T>;
+    const bool wide = a.c % kVector == 0 && aligned_to(16, a.x, a.gain, y);
     const auto run = [&](auto kernel) {
       launch(kernel, blocks_for(a.n, kRows), kBlock, 0, context.stream, a.x, a.rows, a.gain, a.rstd, y, a.n,
              a.c, a.eps);
     };
     if (a.statistic)
-      run(wide ? normalise_kernel<T, 4, kRows, true> : normalise_kernel<T, 1, kRows, true>);
+      run(wide ? normalise_kernel<T, kVector, kRows, true> : normalise_kernel<T, 1, kRows, true>);
     else
-      run(wide ? normalise_kernel<T, 4, kRows, false> : normalise_kernel<T, 1, kRows, false>);
+      run(wide ? normalise_kernel<T, kVector, kRows, false> : normalise_kernel<T, 1, kRows, false>);
   });
 }
 
-void row_statistic(const Context& context, const float* x, float* rstd, __nv_bfloat16* rounded, int64_t n,
-                   int64_t c, float eps) {
-  const bool wide = c % 4 == 0 && aligned_to(16, x);  // as in normalise_rows: the same bits
-  const auto kernel = !wide                                   ? row_rstd_kernel<1, kRows, 1>
-                      : c % 8 == 0 && aligned_to(16, rounded) ? row_rstd_kernel<4, kRows, 8>
-                                                              : row_rstd_kernel<4, kRows, 1>;
-  launch(kernel, blocks_for(n, kRows), kBlock, 0, context.stream, x, rstd, rounded, n, c, eps);
+void row_statistic(const Context& context, const float* x, float* rstd, __nv_bfloat16* rounded,
+                   const float* gain, int64_t n, int64_t c, float eps) {
+  const bool wide = c % 4 == 0 && aligned_to(16, x);
+  const auto kernel = !wide                                         ? row_rstd_kernel<1, kRows, 1>
+                      : c % 8 == 0 && aligned_to(16, rounded, gain) ? row_rstd_kernel<4, kRows, 8>
+                                                                    : row_rstd_kernel<4, kRows, 1>;
+  launch(kernel, blocks_for(n, kRows), kBlock, 0, context.stream, x, gain, rstd, rounded, n, c, eps);
 }
 
 namespace {
@@ -66,8 +67,8 @@ void norm_backward_rows(const Context& context, const float* x, const float* rst
 using namespace cuda;
 
 void CudaOps::row_rstd(const RowRstd& a) {
-  row_statistic(context_, raw<float>(a.x), raw<float>(a.rstd), raw<__nv_bfloat16>(a.x_bf16), a.x.dim(0),
-                a.x.dim(1), a.eps);
+  row_statistic(context_, raw<float>(a.x), raw<float>(a.rstd), raw<__nv_bfloat16>(a.x_bf16),
+                raw<float>(a.gain), a.x.dim(0), a.x.dim(1), a.eps);
 }
 
 void CudaOps::rmsnorm_forward(const RmsNormForward& a) {

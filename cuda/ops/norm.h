@@ -21,9 +21,9 @@ struct NormaliseRows {
   int64_t n, c;
 };
 void normalise_rows(const Context&, const NormaliseRows&);
-// rstd[n] = 1 / sqrt(mean(x[n]^2) + eps); rounded (n, c) = x, or null.
-void row_statistic(const Context&, const float* x, float* rstd, __nv_bfloat16* rounded, int64_t n, int64_t c,
-                   float eps);
+// rstd[n] = 1 / sqrt(mean(x[n]^2) + eps); rounded (n, c) = x * gain, or null; gain may be null.
+void row_statistic(const Context&, const float* x, float* rstd, __nv_bfloat16* rounded, const float* gain,
+                   int64_t n, int64_t c, float eps);
 // Sums over rows of what an epilogue left in parts, (n, parts_of(c)): cuda/kernels/matmul_epilogue.cuh.
 void sum_of_parts(const Context&, const float* parts, float* sum, int64_t n, int64_t c);
 // The statistic from sums of squares in parts: Matmul::squares of cuda/ops/matmul.h.

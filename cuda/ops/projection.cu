@@ -1,6 +1,7 @@
 #include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/elementwise.h"
+#include "cuda/ops/lora.h"
 #include "cuda/ops/matmul.h"
 #include "cuda/ops/norm.h"
 
@@ -13,17 +14,34 @@ namespace {
 struct ForwardPieces {
   __nv_bfloat16* input;  // `a` in f16 beside bf16 weights: rounded to the input type of the product
   float* squares;        // for the next statistic, where it is wanted
+  float* input_f32;      // with adapters: `a` in f32, where it is something else
+  float* unwanted;       // a statistic that is made beside out_bf16 and not asked for
 };
 ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
   const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
   return {.input = a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(n * in),
-          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * parts_of(c))};
+          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * parts_of(c)),
+          .input_f32 = a.lora.empty() || a.a.dtype() == DType::kF32 ? nullptr : p.take<float>(n * in),
+          .unwanted = a.rstd.empty() && !a.out_bf16.empty() ? p.take<float>(n) : nullptr};
 }
-// bf16 only: dout rounded to the input type of the product, where it was not handed over so.
-__nv_bfloat16* backward_piece(Pieces& p, const ProjectBackward& a) {
-  return a.w->dtype() == DType::kF32 || !a.dout_bf16.empty()
-             ? nullptr
-             : p.take<__nv_bfloat16>(a.dout.dim(0) * a.dout.dim(1));
+struct BackwardPieces {
+  __nv_bfloat16*
+      dout;  // bf16 only: dout rounded to the input type of the product, where it was not handed over so
+  // With adapters: forward's input in f32 and, bf16 only, the sum of both products before it is rounded once.
+  float *input, *sum, *dz;
+};
+BackwardPieces backward_pieces(Pieces& p, const ProjectBackward& a) {
+  const int64_t n = a.dout.dim(0), in = a.w->cols();
+  const bool f32 = a.w->dtype() == DType::kF32;
+  BackwardPieces s{};
+  if (!f32 && a.dout_bf16.empty()) s.dout = p.take<__nv_bfloat16>(n * a.dout.dim(1));
+  if (a.lora.empty()) return s;
+  if (!f32) {
+    s.input = p.take<float>(n * in);
+    s.sum = p.take<float>(n * in);
+  }
+  s.dz = p.take<float>(n * lora_ranks(a.lora));
+  return s;
 }
 
 }  // namespace
@@ -35,7 +53,7 @@ int64_t CudaOps::scratch(const ProjectForward& a) const {
 }
 int64_t CudaOps::scratch(const ProjectBackward& a) const {
   Pieces p;
-  backward_piece(p, a);
+  backward_pieces(p, a);
   return p.bytes();
 }
 
@@ -62,29 +80,34 @@ void CudaOps::project_forward(const ProjectForward& a) {
                  .bias = raw<float>(a.bias),
                  .addend = raw<float>(a.residual),
                  .fused = !a.rstd.empty() || !a.out_bf16.empty()};
-  // The library gives no sums of squares and no second result.
+  // The library gives no sums of squares and no second result, and an adapter changes them afterwards.
   auto* rounded = raw<__nv_bfloat16>(a.out_bf16);
-  const bool library = matmul_by_library(context_, product);
-  if (!library) {
+  const float* gain = raw<float>(a.out_gain);
+  const bool apart = !a.lora.empty() || matmul_by_library(context_, product);
+  if (!apart) {
     product.squares = s.squares;
     product.rounded = rounded;
+    product.rounded_gain = gain;
   }
   matmul(context_, product);
-  if (!library && !a.rstd.empty())
+  if (!a.lora.empty())
+    lora_forward(context_, a.lora, n, in_f32(context_, a.a.raw(), a.a.dtype(), s.input_f32, n * in),
+                 raw<float>(a.out), c);
+  if (apart && (rounded || !a.rstd.empty()))
+    row_statistic(context_, raw<float>(a.out), a.rstd.empty() ? s.unwanted : raw<float>(a.rstd), rounded,
+                  gain, n, c, a.eps);
+  else if (!a.rstd.empty())
     row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
-  if (library && !a.rstd.empty())
-    row_statistic(context_, raw<float>(a.out), raw<float>(a.rstd), rounded, n, c, a.eps);
-  else if (library && rounded)
-    round_to_bf16(context_, a.out.raw(), DType::kF32, rounded, n * c);
 }
 
 void CudaOps::project_backward(const ProjectBackward& a) {
   const int64_t n = a.dout.dim(0), c = a.w->rows(), in = a.w->cols();
   Pieces pieces(a.scratch);
+  const BackwardPieces s = backward_pieces(pieces, a);
   const void* input = a.dout_bf16.empty() ? a.dout.raw() : a.dout_bf16.raw();
-  if (__nv_bfloat16* rounded = backward_piece(pieces, a)) {
-    round_to_bf16(context_, input, DType::kF32, rounded, n * c);
-    input = rounded;
+  if (s.dout) {
+    round_to_bf16(context_, input, DType::kF32, s.dout, n * c);
+    input = s.dout;
   }
   matmul(context_, {.m = n,
                     .n = in,
@@ -94,9 +117,14 @@ void CudaOps::project_backward(const ProjectBackward& a) {
                     .b = as_cuda(*a.w).data(),
                     .ldb = in,
                     .dtype = a.w->dtype(),
-                    .c = a.da.raw(),
+                    .c = s.sum ? s.sum : a.da.raw(),
                     .ldc = in,
-                    .c_dtype = a.da.dtype()});
+                    .c_dtype = s.sum ? DType::kF32 : a.da.dtype()});
+  if (a.lora.empty()) return;
+  float* sum = s.sum ? s.sum : raw<float>(a.da);
+  lora_backward(context_, a.lora, n, in_f32(context_, a.a.raw(), a.a.dtype(), s.input, n * in),
+                raw<float>(a.dout), c, sum, s.dz);
+  if (s.sum) round_to_bf16(context_, sum, DType::kF32, a.da.raw(), n * in);
 }
 
 }  // namespace gantrain

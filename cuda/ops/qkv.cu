@@ -2,6 +2,7 @@
 
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul_norm.cuh"
+#include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
 
 namespace gantrain {
 
@@ -25,31 +26,33 @@ Matmul forward_product(const QkvForward& a, const void* normed, float* product) 
           .c = product,
           .ldc = out,
           .bias = raw<float>(a.bias),
-          .fused = true};
+          .fused = a.lora.empty()};
 }
 struct ForwardPieces {
   void* normed;
   float *table, *product;  // product null: it never leaves its kernel
+  float* input;            // with adapters: the normed rows in f32
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward& a) {
   const int64_t n = a.x.dim(0);
   void* normed = p.take<std::byte>(n * a.x.dim(1) * dtype_size(a.w->dtype()));
   float* table = p.take<float>(n * a.q.dim(2));
-  return {normed, table,
-          matmul_always_fuses(context, forward_product(a, normed, nullptr)) ? nullptr
-                                                                            : p.take<float>(n * a.w->rows())};
+  const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
+  float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
+  const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
+  return {normed, table, product, apart ? p.take<float>(n * a.x.dim(1)) : static_cast<float*>(normed)};
 }
 struct BackwardPieces {
   void* dy;
-  float *table, *dot,
-      *dnormed;  // dot null: q, k and v are not at hand; dnormed null: it never leaves its kernel
+  float *table, *dot;  // dot null: q, k and v are not at hand
+  NormBackwardPieces norm;
 };
 BackwardPieces backward_pieces(const Context& context, Pieces& p, const QkvBackward& a) {
   const int64_t n = a.x.dim(0);
   void* dy = p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype()));
   float* table = p.take<float>(n * a.dq.dim(2));
   float* dot = a.q.empty() ? nullptr : p.take<float>(n);
-  return {dy, table, dot, needs_dnormed(context, a, !a.q.empty()) ? p.take<float>(n * a.w->cols()) : nullptr};
+  return {dy, table, dot, norm_backward_pieces(context, p, a, !a.q.empty())};
 }
 
 void rotary_table(const Context& context, const ConstTensor& positions, const ConstTensor& inv_freq,
@@ -63,6 +66,11 @@ void rotary_table(const Context& context, const ConstTensor& positions, const Co
 template <int kVector, typename S>
 bool aligned_heads(const QkvHeads<S>& heads) {
   return heads.half % kVector == 0 && aligned_to(kVector * sizeof(S), heads.q, heads.k, heads.v);
+}
+
+// Rows of `width` values: half as many pairs, four or one a thread.
+dim3 rotate_grid(int64_t n, int64_t width, bool vectors) {
+  return dim3(blocks_for(n, 1), blocks_for(width / 2, (vectors ? 4 : 1) * kThreads));
 }
 
 }  // namespace
@@ -83,7 +91,7 @@ void CudaOps::qkv_forward(const QkvForward& a) {
   Pieces pieces(a.scratch);
   const ForwardPieces s = forward_pieces(context_, pieces, a);
   Matmul product = forward_product(a, s.normed, s.product);
-  const bool fuses = matmul_fuses(context_, product);
+  const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;
   rotary_table(context_, a.positions, a.inv_freq, s.table);
@@ -110,19 +118,23 @@ void CudaOps::qkv_forward(const QkvForward& a) {
                                                             .width = width});
       }
     matmul(context_, product);
-    launch(
-        aligned_heads<4>(to) ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
-        blocks_for(n, 1), kThreads, 0, context_.stream, s.product, s.table, to);
+    if (!a.lora.empty()) {
+      if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
+      lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows());
+    }
+    const bool vectors = aligned_heads<kWide<S>>(to);
+    launch(vectors ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
+           rotate_grid(n, product.n, vectors), kThreads, 0, context_.stream, s.product, s.table, to);
   });
 }
 
 void CudaOps::qkv_backward(const QkvBackward& a) {
-  const int64_t n = a.x.dim(0);
+  const int64_t n = a.x.dim(0), out = a.w->rows();
   Pieces pieces(a.scratch);
   const BackwardPieces s = backward_pieces(context_, pieces, a);
   rotary_table(context_, a.positions, a.inv_freq, s.table);
   // The dot product is taken on the way only where it will be used.
-  const float* dot = s.dot && matmul_fuses(context_, norm_product(a, s.dy, s.dnormed)) ? s.dot : nullptr;
+  const float* dot = s.dot && norm_backward_fuses(context_, a, s.dy, s.norm) ? s.dot : nullptr;
   const auto heads = [&]<typename S>(const S* q, const S* k, const S* v) {
     return QkvHeads<const S>{.q = q,
                              .k = k,
@@ -135,17 +147,17 @@ void CudaOps::qkv_backward(const QkvBackward& a) {
       a.w->dtype(), a.q.empty() ? a.w->dtype() : a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
         const auto from = heads(raw<T>(a.dq), raw<T>(a.dk), raw<T>(a.dv));
         auto* dy = static_cast<T*>(s.dy);
-        const bool wide = aligned_heads<kWide<T>>(from);
+        const bool vectors = aligned_heads<kWide<T>>(from);
         if (!dot)
           return launch(
-              wide ? rotate_backward_kernel<T, kWide<T>, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
-              blocks_for(n, 1), kThreads, 0, context_.stream, from, s.table, dy);
+              vectors ? rotate_backward_kernel<T, 4, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
+              rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, s.table, dy);
         const auto kept = heads(raw<S>(a.q), raw<S>(a.k), raw<S>(a.v));
-        launch(wide && aligned_heads<kWide<T>>(kept) ? rotate_backward_dot_kernel<S, T, kWide<T>, kThreads>
-                                                     : rotate_backward_dot_kernel<S, T, 1, kThreads>,
+        launch(vectors && aligned_heads<kWide<T>>(kept) ? rotate_backward_dot_kernel<S, T, kWide<T>, kThreads>
+                                                        : rotate_backward_dot_kernel<S, T, 1, kThreads>,
                blocks_for(n, 1), kThreads, 0, context_.stream, from, kept, s.table, dy, s.dot);
       });
-  norm_product_backward(context_, a, s.dy, s.dnormed, dot);
+  norm_product_backward(context_, a, s.dy, s.norm, dot);
 }
 
 }  // namespace gantrain

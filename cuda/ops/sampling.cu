@@ -16,10 +16,11 @@ void CudaOps::sample(const Sample& a) {
            raw<int64_t>(a.key), raw<int64_t>(a.counter), a.gumbel, raw<int32_t>(a.token), raw<float>(a.logp),
            n);
   };
+  const bool wide = n % 4 == 0 && aligned_to(16, raw<float>(a.logits));
   if (n <= 1024)
-    run(sample_kernel<64>, 64);
+    run(wide ? sample_kernel<4, 64> : sample_kernel<1, 64>, 64);
   else
-    run(sample_kernel<512>, 512);
+    run(wide ? sample_kernel<4, 512> : sample_kernel<1, 512>, 512);
 }
 
 }  // namespace gantrain

@@ -12,10 +12,28 @@ namespace {
 
 constexpr int kThreads = 256, kColumnThreads = 64;
 
-// One thread an element (kThreads) or a column (kColumnThreads).
+// One thread a column.
 template <typename... Parameters, typename... Args>
-void each(const Context& context, int threads, int64_t count, void (*kernel)(Parameters...), Args... args) {
-  launch(kernel, blocks_for(count, threads), static_cast<unsigned>(threads), 0, context.stream, args...);
+void each_column(const Context& context, int64_t count, void (*kernel)(Parameters...), Args... args) {
+  launch(kernel, blocks_for(count, kColumnThreads), kColumnThreads, 0, context.stream, args...);
+}
+
+// f.operator()<kVector>(begin, n, pointers from `begin` on...) over whole vectors of 4, and of 1 for the
+// rest.
+template <typename F, typename... Pointers>
+void elementwise(int64_t count, F f, Pointers... p) {
+  in_vectors(
+      count, 4, aligned_to(16, p...),
+      [&](int64_t begin, int64_t n) { f.template operator()<4>(begin, n, p...); },
+      [&](int64_t begin, int64_t n) { f.template operator()<1>(begin, n, (p + begin)...); });
+}
+// f.operator()<kVector>() for rows of `width` values.
+template <typename F, typename... Pointers>
+void rowwise(int64_t width, F f, Pointers... p) {
+  if (width % 4 == 0 && aligned_to(16, p...))
+    f.template operator()<4>();
+  else
+    f.template operator()<1>();
 }
 
 // f(code) with the activation as a template argument.
@@ -31,10 +49,21 @@ void with_activation(Activation kind, F f) {
   }
 }
 
+// y += factor * x, the factor from memory where `at` is given.
+void add_scaled(const Context& context, const float* x, const float* at, float factor, float* y,
+                int64_t count) {
+  elementwise(
+      count,
+      [&]<int kVector>(int64_t, int64_t n, const float* from, float* to) {
+        launch(axpy_kernel<kVector, kThreads>, blocks_for(n, kVector * kThreads), kThreads, 0, context.stream,
+               from, at, factor, to, n);
+      },
+      x, y);
+}
 void strided_sum(const Context& context, const float* x, float* to, int64_t outer, int64_t width,
                  int64_t inner, int64_t outer_step, int64_t step) {
-  each(context, kColumnThreads, outer * width, strided_sum_kernel<kColumnThreads>, x, to, outer, width, inner,
-       outer_step, step);
+  each_column(context, outer * width, strided_sum_kernel<kColumnThreads>, x, to, outer, width, inner,
+              outer_step, step);
 }
 
 }  // namespace
@@ -85,22 +114,41 @@ void CudaOps::linear_backward(const LinearBackward& a) {
 void CudaOps::activation_forward(const ActivationForward& a) {
   const int64_t count = a.x.count();
   with_activation(a.kind, [&]<ActivationCode kCode>() {
-    each(context_, kThreads, count, activation_forward_kernel<kCode, kThreads>, raw<float>(a.x),
-         raw<float>(a.y), count);
+    elementwise(
+        count,
+        [&]<int kVector>(int64_t, int64_t n, auto... p) {
+          launch(activation_forward_kernel<kCode, kVector, kThreads>, blocks_for(n, kVector * kThreads),
+                 kThreads, 0, context_.stream, p..., n);
+        },
+        raw<float>(a.x), raw<float>(a.y));
   });
 }
 
 void CudaOps::activation_backward(const ActivationBackward& a) {
   const int64_t count = a.x.count();
   with_activation(a.kind, [&]<ActivationCode kCode>() {
-    each(context_, kThreads, count, activation_backward_kernel<kCode, kThreads>, raw<float>(a.x),
-         raw<float>(a.dy), raw<float>(a.dx), count);
+    elementwise(
+        count,
+        [&]<int kVector>(int64_t, int64_t n, auto... p) {
+          launch(activation_backward_kernel<kCode, kVector, kThreads>, blocks_for(n, kVector * kThreads),
+                 kThreads, 0, context_.stream, p..., n);
+        },
+        raw<float>(a.x), raw<float>(a.dy), raw<float>(a.dx));
   });
 }
 
 void CudaOps::broadcast_add_forward(const BroadcastAddForward& a) {
-  each(context_, kThreads, a.y.count(), broadcast_add_forward_kernel<kThreads>, raw<float>(a.a),
-       raw<float>(a.c), raw<float>(a.y), a.y.count(), a.y.dim(1), a.y.dim(2));
+  const int64_t batch = a.y.dim(0), width = a.y.dim(2), size = a.y.dim(1) * width;
+  const float *rows = raw<float>(a.a), *row = raw<float>(a.c);
+  auto* y = raw<float>(a.y);
+  rowwise(
+      width,
+      [&]<int kVector>() {
+        launch(broadcast_add_forward_kernel<kVector, kThreads>,
+               dim3(blocks_for(batch, 1), blocks_for(size, kVector * kThreads)), kThreads, 0, context_.stream,
+               rows, row, y, size, width);
+      },
+      rows, row, y);
 }
 
 void CudaOps::broadcast_add_backward(const BroadcastAddBackward& a) {
@@ -110,41 +158,60 @@ void CudaOps::broadcast_add_backward(const BroadcastAddBackward& a) {
 }
 
 void CudaOps::scaled_add_forward(const ScaledAddForward& a) {
-  each(context_, kThreads, a.x.count(), scaled_add_forward_kernel<kThreads>, raw<float>(a.base),
-       raw<float>(a.x), raw<float>(a.s), raw<float>(a.y), a.x.count(), a.base.count());
+  const int64_t batch = a.x.dim(0), size = a.base.count();
+  const float *base = raw<float>(a.base), *x = raw<float>(a.x);
+  auto* y = raw<float>(a.y);
+  rowwise(
+      size,
+      [&]<int kVector>() {
+        launch(scaled_add_forward_kernel<kVector, kThreads>,
+               dim3(blocks_for(batch, 1), blocks_for(size, kVector * kThreads)), kThreads, 0, context_.stream,
+               base, x, raw<float>(a.s), y, size);
+      },
+      base, x, y);
 }
 
 void CudaOps::scaled_add_backward(const ScaledAddBackward& a) {
   const int64_t batch = a.x.dim(0), size = a.x.dim(1) * a.x.dim(2), count = batch * size;
   if (count == 0) return;
   strided_sum(context_, raw<float>(a.dy), raw<float>(a.dbase), 1, size, batch, 0, size);
-  each(context_, kThreads, count, axpy_kernel<kThreads>, raw<float>(a.dy), raw<float>(a.s), 0.0f,
-       raw<float>(a.dx), count);
+  add_scaled(context_, raw<float>(a.dy), raw<float>(a.s), 0.0f, raw<float>(a.dx), count);
   dot_into_total(context_, raw<float>(a.dy), raw<float>(a.x), count, false);
   launch(add_total_kernel, 1, 1, 0, context_.stream, context_.total, raw<float>(a.ds));
 }
 
 void CudaOps::gather_rows(const GatherRows& a) {
   const int64_t width = a.x.dim(1);
-  launch(gather_rows_kernel<kThreads>, dim3(blocks_for(a.rows.count(), 1), blocks_for(width, kThreads)),
-         kThreads, 0, context_.stream, raw<float>(a.x), raw<int32_t>(a.rows), raw<float>(a.y), width);
+  const auto* x = raw<float>(a.x);
+  auto* y = raw<float>(a.y);
+  rowwise(
+      width,
+      [&]<int kVector>() {
+        launch(gather_rows_kernel<kVector, kThreads>,
+               dim3(blocks_for(a.rows.count(), 1), blocks_for(width, kVector * kThreads)), kThreads, 0,
+               context_.stream, x, raw<int32_t>(a.rows), y, width);
+      },
+      x, y);
 }
 
 void CudaOps::scatter_add_rows(const ScatterAddRows& a) {
   const int64_t width = a.dx.dim(1);
-  each(context_, kColumnThreads, width, scatter_add_rows_kernel<kColumnThreads>, raw<float>(a.dy),
-       raw<int32_t>(a.rows), raw<float>(a.dx), a.rows.count(), width);
+  each_column(context_, width, scatter_add_rows_kernel<kColumnThreads>, raw<float>(a.dy),
+              raw<int32_t>(a.rows), raw<float>(a.dx), a.rows.count(), width);
 }
 
 void CudaOps::axpy(const Axpy& a) {
-  each(context_, kThreads, a.x.count(), axpy_kernel<kThreads>, raw<float>(a.x),
-       static_cast<const float*>(nullptr), a.a, raw<float>(a.y), a.x.count());
+  add_scaled(context_, raw<float>(a.x), nullptr, a.a, raw<float>(a.y), a.x.count());
 }
 
 void CudaOps::add_noise(const AddNoise& a) {
-  const int64_t count = a.x.count();
-  each(context_, kThreads, (count + 3) / 4, add_noise_kernel<kThreads>, raw<float>(a.x), a.sigma, a.key,
-       a.counter, raw<float>(a.y), count);
+  elementwise(
+      a.x.count(),
+      [&]<int kVector>(int64_t begin, int64_t n, const float* x, float* y) {
+        launch(add_noise_kernel<kVector, kThreads>, blocks_for(n, 4 * kThreads), kThreads, 0, context_.stream,
+               x, a.sigma, a.key, a.counter, begin / 4, y, n);
+      },
+      raw<float>(a.x), raw<float>(a.y));
 }
 
 }  // namespace gantrain

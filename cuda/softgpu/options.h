@@ -10,6 +10,7 @@ struct Options {
   int arch = 90;      // SOFTGPU_ARCH: compute capability * 10
   bool init = true;   // SOFTGPU_INIT: reads of memory never written, bytes of unfinished copies
   bool races = true;  // SOFTGPU_RACES: shared-memory races
+  bool dry = false;   // SOFTGPU_DRY: nothing is executed or copied to the device; what is read back is zero
   uint64_t seed = 0;  // SOFTGPU_SEED: order of blocks, warps, time slices, completion of async copies
   int threads = 0;    // SOFTGPU_THREADS: 0 for one per processor
   uint64_t memory = 16ull << 30;  // SOFTGPU_MEMORY_MB

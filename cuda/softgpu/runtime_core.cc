@@ -35,6 +35,7 @@ Options read_options() {
   o.arch = static_cast<int>(number("SOFTGPU_ARCH", 90));
   o.init = number("SOFTGPU_INIT", 1);
   o.races = number("SOFTGPU_RACES", 1);
+  o.dry = number("SOFTGPU_DRY", 0);
   o.seed = number("SOFTGPU_SEED", 0);
   o.threads = static_cast<int>(number("SOFTGPU_THREADS", 0));
   o.memory = number("SOFTGPU_MEMORY_MB", 16384) << 20;
@@ -340,11 +341,12 @@ cudaError_t run_kernel(Operation& op) {
   op.launch.id = next_launch();
   op.launch.kernel = e.kernel.get();
   op.launch.count = !options().counters.empty();
+  const Counters before = e.counters;
   const double start = now_seconds();
   cudaError_t result = cudaSuccess;
   std::string message;
   try {
-    run_launch(op.launch, &e.counters);
+    if (!options().dry) run_launch(op.launch, &e.counters);
   } catch (const Fault& f) {
     result = static_cast<cudaError_t>(f.code);
     message = f.what();
@@ -353,12 +355,34 @@ cudaError_t run_kernel(Operation& op) {
   ++e.launches;
   e.seconds += seconds;
   const Launch& l = op.launch;
-  trace(fmt::format("launch {} {} grid {}x{}x{} block {}x{}x{} cluster {} shared {}+{} ms {:.3f}{}\n", l.id,
+  std::string counted;
+  if (l.count) {
+    const Counters& c = e.counters;
+    counted = fmt::format(
+        " loads {} sectors {} bytes {} stores {} sectors {} bytes {} shared {} wavefronts {} ideal {} madds "
+        "{} warps {} "
+        "lanes {}",
+        c.global_loads - before.global_loads, c.load_sectors - before.load_sectors,
+        c.load_bytes - before.load_bytes, c.global_stores - before.global_stores,
+        c.store_sectors - before.store_sectors, c.store_bytes - before.store_bytes,
+        c.shared_requests - before.shared_requests, c.shared_wavefronts - before.shared_wavefronts,
+        c.shared_ideal - before.shared_ideal, c.multiply_adds - before.multiply_adds,
+        c.warp_instructions - before.warp_instructions, c.thread_instructions - before.thread_instructions);
+  }
+  trace(fmt::format("launch {} {} grid {}x{}x{} block {}x{}x{} cluster {} shared {}+{} ms {:.3f}{}{}\n", l.id,
                     e.name, l.grid.x, l.grid.y, l.grid.z, l.block.x, l.block.y, l.block.z, l.cluster.count(),
-                    e.kernel->static_shared, l.dynamic_shared, seconds * 1e3,
+                    e.kernel->static_shared, l.dynamic_shared, seconds * 1e3, counted,
                     result == cudaSuccess ? "" : " FAULT"));
   if (result != cudaSuccess) record_fault(result, message);
   return cudaSuccess;  // as on hardware, the launch succeeded; the next call learns of the fault
+}
+// Without execution there are no values on the device: the host gets zeros, and the device nothing.
+cudaError_t dry_copy(const Operation& op) {
+  if (memory().in_arena(reinterpret_cast<uint64_t>(op.dst))) return cudaSuccess;
+  for (size_t z = 0; z < op.depth; ++z)
+    for (size_t y = 0; y < op.height; ++y)
+      std::memset(static_cast<char*>(op.dst) + z * op.dst_slice + y * op.dst_pitch, 0, op.width);
+  return cudaSuccess;
 }
 }  // namespace
 
@@ -367,6 +391,7 @@ cudaError_t execute(Operation& op) {
     case Operation::kKernel:
       return run_kernel(op);
     case Operation::kMemcpy: {
+      if (options().dry) return dry_copy(op);
       const cudaError_t e = check_copy(op);
       if (e != cudaSuccess) return e;
       for (size_t z = 0; z < op.depth; ++z) {
@@ -380,6 +405,7 @@ cudaError_t execute(Operation& op) {
       return cudaSuccess;
     }
     case Operation::kMemset: {
+      if (options().dry) return cudaSuccess;
       const cudaError_t e = check_copy(op);
       if (e != cudaSuccess) return e;
       for (size_t y = 0; y < op.height; ++y) {

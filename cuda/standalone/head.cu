@@ -6,7 +6,7 @@ using namespace gantrain::cuda;
 using namespace gantrain::standalone;
 
 int main() {
-  constexpr int kRows = 9, kV = 1003, kThreads = 512, kN = 20, kC = 70;
+  constexpr int kRows = 9, kV = 1003, kThreads = 512, kN = 20, kC = 72;
   const auto logits = normal(size_t{kRows} * kV, 1, 3.0f), reference = normal(size_t{kRows} * kV, 2, 3.0f);
   const auto labels = integers(kRows, 3, 0, kV - 1);
   const auto ce_weight = normal(kRows, 4), kl_weight = normal(kRows, 5);
@@ -25,7 +25,7 @@ int main() {
   args.argmax = argmax_d;
   args.wants_seed = true;
   args.v = kV;
-  head_row_kernel<float, kThreads><<<kRows, kThreads>>>(args, seeds_d);
+  head_row_kernel<float, 1, kThreads><<<kRows, kThreads>>>(args, seeds_d);
   finished("head_row_kernel");
 
   std::vector<double> nll, kl, argmax, seeds;
@@ -73,7 +73,7 @@ int main() {
   }
   Values<float> x_d(x), gain_d(gain), d_d(d), dx_d(dx0), rstd_d(rstd);
   Values<int32_t> rows_d(rows);
-  head_scatter_kernel<<<kRows, kWarp>>>(x_d, rows_d, rstd_d, gain_d, d_d, dx_d, kRows, kC);
+  head_scatter_kernel<4, kWarp><<<kRows, kWarp>>>(x_d, rows_d, rstd_d, gain_d, d_d, dx_d, kRows, kC);
   finished("head_scatter_kernel");
 
   Verdict verdict;

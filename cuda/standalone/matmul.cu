@@ -34,7 +34,7 @@ template <typename Tile, bool kTransposeB>
 void on_tensor_cores(const Problem& p, const char* name, Verdict& verdict) {
   Values<__nv_bfloat16> a(p.a), b(p.b);
   Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN), squares(size_t{kM} * kParts);
-  const StoreEpilogue<float> epilogue{c, bias, addend, squares, nullptr, kN, kN, 8};
+  const StoreEpilogue<float> epilogue{c, bias, addend, squares, nullptr, nullptr, kN, kN, 8};
   auto* kernel = matmul_tensor_kernel<Tile, kTransposeB, StoreEpilogue<float>>;
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
        "cudaFuncSetAttribute");
@@ -54,7 +54,7 @@ void on_f32_units(const Problem& p, const char* name, Verdict& verdict) {
   using Tile = LargeSimtTile;
   Values<__nv_bfloat16> a(p.a), b(p.b);
   Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN);
-  const StoreEpilogue<float> epilogue{c, bias, addend, nullptr, nullptr, kN, kN, 8};
+  const StoreEpilogue<float> epilogue{c, bias, addend, nullptr, nullptr, nullptr, kN, kN, 8};
   const dim3 grid((kN + Tile::kCols - 1) / Tile::kCols, (kM + Tile::kRows - 1) / Tile::kRows);
   matmul_simt_kernel<Tile, __nv_bfloat16, false, kTransposeB, StoreEpilogue<float>>
       <<<grid, Tile::kThreads>>>(a, kK, true, b, kTransposeB ? kK : kN, true, kM, kN, kK, epilogue);

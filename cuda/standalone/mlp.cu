@@ -11,11 +11,11 @@ int main() {
   Values<float> product_d(product), gate_d(size_t{kN} * kF), up_d(size_t{kN} * kF), a_d(size_t{kN} * kF),
       da_d(da), dy_d(size_t{kN} * 2 * kF);
   Values<__nv_bfloat16> a16_d(size_t{kN} * kF);
-  const dim3 grid(kN);
+  const dim3 grid(kN), narrow(kN, (kF + kThreads - 1) / kThreads);
   swiglu_forward_kernel<float, float, 4, kThreads><<<grid, kThreads>>>(product_d, gate_d, up_d, a_d, kF);
   finished("swiglu_forward_kernel");
   swiglu_forward_kernel<__nv_bfloat16, __nv_bfloat16, 1, kThreads>
-      <<<grid, kThreads>>>(product_d, nullptr, nullptr, a16_d, kF);
+      <<<narrow, kThreads>>>(product_d, nullptr, nullptr, a16_d, kF);
   finished("swiglu_forward_kernel, bf16");
   swiglu_backward_kernel<float, float, 4, kThreads><<<grid, kThreads>>>(gate_d, up_d, da_d, dy_d, kF);
   finished("swiglu_backward_kernel");

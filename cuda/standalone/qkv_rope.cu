@@ -6,7 +6,7 @@ using namespace gantrain::cuda;
 using namespace gantrain::standalone;
 
 int main() {
-  constexpr int kN = 19, kHeads = 6, kKv = 2, kHalf = 10, kD = 2 * kHalf, kThreads = 128;
+  constexpr int kN = 19, kHeads = 6, kKv = 2, kHalf = 12, kD = 2 * kHalf, kThreads = 128;
   constexpr int kAll = kHeads + 2 * kKv;
   const auto product = normal(size_t{kN} * kAll * kD, 1);
   const auto positions = integers(kN, 2, 0, 100000);
@@ -20,10 +20,11 @@ int main() {
       <<<(kN * kHalf + kThreads - 1) / kThreads, kThreads>>>(positions_d, frequency_d, table_d, kN, kHalf);
   finished("rotary_table_kernel");
   const QkvHeads<float> heads{q_d, k_d, v_d, kHeads, kKv, kHalf};
-  rotate_forward_kernel<float, 2, kThreads><<<kN, kThreads>>>(product_d, table_d, heads);
+  const dim3 grid(kN), narrow(kN, (kAll * kHalf + kThreads - 1) / kThreads);
+  rotate_forward_kernel<float, 4, kThreads><<<grid, kThreads>>>(product_d, table_d, heads);
   finished("rotate_forward_kernel");
   const QkvHeads<const float> rotated{q_d, k_d, v_d, kHeads, kKv, kHalf};
-  rotate_backward_kernel<float, 2, kThreads><<<kN, kThreads>>>(rotated, table_d, back_d);
+  rotate_backward_kernel<float, 1, kThreads><<<narrow, kThreads>>>(rotated, table_d, back_d);
   finished("rotate_backward_kernel");
 
   std::vector<double> table(size_t{kN} * kD), q, k, v;

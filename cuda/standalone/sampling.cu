@@ -25,7 +25,7 @@ double uniform_host(uint32_t word) { return (double(word >> 9) + 0.5) * 0x1p-23;
 }  // namespace
 
 int main() {
-  constexpr int kRows = 24, kV = 777, kThreads = 64;
+  constexpr int kRows = 24, kV = 780, kThreads = 64;
   const auto logits = normal(size_t{kRows} * kV, 1, 2.0f);
   std::vector<float> temperature, top_p;
   std::vector<int32_t> top_k;
@@ -42,8 +42,8 @@ int main() {
   Values<int64_t> key_d(key), counter_d(counter);
   Verdict verdict;
   for (const bool gumbel : {true, false}) {
-    sample_kernel<kThreads><<<kRows, kThreads>>>(logits_d, temperature_d, top_k_d, top_p_d, key_d, counter_d,
-                                                 gumbel, token_d, logp_d, kV);
+    (gumbel ? sample_kernel<4, kThreads> : sample_kernel<1, kThreads>)<<<kRows, kThreads>>>(
+        logits_d, temperature_d, top_k_d, top_p_d, key_d, counter_d, gumbel, token_d, logp_d, kV);
     finished("sample_kernel");
     std::vector<double> token, logp;
     for (int r = 0; r < kRows; ++r) {

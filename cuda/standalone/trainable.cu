@@ -7,8 +7,10 @@ using namespace gantrain::standalone;
 
 namespace {
 
-constexpr int kThreads = 256, kB = 5, kP = 7, kC = 33, kSize = kP * kC, kCount = kB * kSize;
-constexpr int kGrid = (kCount + kThreads - 1) / kThreads;
+constexpr int kThreads = 256, kB = 5, kP = 7, kC = 36, kSize = kP * kC, kCount = kB * kSize;
+// Blocks for `count` elements, kVector a thread. kC is a multiple of four: both widths of each kernel take
+// it.
+constexpr int blocks(int count, int vector) { return (count / vector + kThreads - 1) / kThreads; }
 
 double value(ActivationCode code, double x) {
   if (code == ActivationCode::kSilu) return x / (1 + std::exp(-x));
@@ -17,13 +19,14 @@ double value(ActivationCode code, double x) {
   return std::tanh(x);
 }
 
-template <ActivationCode kCode>
+template <ActivationCode kCode, int kVector>
 void activation(const char* name, const std::vector<float>& x, const std::vector<float>& dy,
                 Verdict& verdict) {
   Values<float> x_d(x), dy_d(dy), dx_d(dy), y_d(x.size());
-  activation_forward_kernel<kCode, kThreads><<<kGrid, kThreads>>>(x_d, y_d, kCount);
+  constexpr int kGrid = blocks(kCount, kVector);
+  activation_forward_kernel<kCode, kVector, kThreads><<<kGrid, kThreads>>>(x_d, y_d, kCount);
   finished("activation_forward_kernel");
-  activation_backward_kernel<kCode, kThreads><<<kGrid, kThreads>>>(x_d, dy_d, dx_d, kCount);
+  activation_backward_kernel<kCode, kVector, kThreads><<<kGrid, kThreads>>>(x_d, dy_d, dx_d, kCount);
   finished("activation_backward_kernel");
   std::vector<double> y, dx;
   for (int i = 0; i < kCount; ++i) {
@@ -42,20 +45,27 @@ int main() {
              row = normal(kB * kC, 4);
   const auto rows = integers(11, 5, 0, kB * kP - 1);
   Verdict verdict;
-  activation<ActivationCode::kSilu>("SiLU", x, dy, verdict);
-  activation<ActivationCode::kGelu>("GELU", x, dy, verdict);
-  activation<ActivationCode::kTanh>("tanh", x, dy, verdict);
+  activation<ActivationCode::kSilu, 4>("SiLU", x, dy, verdict);
+  activation<ActivationCode::kGelu, 4>("GELU", x, dy, verdict);
+  activation<ActivationCode::kTanh, 4>("tanh", x, dy, verdict);
+  activation<ActivationCode::kSilu, 1>("SiLU, one a thread", x, dy, verdict);
+  activation<ActivationCode::kGelu, 1>("GELU, one a thread", x, dy, verdict);
+  activation<ActivationCode::kTanh, 1>("tanh, one a thread", x, dy, verdict);
 
   Values<float> x_d(x), dy_d(dy), base_d(base), row_d(row), sum_d(size_t{kCount}), scaled_d(size_t{kCount}),
       dbase_d(base), drow_d(row), factor_d(std::vector<float>{0.3f}), y_d(dy), gathered_d(rows.size() * kC),
       scattered_d(x);
   Values<int32_t> rows_d(rows);
-  broadcast_add_forward_kernel<kThreads><<<kGrid, kThreads>>>(base_d, row_d, sum_d, kCount, kP, kC);
-  scaled_add_forward_kernel<kThreads><<<kGrid, kThreads>>>(base_d, x_d, factor_d, scaled_d, kCount, kSize);
+  broadcast_add_forward_kernel<4, kThreads>
+      <<<dim3(kB, blocks(kSize, 4)), kThreads>>>(base_d, row_d, sum_d, kSize, kC);
+  scaled_add_forward_kernel<4, kThreads>
+      <<<dim3(kB, blocks(kSize, 4)), kThreads>>>(base_d, x_d, factor_d, scaled_d, kSize);
   strided_sum_kernel<64><<<(kSize + 63) / 64, 64>>>(dy_d, dbase_d, kP, kC, kB, kC, kSize);
   strided_sum_kernel<64><<<(kB * kC + 63) / 64, 64>>>(dy_d, drow_d, kB, kC, kP, kSize, kC);
-  axpy_kernel<kThreads><<<kGrid, kThreads>>>(x_d, nullptr, 0.7f, y_d, kCount);
-  gather_rows_kernel<kThreads><<<dim3(rows.size(), 1), kThreads>>>(x_d, rows_d, gathered_d, kC);
+  // Whole vectors but for the last eight elements, which go one a thread.
+  axpy_kernel<4, kThreads><<<blocks(kCount, 4), kThreads>>>(x_d, nullptr, 0.7f, y_d, kCount - 8);
+  axpy_kernel<1, kThreads><<<1, kThreads>>>(x_d + (kCount - 8), nullptr, 0.7f, y_d + (kCount - 8), 8);
+  gather_rows_kernel<4, kThreads><<<dim3(rows.size(), 1), kThreads>>>(x_d, rows_d, gathered_d, kC);
   scatter_add_rows_kernel<64><<<1, 64>>>(gathered_d, rows_d, scattered_d, rows.size(), kC);
   finished("the other kernels");
 
@@ -86,8 +96,10 @@ int main() {
   // errors.
   constexpr int kDraws = 40000;
   Values<float> zero_d(size_t{kDraws}), noise_d(size_t{kDraws});
-  add_noise_kernel<kThreads>
-      <<<(kDraws / 4 + kThreads - 1) / kThreads, kThreads>>>(zero_d, 2.0f, 77, 5, noise_d, kDraws);
+  constexpr int kWhole = kDraws - 8;  // the rest by the kernel that guards its last elements
+  add_noise_kernel<4, kThreads><<<blocks(kDraws, 4), kThreads>>>(zero_d, 2.0f, 77, 5, 0, noise_d, kWhole);
+  add_noise_kernel<1, kThreads>
+      <<<1, kThreads>>>(zero_d + kWhole, 2.0f, 77, 5, kWhole / 4, noise_d + kWhole, 8);
   finished("add_noise_kernel");
   double mean = 0, square = 0;
   for (float v : noise_d.host()) mean += double(v) / kDraws, square += double(v) * double(v) / kDraws;

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <span>
 
 #include "cuda/cuda_device.h"
 #include "cuda/runtime/blaslt.h"
@@ -67,7 +68,12 @@ class CudaMatmul : public testing::TestWithParam<int> {
     stream_ = make_stream();
     context_.stream = stream_.get();
     context_.processors = 4;
+    int major = 0, minor = 0;
+    GT_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    GT_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
+    device_capability_ = major * 10 + minor;
   }
+  bool hopper() const { return device_capability_ == 90; }
   static int64_t extra(const Product& p) { return p.more ? 8 : 0; }
   static std::vector<float> matrix(const Product& p, bool transposed, int64_t outer, uint64_t seed) {
     return rounded_to(p.type,
@@ -145,6 +151,9 @@ class CudaMatmul : public testing::TestWithParam<int> {
     EXPECT_TRUE(within("squares", got.squares, squares, square_limits)) << what;
   }
 
+  // The first of the tiles against truth, the others against its bits.
+  void tiles_agree(const Product& p, std::span<const MatmulKernel> tiles);
+
   bool open_library(Gemm gemm) {
     std::string why;
     library_ = BlasLt::open(size_t{1} << 20, &why);
@@ -154,7 +163,8 @@ class CudaMatmul : public testing::TestWithParam<int> {
     return library_ != nullptr;
   }
 
-  Context context_;
+  Context context_;  // of compute capability 8.0, where a test does not say otherwise
+  int device_capability_ = 0;
   std::unique_ptr<BlasLt> library_;
   GemmChoices choices_;
 
@@ -164,43 +174,68 @@ class CudaMatmul : public testing::TestWithParam<int> {
 INSTANTIATE_TEST_SUITE_P(On, CudaMatmul, testing::Values(0), [](const auto&) { return "cuda"; });
 
 constexpr MatmulKernel kTiles[] = {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kSmall};
+constexpr MatmulKernel kHopperTiles[] = {MatmulKernel::kHopperLarge, MatmulKernel::kHopperMiddle,
+                                         MatmulKernel::kHopperMedium, MatmulKernel::kHopperSmall};
 const char* name(MatmulKernel k) {
-  constexpr const char* kNames[] = {"chosen", "simt", "large", "medium", "small"};
+  constexpr const char* kNames[] = {"chosen",       "simt",          "large",         "medium",      "small",
+                                    "Hopper large", "Hopper middle", "Hopper medium", "Hopper small"};
   return kNames[static_cast<int>(k)];
 }
 
+void CudaMatmul::tiles_agree(const Product& p, std::span<const MatmulKernel> tiles) {
+  const std::string what = fmt::format("{} {} {} {}", p.m, p.n, p.k, p.transpose_b ? "NT" : "NN");
+  check(p, tiles[0], what + " " + name(tiles[0]));
+  const Result first = run(p, tiles[0]);
+  for (const MatmulKernel kernel : tiles.subspan(1)) {
+    const Result other = run(p, kernel);
+    EXPECT_TRUE(bitwise_equal("c", other.c, first.c)) << what << " " << name(kernel);
+    EXPECT_TRUE(bitwise_equal("squares", other.squares, first.squares)) << what << " " << name(kernel);
+  }
+}
+
 // Rests of rows, columns and k in every tile, both ways that B may lie, more and fewer slices than stages.
+constexpr Product kRests[] = {{1, 8, 8},      {7, 40, 24},   {128, 128, 64}, {257, 152, 104}, {3, 16, 576},
+                              {33, 264, 200}, {2, 24, 1536}, {150, 45, 96},  {131, 520, 72}};
 TEST_P(CudaMatmul, TensorCoreTilesMatchTruthAndEachOther) {
   for (const bool transpose_b : {true, false})
     for (const DType out : {DType::kF32, DType::kBF16})
-      for (Product p :
-           {Product{1, 8, 8}, Product{7, 40, 24}, Product{128, 128, 64}, Product{257, 152, 104},
-            Product{3, 16, 576}, Product{33, 264, 200}, Product{2, 24, 1536}, Product{150, 45, 96}}) {
+      for (Product p : kRests) {
         if (!transpose_b && p.n % 8 != 0) continue;
         p.transpose_b = transpose_b;
         p.out = out;
         p.more = p.m % 2 == 1;
-        const std::string what = fmt::format("{} {} {} {}", p.m, p.n, p.k, transpose_b ? "NT" : "NN");
-        Result first;
-        for (const MatmulKernel kernel : kTiles) {
-          if (kernel == MatmulKernel::kLarge) {
-            check(p, kernel, what + " " + name(kernel));
-            first = run(p, kernel);
-          } else {
-            const Result other = run(p, kernel);
-            EXPECT_TRUE(bitwise_equal("c", other.c, first.c)) << what << " " << name(kernel);
-            EXPECT_TRUE(bitwise_equal("squares", other.squares, first.squares))
-                << what << " " << name(kernel);
-          }
-        }
+        tiles_agree(p, kTiles);
+      }
+}
+TEST_P(CudaMatmul, HopperTilesMatchTruthAndEachOther) {
+  if (!hopper()) GTEST_SKIP() << "wgmma is of compute capability 9.0";
+  for (const bool transpose_b : {true, false})
+    for (const DType out : {DType::kF32, DType::kBF16})
+      for (Product p : kRests) {
+        if (!transpose_b && p.n % 8 != 0) continue;
+        p.transpose_b = transpose_b;
+        p.out = out;
+        p.more = p.m % 2 == 1;
+        tiles_agree(p, kHopperTiles);
       }
 }
 
-// Many rows of tiles: more than one group of them, the last one not full.
+// Many rows of tiles: more than one group of them, the last one not full; and more tiles than blocks.
 TEST_P(CudaMatmul, EveryTileIsVisited) {
   check({1160, 136, 8}, MatmulKernel::kLarge, "large");
   check({1160, 136, 8}, MatmulKernel::kMedium, "medium");
   check({150, 40, 8}, MatmulKernel::kSmall, "small");
+  if (!hopper()) return;
+  for (const bool transpose_b : {true, false}) {
+    check({.m = 1160, .n = 264, .k = 136, .transpose_b = transpose_b}, MatmulKernel::kHopperLarge,
+          "Hopper large");
+    check({.m = 1160, .n = 200, .k = 72, .transpose_b = transpose_b}, MatmulKernel::kHopperMiddle,
+          "Hopper middle");
+    check({.m = 1160, .n = 136, .k = 136, .transpose_b = transpose_b}, MatmulKernel::kHopperMedium,
+          "Hopper medium");
+    check({.m = 600, .n = 72, .k = 72, .transpose_b = transpose_b}, MatmulKernel::kHopperSmall,
+          "Hopper small");
+  }
 }
 
 TEST_P(CudaMatmul, TheF32UnitsMatchTruth) {
@@ -221,22 +256,49 @@ TEST_P(CudaMatmul, TheF32UnitsMatchTruth) {
 
 // A row's bits: a few rows, which other tiles take, and many.
 TEST_P(CudaMatmul, ARowDoesNotDependOnTheNumberOfRows) {
-  for (const DType type : {DType::kF32, DType::kBF16}) {
-    Product p{300, 72, 152};
-    p.type = type;
-    p.more = true;
-    const Result all = run(p, MatmulKernel::kChosen);
-    for (const int64_t m : {1, 16, 17, 64, 65}) {
-      Product few = p;
-      few.m = m;
-      const Result got = run(few, MatmulKernel::kChosen);
-      const auto rows = [&](const std::vector<float>& x, int64_t width) {
-        return std::vector<float>(x.begin(), x.begin() + m * width);
-      };
-      EXPECT_TRUE(bitwise_equal("c", got.c, rows(all.c, p.n))) << m;
-      EXPECT_TRUE(bitwise_equal("squares", got.squares, rows(all.squares, (p.n + 15) / 16))) << m;
+  for (const int capability : {80, device_capability_})
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      context_.capability = capability;
+      Product p{300, 264, 152};
+      p.type = type;
+      p.more = true;
+      const Result all = run(p, MatmulKernel::kChosen);
+      for (const int64_t m : {1, 16, 17, 64, 65}) {
+        Product few = p;
+        few.m = m;
+        const Result got = run(few, MatmulKernel::kChosen);
+        const auto rows = [&](const std::vector<float>& x, int64_t width) {
+          return std::vector<float>(x.begin(), x.begin() + m * width);
+        };
+        EXPECT_TRUE(bitwise_equal("c", got.c, rows(all.c, p.n))) << capability << " " << m;
+        EXPECT_TRUE(bitwise_equal("squares", got.squares, rows(all.squares, (p.n + 15) / 16)))
+            << capability << " " << m;
+      }
     }
-  }
+}
+
+// Hopper's kernels where, and only where, the device is one; never by the number of rows. And the tile whose
+// waves take least time.
+TEST_P(CudaMatmul, TheTileIsOfTheDevice) {
+  const auto tile = [&](int64_t m, int64_t n, const HopperColumns& columns) {
+    return matmul_tile(
+        context_,
+        {.m = m, .n = n, .k = 64, .a = nullptr, .lda = 64, .b = nullptr, .ldb = 64, .c = nullptr, .ldc = n},
+        columns);
+  };
+  for (const int capability : {80, 90, 100, 120})
+    for (const int64_t m : {1, 16, 100, 5000}) {
+      context_.capability = capability;
+      EXPECT_EQ(tile(m, 512, {.allowed = true}) >= MatmulKernel::kHopperLarge, capability == 90) << m;
+      EXPECT_LT(tile(m, 512, {.allowed = false}), MatmulKernel::kHopperLarge) << m;
+    }
+  context_.capability = 90;
+  context_.processors = 132;
+  EXPECT_EQ(tile(8192, 4096, {.allowed = true}), MatmulKernel::kHopperLarge);
+  EXPECT_EQ(tile(8192, 576, {.allowed = true}), MatmulKernel::kHopperMiddle);  // three columns of tiles
+  // Heads of 2 x 64 pairs leave a third of a tile of 192 empty, not of one of 128.
+  EXPECT_EQ(tile(128 * 132, 128, {.allowed = true, .half = 64}), MatmulKernel::kHopperMedium);
+  EXPECT_EQ(tile(1, 4096, {.allowed = true}), MatmulKernel::kHopperSmall);
 }
 
 TEST_P(CudaMatmul, TheLibraryMatchesTruth) {

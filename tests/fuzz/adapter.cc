@@ -1,6 +1,6 @@
-// A PEFT prompt-tuning folder: the first byte chooses which of its two files the rest is.
+// A PEFT folder: the first byte chooses which of its two files the rest is, and of which kind the other.
+#include "model/adapters/peft.h"
 #include "model/formats/safetensors.h"
-#include "model/probe.h"
 #include "tests/fuzz/fuzz.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -8,18 +8,36 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const fuzz::Scratch scratch;
   return fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
     if (bytes.empty()) return;
+    LlamaConfig model;
+    model.hidden_size = 4;
+    model.num_layers = 1;
+    model.num_heads = 2;
+    model.num_kv_heads = 1;
+    model.head_dim = 2;
+    model.intermediate_size = 6;
     static const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-    static const std::string weights = [] {
-      const std::string file = scratch.path() + "/ones";
-      write_safetensors(file, {{"prompt_embeddings", ConstTensor(ones, DType::kF32, {2, 4})}}, {});
-      std::ifstream in(file, std::ios::binary);
+    static const auto file = [&](const std::vector<NamedTensor>& tensors) {
+      const std::string path = scratch.path() + "/ones";
+      write_safetensors(path, tensors);
+      std::ifstream in(path, std::ios::binary);
       return std::string(std::istreambuf_iterator<char>(in), {});
-    }();
-    const bool config = bytes[0] % 2 == 0;
+    };
+    static const std::string prompt = file({{kPeftPromptKey, ConstTensor(ones, DType::kF32, {2, 4})}});
+    static const std::string lora = file({{peft_key(0, 2, false), ConstTensor(ones, DType::kF32, {1, 4})},
+                                          {peft_key(0, 2, true), ConstTensor(ones, DType::kF32, {2, 1})}});
+    const bool config = bytes[0] % 2 == 0, low_rank = bytes[0] % 4 >= 2;
     scratch.write("adapter_config.json",
-                  config ? bytes.substr(1) : R"({"peft_type":"PROMPT_TUNING","num_virtual_tokens":2})");
-    scratch.write("adapter_model.safetensors", config ? std::string_view(weights) : bytes.substr(1));
-    const std::vector<float> prompt = read_peft_prompt(scratch.path(), 4);
-    fuzz::touch(prompt.data(), prompt.size() * sizeof(float));
+                  config     ? bytes.substr(1)
+                  : low_rank ? std::string_view(R"({"peft_type":"LORA","r":1,"lora_alpha":2})")
+                             : std::string_view(R"({"peft_type":"PROMPT_TUNING","num_virtual_tokens":2})"));
+    scratch.write("adapter_model.safetensors",
+                  config ? std::string_view(low_rank ? lora : prompt) : bytes.substr(1));
+    const PeftAdapter got = read_peft(scratch.path(), model);
+    fuzz::touch(got.prompt.data(), got.prompt.size() * sizeof(float));
+    for (const auto& layer : got.layers)
+      for (const PeftAdapter::Pair& p : layer) {
+        fuzz::touch(p.a.data(), p.a.size() * sizeof(float));
+        fuzz::touch(p.b.data(), p.b.size() * sizeof(float));
+      }
   });
 }

@@ -303,7 +303,13 @@ def config_files():
 def adapter_files():
     prompt = safetensors({"prompt_embeddings": [2, 4]})
     yield "config", b"\0" + text({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2})
-    yield "lora", b"\0" + text({"peft_type": "LORA"})
+    yield "lora", b"\2" + text({"peft_type": "LORA", "r": 1, "lora_alpha": 2.5, "bias": "none", "use_rslora": True})
+    yield "lora_no_rank", b"\2" + text({"peft_type": "LORA"})
+    yield "lora_dora", b"\2" + text({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "use_dora": True})
+    v = "base_model.model.model.layers.0.self_attn.v_proj.lora_"
+    yield "lora_weights", b"\3" + safetensors({v + "A.weight": [1, 4], v + "B.weight": [2, 1]})
+    yield "lora_half", b"\3" + safetensors({v + "A.weight": [1, 4]})
+    yield "lora_stranger", b"\3" + safetensors({v + "A.weight": [1, 4], v + "B.weight": [2, 1], "x": [1, 1]})
     yield "weights", b"\1" + prompt
     yield "narrow", b"\1" + safetensors({"prompt_embeddings": [2, 3]})
     yield "wrong_type", b"\1" + safetensors({"prompt_embeddings": [2, 4]}, None, "F16")

@@ -51,7 +51,11 @@ TEST_P(NormOps, ForwardMatchesTruth) {
                               .rstd = rstd,
                               .eps = static_cast<float>(kEps)});
           row_rstd(d, {.x = in, .rstd = alone, .eps = static_cast<float>(kEps)});
-          row_rstd(d, {.x = in, .rstd = beside, .eps = static_cast<float>(kEps), .x_bf16 = rounded});
+          row_rstd(d, {.x = in,
+                       .rstd = beside,
+                       .eps = static_cast<float>(kEps),
+                       .x_bf16 = rounded,
+                       .gain = gain ? m.input(w, {c}) : ConstTensor{}});
           return std::vector<std::vector<float>>{m.read(y), m.read(rstd), m.read(alone), m.read(beside),
                                                  m.read(rounded)};
         });
@@ -62,7 +66,9 @@ TEST_P(NormOps, ForwardMatchesTruth) {
         EXPECT_TRUE(within("rstd", got[1], want_rstd, rounding_limits(1.0, 0.0, n_terms, want_rstd)));
         EXPECT_TRUE(bitwise_equal("row_rstd alone", got[1], got[2]));
         EXPECT_TRUE(bitwise_equal("row_rstd beside a rounded copy", got[1], got[3]));
-        EXPECT_TRUE(bitwise_equal("x_bf16", got[4], rounded_to(DType::kBF16, x)));
+        std::vector<float> scaled = x;
+        for (size_t i = 0; gain && i < scaled.size(); ++i) scaled[i] *= w[i % z(c)];
+        EXPECT_TRUE(bitwise_equal("x_bf16", got[4], rounded_to(DType::kBF16, scaled)));
       }
 }
 

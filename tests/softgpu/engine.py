@@ -1,8 +1,8 @@
 """The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
 
-usage: engine.py ROOT BUILD [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+usage: engine.py ROOT BUILD [--method gan|lora] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
 
-Trains a conditional generator on a handful of sentences with both devices, from the same seed, and compares the losses of
+Trains a conditional generator, or low-rank adapters on every linear layer, on a handful of sentences with both devices, from the same seed, and compares the losses of
 every step. In f32 they agree to 1e-4; a sampled token that differs would show at once. In bf16 both round on their own way,
 so tokens may differ, and with them whose turn it is: the warm-up is compared, and everything must be finite. With --resume the CUDA
 run is continued from its middle and must end with the bits that it had when it was left alone.
@@ -20,16 +20,13 @@ import tempfile
 
 CONFIG = """
 model = "{model}"
+method = "{method}"
 dtype = "{dtype}"
 threads = 2
 [data]
 train = "{folder}/train.jsonl"
 valid = "{folder}/valid.jsonl"
-[generator]
-kind = "conditional"
-prompt_length = 2
-width = 16
-noise_dim = 4
+{player}
 [discriminator]
 width = 16
 [loss]
@@ -48,6 +45,10 @@ max_items = 1
 temperatures = [1.0]
 samples = 1
 """
+PLAYERS = {
+    "gan": "[generator]\nprompt_length = 2\nwidth = 16\nnoise_dim = 4",
+    "lora": "[lora]\nrank = 3\ntargets = [\"all\"]",
+}
 SENTENCES = [("Once upon a", " time, there was a cat."), ("Tom and", " Lily play."), ("The sun", " was hot."),
              ("A big dog", " ran to the tree."), ("Mom said", " yes."), ("It was a", " red ball.")]
 COMPARED = ("ce", "loss_g", "loss_d", "kl", "reward", "pair_accuracy", "grad_norm_g", "grad_norm_d")
@@ -68,6 +69,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("root", type=pathlib.Path)
     arguments.add_argument("build", type=pathlib.Path)
+    arguments.add_argument("--method", default="gan", choices=PLAYERS)
     arguments.add_argument("--dtype", default="f32", choices=("f32", "bf16"))
     arguments.add_argument("--loss", default="rloo", choices=("rloo", "gumbel"))
     arguments.add_argument("--steps", type=int, default=25)
@@ -87,7 +89,7 @@ def main():
             (folder / f"{split}.jsonl").write_text(
                 "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in items))
         config, middle = folder / "run.toml", 2 * a.steps // 3
-        config.write_text(CONFIG.format(model=model, dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=middle))
+        config.write_text(CONFIG.format(model=model, method=a.method, player=PLAYERS[a.method], dtype=a.dtype, loss=a.loss, folder=folder, steps=a.steps, middle=middle))
         gantrain = a.build / "bin" / "gantrain"
         software = [a.root / "tools" / "softgpu", "--build", a.build, "--seed", a.seed, gantrain]
 

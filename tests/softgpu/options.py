@@ -23,6 +23,8 @@ def limits_and_switches(run, expect):
     expect("--no-init", run(["--no-init"], "checks", "unwritten_global", "broken"), 0, "")
     expect("--no-init leaves races", run(["--no-init"], "checks", "reverse_block", "broken"), 86, r"race in shared")
     expect("--arch 75", run(["--arch", "75"], "programs"), 1, r"no PTX for compute capability 7\.5")
+    # Of a program whose race would be found, were it executed.
+    expect("--dry", run(["--dry", "--trace", "-"], "checks", "reverse_block", "broken"), 0, r"^launch 1 \S+reverse_block\S+ grid 1x1x1 ")
     expect("--trace -", run(["--trace", "-"], "checks", "reverse_block", "sound"), 0, r"^launch 1 \S+reverse_block\S+ grid 1x1x1 block 256x1x1 ")
 
 

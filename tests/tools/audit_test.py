@@ -34,6 +34,20 @@ DOUBLE = """__global__ __launch_bounds__(256) void double_kernel(double* x) {
 }
 """
 WARNING = "__global__ void warned_kernel(int* x) { int unused; *x = 1; }\n"
+# The sums are touched between two wgmma that nobody waits for: ptxas runs them one by one.
+SERIAL = """__global__ __launch_bounds__(128) void serial_kernel(float* x, unsigned long long a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  float d[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %4, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a));
+    d[0] *= 2.0f;
+  }
+  *reinterpret_cast<float4*>(x) = make_float4(d[0], d[1], d[2], d[3]);
+#endif
+}
+"""
+ARCH = '[[family]]\nname = "one"\nkernels = "good_kernel"\narch = "90a"\nwhy = "a test"\nhgmma = 1\n'
 NOTHING = '[[family]]\nname = "gone"\nkernels = "gone_kernel"\nwhy = "it was here"\n'
 EXCUSE = '[[miss]]\nkernels = "narrow_kernel"\ncheck = "subword"\ngot = {}\nwhy = "a test"\n'
 STALE = '[[miss]]\nkernels = "good_kernel"\ncheck = "spill"\ngot = 4\nwhy = "a test"\n'
@@ -45,6 +59,8 @@ CASES = (
     (NARROW, "", 1, ("MISS: sm_90a narrow_kernel", "wide: got 0, expected at least 1", "subword: got")),
     (DOUBLE, "", 1, ("MISS: sm_100 double_kernel", "f64: got")),
     (WARNING, "", 1, ("a warning or an error", "unused")),
+    (SERIAL, "", 1, ("for sm_90a: nvcc has a warning", "serialized")),
+    ("", ARCH, 1, ("MISS: sm_90a good_kernel (one): hgmma: got 0, expected at least 1", "1 misses")),
     ("", NOTHING, 1, ("family 'gone': gone_kernel matches no kernel",)),
     (NARROW, EXCUSE.format(100), 1, ("known miss: sm_80 narrow_kernel (default): subword",)),
     (NARROW, EXCUSE.format(1), 1, ("MISS: sm_80 narrow_kernel (default): subword",)),

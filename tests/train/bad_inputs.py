@@ -149,8 +149,21 @@ def value(name, index, number):
 TRAIN = ["train", "model=model", "data.train=data.jsonl", "output=run", "train.steps=2", "train.warmup_ce_steps=1",
          "train.batch=2", "generator.kind=static", "generator.prompt_length=2", "loss.kind=ce", "threads=1",
          "dtype=f32"]  # fmt: skip
+LORA = [word for word in TRAIN if not word.startswith("generator.")] + ["method=lora", "lora.rank=2", "lora.alpha=4", "adapter=peft"]
 INSPECT = ["inspect", "model"]
 DATA = ["inspect", "data.jsonl"]
+
+
+def adapter(config, tensors):
+    """The model, data, and a PEFT folder."""
+
+    def write(folder):
+        trained()(folder)
+        (folder / "peft").mkdir()
+        (folder / "peft" / "adapter_config.json").write_bytes(corpus.text(config) if isinstance(config, dict) else config)
+        (folder / "peft" / "adapter_model.safetensors").write_bytes(corpus.safetensors(tensors) if isinstance(tensors, dict) else tensors)
+
+    return write
 
 
 def data(content, *settings, name="data.jsonl"):
@@ -301,6 +314,27 @@ def find_cases():
     case("unknown flag", run_file(b""), [*TRAIN, "--resum"])
     case("unknown verb", run_file(b""), ["trian"])
     case("no configuration file", run_file(b""), ["train", "nothing.toml"])
+    # Adapters, and what is trained.
+    low_rank = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+    q, v = (f"base_model.model.model.layers.0.self_attn.{x}_proj.lora_" for x in "qv")
+    tensors = {q + "A.weight": [2, 8], q + "B.weight": [8, 2], v + "A.weight": [2, 8], v + "B.weight": [4, 2]}
+    case("no adapter folder", trained(), LORA)
+    case("adapter config cut", adapter(b'{"peft_type": "LOR', tensors), LORA)
+    case("adapter weights cut", adapter(low_rank, corpus.safetensors(tensors)[:-1]), LORA)
+    case("adapter of IA3", adapter({"peft_type": "IA3"}, tensors), LORA)
+    case("adapter of DoRA", adapter(low_rank | {"use_dora": True}, tensors), LORA)
+    case("adapter without a half", adapter(low_rank, {q + "A.weight": [2, 8]}), LORA)
+    case("adapter with a stranger", adapter(low_rank, tensors | {"x": [1]}), LORA)
+    case("adapter of another width", adapter(low_rank, tensors | {v + "B.weight": [8, 2]}), LORA)
+    case("adapter of another rank", adapter(low_rank, tensors), [*LORA, "lora.rank=3"])
+    case("adapter on other layers", adapter(low_rank, tensors), [*LORA, "lora.targets=q"])
+    case("prompt for an adapter", adapter({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": [2, 8]}), LORA)
+    case("prompt of another length", adapter({"peft_type": "PROMPT_TUNING"}, {"prompt_embeddings": [3, 8]}), [*TRAIN, "adapter=peft"])
+    case("adapter for a prompt", adapter(low_rank, tensors), [*TRAIN, "adapter=peft"])
+    case("method against kind", trained(), [*TRAIN, "method=gan"])
+    case("lora with a prompt", trained(), [*TRAIN, "method=lora"])
+    case("misspelt layer", trained(), [*LORA, "lora.targets=q,dwon"])
+    case("no layer", trained(), [*LORA, "lora.targets=[]"])
     # The run.
     case("output is a file", file("data.jsonl", PAIRS), [*TRAIN, "output=data.jsonl/run"])
     case("output cannot be made", file("data.jsonl", PAIRS), [*TRAIN, "output=/proc/run"])
@@ -347,6 +381,7 @@ def run(gantrain, case):
         said = result.stderr.decode(errors="replace")
         at = said.find("gantrain: error: ")
         said = said[at:].rstrip("\n") if at >= 0 else said.rstrip("\n")
+        said = re.sub(r"\b\d+\.\d MB", "N MB", said)  # what the program itself takes is the machine's
         if result.returncode == 0 and "--json" in command:
             facts = json.loads(result.stdout)
             said = f"read {facts['read']}, kept {facts['kept']}; {json.dumps(facts['samples'][1])}"

@@ -10,6 +10,7 @@
 #include "tests/support/devices.h"
 #include "tests/support/fake_tokenizer.h"
 #include "tests/support/fill.h"
+#include "tests/support/tiny_llama.h"
 #include "train/losses/weights.h"
 #include "train/networks/discriminator.h"
 
@@ -268,6 +269,55 @@ TEST(Shortcuts, LengthLastPositionAndEndingAreClosedByTheCut) {
     EXPECT_GT(learned(what, false), 0.9)
         << "without the cut it is easily learned: " << static_cast<int>(what);
     EXPECT_NEAR(learned(what, true), 0.5, kFourErrors) << "shown " << static_cast<int>(what);
+  }
+}
+
+// The same groups in one call, each in a call of its own, and in the other order: the same bits of every
+// answer. Decoding them together is what makes a step cheaper, and it may not change what is sampled.
+TEST(RollOut, AnswersDoNotDependOnWhatIsDecodedWithThem) {
+  const auto device = test::make_cpu();
+  const auto llama =
+      Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
+  const FakeTokenizer tokenizer;
+  std::vector<TokenizedExample> items(5);
+  std::vector<const TokenizedExample*> inputs;
+  for (size_t i = 0; i < items.size(); ++i) {
+    items[i].prompt = test::random_ints(static_cast<int64_t>(3 + 2 * i), 10 + i, 6, 96);
+    inputs.push_back(&items[i]);
+  }
+  const int64_t width = llama->config().hidden_size;
+  const std::vector<float> rows = test::random_normal(5 * 2 * width, 3, 0.5f);
+  Prompts prompts;
+  prompts.rows = OwnedTensor(*device, DType::kF32, {5 * 2, width});
+  device->copy_in(prompts.rows, rows.data());
+  prompts.count = 2;
+  for (int64_t i = 0; i < 5; ++i) prompts.first.push_back(2 * i);
+  const RolloutGroup training{0, 3, 4, 77}, heldout{3, 5, 1, 78};
+  for (const bool gumbel : {false, true}) {
+    const auto run = [&](std::vector<RolloutGroup> groups) {
+      return roll_out(*device, *llama, tokenizer, prompts, ExampleSpan(inputs.data(), inputs.size()),
+                      Placement::kPrefix, groups, 12, gumbel);
+    };
+    const std::vector<Rollout> together = run({training, heldout}), turned = run({heldout, training}),
+                               a = run({training}), b = run({heldout});
+    ASSERT_EQ(together.size(), 3u * 4 + 2);
+    ASSERT_EQ(a.size() + b.size(), together.size());
+    size_t tokens = 0;
+    for (size_t i = 0; i < together.size(); ++i) {
+      const Rollout& want = together[i];
+      const Rollout& apart = i < a.size() ? a[i] : b[i - a.size()];
+      const Rollout& other = turned[i < a.size() ? i + b.size() : i - a.size()];
+      for (const Rollout* got : {&apart, &other}) {
+        EXPECT_EQ(got->input, want.input);
+        EXPECT_EQ(got->key, want.key);
+        EXPECT_EQ(got->tokens, want.tokens) << "answer " << i;
+        EXPECT_EQ(got->text, want.text);
+      }
+      tokens += want.tokens.size();
+    }
+    // Four samples of one input that are all alike would prove nothing.
+    EXPECT_NE(together[0].tokens, together[1].tokens);
+    EXPECT_GT(tokens, together.size());
   }
 }
 

@@ -173,17 +173,26 @@ struct Case {
   const char *generator, *loss;
 };
 constexpr Case kCases[] = {{"static", "ce"},      {"static", "rloo"},      {"static", "gumbel"},
-                           {"conditional", "ce"}, {"conditional", "rloo"}, {"conditional", "gumbel"}};
+                           {"conditional", "ce"}, {"conditional", "rloo"}, {"conditional", "gumbel"},
+                           {"lora", "ce"},        {"lora", "rloo"},        {"lora", "gumbel"}};
+// The kind of a generator, or adapters on every linear layer.
+std::vector<std::string> with_generator(const std::string& kind, std::vector<std::string> more = {}) {
+  if (kind == "lora")
+    more.insert(more.end(), {"method=lora", "generator.prompt_length=0", "lora.rank=3", "lora.targets=all"});
+  else
+    more.push_back("generator.kind=" + kind);
+  return more;
+}
 std::vector<std::string> overrides_of(const Case& c, std::vector<std::string> more = {}) {
-  more.push_back(std::string("generator.kind=") + c.generator);
+  more = with_generator(c.generator, more);
   more.push_back(std::string("loss.kind=") + c.loss);
   return more;
 }
 std::string name_of(const Case& c) { return std::string(c.generator) + " " + c.loss; }
 
 TEST_F(TrainerTest, CrossEntropyAloneLowersTheLoss) {
-  for (const char* kind : {"static", "mlp", "conditional"}) {
-    TestRun run({std::string("generator.kind=") + kind, "train.steps=80"});
+  for (const char* kind : {"static", "mlp", "conditional", "lora"}) {
+    TestRun run(with_generator(kind, {"train.steps=80"}));
     const double before = run.trainer->validate().ce;
     run.to();
     const double after = run.trainer->validate().ce;
@@ -196,9 +205,9 @@ TEST_F(TrainerTest, CrossEntropyAloneLowersTheLoss) {
 
 TEST_F(TrainerTest, AccumulatedBatchesEqualOneBatch) {
   // Without noise, whose draws are numbered by batch. Nothing clipped, so that moments are gradients.
-  for (const char* kind : {"static", "mlp", "conditional"}) {
-    const std::vector<std::string> common{std::string("generator.kind=") + kind, "generator.noise_dim=0",
-                                          "optimizer.clip=0"};
+  for (const char* kind : {"static", "mlp", "conditional", "lora"}) {
+    const std::vector<std::string> common =
+        with_generator(kind, {"generator.noise_dim=0", "optimizer.clip=0"});
     auto with = [&](const std::string& batch, const std::string& accumulate) {
       std::vector<std::string> o = common;
       o.insert(o.end(), {"train.batch=" + batch, "train.accumulate=" + accumulate});
@@ -295,6 +304,41 @@ TEST_F(TrainerTest, ACheckpointOfOtherDataOrBaseIsRefused) {
   EXPECT_THROW(elsewhere.load(CheckpointReader(path)), Error);
 }
 
+// An adapter is what it was when a run starts from it; another kind or size is refused.
+TEST_F(TrainerTest, ARunStartsFromAnAdapter) {
+  const std::vector<std::string> lora = with_generator("lora");
+  TestRun first(lora);
+  first.to(3);
+  const std::vector<const TokenizedExample*> none;
+  const auto adapter = [&](TestRun& run) {
+    return lora_from_device(*run.device, *run.trainer->deployed().make(none, 0).adapter);
+  };
+  const std::string folder = (folder_ / "peft").string();
+  write_peft(folder, adapter(first), testing::tiny_config(), "memory");
+  const PeftAdapter file = read_peft(folder, testing::tiny_config());
+  TestRun second(lora);
+  EXPECT_NE(adapter(second).layers[1][0].b, file.layers[1][0].b);
+  second.trainer->start_from(file, folder);
+  for (size_t l = 0; l < file.layers.size(); ++l)
+    for (size_t t = 0; t < kLoraTargets; ++t) {
+      EXPECT_EQ(adapter(second).layers[l][t].a, file.layers[l][t].a);
+      EXPECT_EQ(adapter(second).layers[l][t].b, file.layers[l][t].b);
+    }
+  EXPECT_EQ(second.trainer->validate().ce, first.trainer->validate().ce);
+  TestRun prompt({}), narrow(with_generator("lora", {"lora.alpha=3"}));
+  EXPECT_THROW(prompt.trainer->start_from(file, folder), Error);
+  EXPECT_THROW(narrow.trainer->start_from(file, folder), Error);
+
+  PeftAdapter table;
+  table.type = "PROMPT_TUNING";
+  table.prompt = test::random_normal(3 * testing::tiny_config().hidden_size, 9);
+  prompt.trainer->start_from(table, "table");
+  EXPECT_EQ(prompt.trainer->prompt_table(), table.prompt);
+  EXPECT_THROW(second.trainer->start_from(table, "table"), Error);
+  table.prompt.resize(table.prompt.size() / 3);
+  EXPECT_THROW(prompt.trainer->start_from(table, "table"), Error);
+}
+
 // Whatever the gate reads, a step of the adversarial phase trains somebody.
 void expect_somebody_trains(const std::vector<std::string>& overrides, std::vector<int32_t> end_ids) {
   TestRun run(overrides, 1, std::move(end_ids));
@@ -310,9 +354,9 @@ void expect_somebody_trains(const std::vector<std::string>& overrides, std::vect
 
 TEST_F(TrainerTest, NeverAreBothPlayersOff) {
   for (const char* loss : {"loss.kind=rloo", "loss.kind=gumbel"})
-    for (const char* generator : {"generator.kind=static", "generator.kind=conditional"})
+    for (const char* generator : {"static", "conditional", "lora"})
       for (const char* gate : {"train.gate_g=0.55", "train.gate_g=0", "train.gate_g=0.79"})
-        expect_somebody_trains({loss, generator, gate, "train.steps=20"}, {1});
+        expect_somebody_trains(with_generator(generator, {loss, gate, "train.steps=20"}), {1});
 }
 
 // Every answer ends at once: nothing to judge. The generator must learn to speak from the references.

@@ -54,6 +54,7 @@ int parse_and_run(int argc, const char* const* argv, const VerbTable& table) {
   if (table.train) actions["train"] = cli::add_train(program, table);
   if (table.eval) actions["eval"] = cli::add_eval(program, table);
   if (table.generate) actions["generate"] = cli::add_generate(program, table);
+  if (table.export_run) actions["export"] = cli::add_export(program, table);
   if (table.probe) actions["probe"] = cli::add_probe(program, table);
   actions["tokenize"] = cli::add_tokenize(program);
   actions["inspect"] = cli::add_inspect(program);

@@ -15,6 +15,7 @@ struct VerbTable {
   std::function<int(const EvalOptions&)> eval;
   std::function<int(const GenerateOptions&)> generate;
   std::function<int(const ProbeOptions&)> probe;
+  std::function<int(const ExportOptions&)> export_run;
 };
 
 int run_cli(int argc, const char* const* argv, const VerbTable& verbs);

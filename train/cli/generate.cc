@@ -19,7 +19,8 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
       "Example: gantrain generate --model smollm2.gguf --prompt \"Once upon a time\" --max-new 40 --seed 7");
   verb.add_option("-m,--model", o.model,
                   "the frozen model; with --checkpoint: when it has moved since the training");
-  verb.add_option("-c,--checkpoint", o.checkpoint, "run folder or checkpoint file: use its soft prompt");
+  verb.add_option("-c,--checkpoint", o.checkpoint, "run folder or checkpoint file: use what it trained");
+  verb.add_option("--adapter", o.adapter, "PEFT folder (PROMPT_TUNING, P_TUNING or LORA): use it");
   // One value a flag: a prompt may look like anything, the next word included.
   verb.add_option("-p,--prompt", o.prompts, "text to continue; may be given several times")
       ->expected(1)
@@ -44,6 +45,8 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
   return [flags, run = verbs.generate] {
     GenerateOptions& options = flags->options;
     need(!options.model.empty() || !options.checkpoint.empty(), "generate", "--model or --checkpoint");
+    if (!options.checkpoint.empty() && !options.adapter.empty())
+      fail_usage("generate: --checkpoint and --adapter: give one or the other");
     need(!options.prompts.empty() || !options.input_file.empty(), "generate", "--prompt or --input");
     if (!options.prompts.empty() && !options.input_file.empty())
       fail_usage("generate: --prompt and --input: give one or the other");

@@ -19,6 +19,7 @@ using Action = std::function<int()>;
 Action add_train(CLI::App& program, const VerbTable& verbs);
 Action add_eval(CLI::App& program, const VerbTable& verbs);
 Action add_generate(CLI::App& program, const VerbTable& verbs);
+Action add_export(CLI::App& program, const VerbTable& verbs);
 Action add_probe(CLI::App& program, const VerbTable& verbs);
 Action add_tokenize(CLI::App& program);
 Action add_inspect(CLI::App& program);

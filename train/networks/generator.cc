@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/rng.h"
+#include "train/networks/lora.h"
 
 namespace gantrain {
 namespace {
@@ -204,6 +205,13 @@ std::unique_ptr<Generator> Generator::make(Device& device, const GeneratorConfig
       return std::make_unique<ConditionalGenerator>(device, config, width, std::move(p0), key);
   }
   fail("unknown generator kind");
+}
+
+std::unique_ptr<Generator> Generator::make(Device& device, const TrainConfig& config,
+                                           const LlamaConfig& model, std::vector<float> p0, uint64_t key) {
+  if (config.method == Method::kLora)
+    return std::make_unique<LoraGenerator>(device, model, lora_shape(config.lora), key);
+  return make(device, config.generator, model.hidden_size, std::move(p0), key);
 }
 
 }  // namespace gantrain

@@ -11,6 +11,7 @@
 
 #include <memory>
 
+#include "model/adapters/lora.h"
 #include "train/config.h"
 #include "train/networks/layers.h"
 
@@ -29,6 +30,9 @@ class Generator {
   // p0: (P, C) on the host. noise_dim 0: no noise.
   static std::unique_ptr<Generator> make(Device& device, const GeneratorConfig& config, int64_t width,
                                          std::vector<float> p0, uint64_t key);
+  // What config.method trains on this model; p0 has config.generator.prompt_length rows.
+  static std::unique_ptr<Generator> make(Device& device, const TrainConfig& config, const LlamaConfig& model,
+                                         std::vector<float> p0, uint64_t key);
   virtual ~Generator() = default;
 
   ParameterSet& parameters() { return parameters_; }
@@ -37,6 +41,8 @@ class Generator {
   // Distinct prompts for B inputs: 1 where neither input nor noise enters, else B.
   virtual int64_t prompts(int64_t batch) const = 0;
   virtual bool reads_input() const { return false; }
+  // Where the trained thing is on the model itself; else nullptr.
+  virtual const LoraAdapter* adapter() const { return nullptr; }
   virtual int64_t noise_dim() const { return 0; }
   // (G P, C) f32. Keeps what backward needs; a second forward replaces it.
   virtual OwnedTensor forward(const GeneratorInput& input) = 0;

@@ -11,9 +11,14 @@ size_t ParameterSet::add(const std::string& name, Shape shape,
                          const std::function<void(std::vector<float>&)>& init) {
   Item item;
   item.name = name;
-  for (OwnedTensor* t : {&item.value, &item.grad, &item.m, &item.v}) {
-    *t = OwnedTensor(*device_, DType::kF32, shape);
-    device_->fill_zero(*t);
+  const auto take = [&](OwnedTensor& t) {
+    t = OwnedTensor(*device_, DType::kF32, shape);
+    device_->fill_zero(t);
+  };
+  take(item.value);
+  {
+    const Range range(*device_, "optimizer state");
+    for (OwnedTensor* t : {&item.grad, &item.m, &item.v}) take(*t);
   }
   std::vector<float> values(static_cast<size_t>(shape.count()), 0.0f);
   init(values);

@@ -44,7 +44,7 @@ LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan example
     HeadRequest request;
     for (size_t b = 0; b < part.size(); ++b)
       score_continuation(batch, contexts.add(b, *part[b]), part[b]->completion, request);
-    runner.forward(batch, prompts.view(), Saving::kNothing);
+    runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter);
     for (float nll : runner.head(request, false).nll) sum += nll;
     result.tokens += static_cast<int64_t>(request.rows.size());
   }
@@ -78,7 +78,7 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
       const int32_t context = contexts.add(b, *part[b]);
       for (const std::vector<int32_t>& label : labels) score_continuation(batch, context, label, request);
     }
-    runner.forward(batch, prompts.view(), Saving::kNothing);
+    runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter);
     const std::vector<float> nll = runner.head(request, false).nll;
     size_t row = 0;
     for (size_t b = 0; b < part.size(); ++b)
@@ -116,7 +116,8 @@ std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokeniz
         r.keys.push_back(derive_key(settings.seed, 3, (at + b) * 4096 + static_cast<uint64_t>(i)));
       requests.push_back(std::move(r));
     }
-    for (GeneratedSequence& s : generate(runner.device(), runner.llama(), prompts.view(), requests, params)) {
+    for (GeneratedSequence& s : generate(runner.device(), runner.llama(), prompts.view(), requests, params,
+                                         kDecodedTogether, {}, prompts.adapter)) {
       if (s.finish == FinishReason::kStop) s.tokens.pop_back();
       texts.push_back(tokenizer.decode(s.tokens, true));
     }

@@ -38,6 +38,7 @@ Prompts GeneratorPrompts::make(ExampleSpan inputs, uint64_t noise_key) {
   Prompts out;
   out.count = generator_.prompt_length();
   out.rows = generator_.forward(input_);
+  out.adapter = generator_.adapter();
   const int64_t groups = generator_.prompts(b);
   for (int64_t i = 0; i < b; ++i) out.first.push_back(groups == 1 ? 0 : i * out.count);
   return out;

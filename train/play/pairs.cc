@@ -33,29 +33,31 @@ std::optional<std::vector<int32_t>> canonical_tokens(const Tokenizer& tokenizer,
 
 std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                               const Prompts& prompts, ExampleSpan inputs, Placement placement,
-                              int64_t samples, int64_t max_new, uint64_t key, bool gumbel) {
+                              std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel) {
   SamplingParams params;
   params.max_new = static_cast<int32_t>(max_new);
   params.stop = tokenizer.end_ids();
   params.gumbel = gumbel;
   std::vector<GenerationRequest> requests;
   std::vector<Rollout> rollouts;
-  for (size_t b = 0; b < inputs.size(); ++b) {
-    RequestContext context = request_context(prompts, b, *inputs[b], placement);
-    GenerationRequest r;
-    r.prompt_first = context.prompt_first;
-    r.prompt_count = context.prompt_count;
-    r.context = std::move(context.tokens);
-    for (int64_t i = 0; i < samples; ++i) {
-      Rollout rollout;
-      rollout.input = b;
-      rollout.key = derive_key(key, b, static_cast<uint64_t>(i));
-      r.keys.push_back(rollout.key);
-      rollouts.push_back(std::move(rollout));
+  for (const RolloutGroup& group : groups)
+    for (size_t b = group.begin; b < group.end; ++b) {
+      RequestContext context = request_context(prompts, b, *inputs[b], placement);
+      GenerationRequest r;
+      r.prompt_first = context.prompt_first;
+      r.prompt_count = context.prompt_count;
+      r.context = std::move(context.tokens);
+      for (int64_t i = 0; i < group.samples; ++i) {
+        Rollout rollout;
+        rollout.input = b;
+        rollout.key = derive_key(group.key, b - group.begin, static_cast<uint64_t>(i));
+        r.keys.push_back(rollout.key);
+        rollouts.push_back(std::move(rollout));
+      }
+      requests.push_back(std::move(r));
     }
-    requests.push_back(std::move(r));
-  }
-  std::vector<GeneratedSequence> sequences = generate(device, llama, prompts.view(), requests, params);
+  std::vector<GeneratedSequence> sequences =
+      generate(device, llama, prompts.view(), requests, params, kDecodedTogether, {}, prompts.adapter);
   for (size_t i = 0; i < rollouts.size(); ++i) {
     Rollout& r = rollouts[i];
     r.tokens = std::move(sequences[i].tokens);

@@ -23,10 +23,18 @@ struct Rollout {
   bool canonical = false;       // text == tokens without the end token
 };
 
-// `samples` answers to each input at temperature 1, nothing cut. keys derive from (key, input, sample).
+// A run of inputs and the answers wanted for each: sample i of input begin + b draws by
+// derive_key(key, b, i). Results do not depend on which groups are decoded together.
+struct RolloutGroup {
+  size_t begin = 0, end = 0;  // inputs [begin, end)
+  int64_t samples = 1;
+  uint64_t key = 0;
+};
+// The groups' answers at temperature 1, nothing cut, all decoded together; group after group, input after
+// input.
 std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                               const Prompts& prompts, ExampleSpan inputs, Placement placement,
-                              int64_t samples, int64_t max_new, uint64_t key, bool gumbel);
+                              std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel);
 
 // The tokens a tokenizer gives for the text of `tokens` inside a longer text; nullopt if that text is not
 // valid UTF-8.

@@ -8,6 +8,30 @@ Prompts NoPrompt::make(ExampleSpan inputs, uint64_t) {
   return p;
 }
 
+PeftPrompts::PeftPrompts(Device& device, const LlamaConfig& config, const PeftAdapter& adapter)
+    : device_(device) {
+  if (adapter.is_lora()) {
+    lora_ = lora_on_device(device, config, adapter, false);
+  } else {
+    const int64_t c = config.hidden_size;
+    prompt_ = OwnedTensor(device, DType::kF32, {static_cast<int64_t>(adapter.prompt.size()) / c, c});
+    device.copy_in(prompt_, adapter.prompt.data());
+  }
+}
+
+Prompts PeftPrompts::make(ExampleSpan inputs, uint64_t) {
+  Prompts p;
+  p.first.assign(inputs.size(), 0);
+  if (lora_) {
+    p.adapter = &lora_->adapter();
+  } else {
+    p.count = prompt_.view().dim(0);
+    p.rows = OwnedTensor(device_, DType::kF32, prompt_.view().shape());
+    device_.copy(p.rows, prompt_);
+  }
+  return p;
+}
+
 RequestContext request_context(const Prompts& prompts, size_t b, const TokenizedExample& example,
                                Placement placement) {
   RequestContext r;

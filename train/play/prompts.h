@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "model/adapters/peft.h"
 #include "model/batch.h"
 #include "train/config.h"
 #include "train/data/tokenized.h"
@@ -19,6 +20,7 @@ struct Prompts {
   OwnedTensor rows;  // (R, C) f32; empty if count is 0
   std::vector<int64_t> first;
   int64_t count = 0;
+  const LoraAdapter* adapter = nullptr;  // what the model reads and answers with, besides
   ConstTensor view() const { return rows.view(); }
 };
 
@@ -33,6 +35,18 @@ class PromptMaker {
 class NoPrompt : public PromptMaker {
  public:
   Prompts make(ExampleSpan inputs, uint64_t noise_key) override;
+};
+
+// What a PEFT folder holds: one prompt for all inputs, or an adapter on the model.
+class PeftPrompts : public PromptMaker {
+ public:
+  PeftPrompts(Device& device, const LlamaConfig& config, const PeftAdapter& adapter);
+  Prompts make(ExampleSpan inputs, uint64_t noise_key) override;
+
+ private:
+  Device& device_;
+  OwnedTensor prompt_;
+  std::unique_ptr<OwnedLora> lora_;
 };
 
 // Adds prompt and input of example b to the batch; returns the segment that an answer continues. Prefix

@@ -3,6 +3,7 @@
 
 #include "model/runner.h"
 #include "train/checkpoint/run_folder.h"
+#include "train/plan/memory_plan.h"
 #include "train/text.h"
 #include "train/verbs/arms.h"
 #include "train/verbs/dataset.h"
@@ -36,9 +37,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
 
   const uint64_t base = llama.memory_hash();
   Runner runner(device, llama);
-  const std::unique_ptr<Generator> trained =
-      load_generator(checkpoint, config.generator, device, llama, false);
-  const std::unique_ptr<Generator> warm = load_generator(checkpoint, config.generator, device, llama, true);
+  const std::unique_ptr<Generator> trained = load_generator(checkpoint, config, device, llama, false);
+  const std::unique_ptr<Generator> warm = load_generator(checkpoint, config, device, llama, true);
   NoPrompt none;
   GeneratorPrompts trained_prompts(runner, *trained, config.generator);
   std::unique_ptr<GeneratorPrompts> warm_prompts;
@@ -88,7 +88,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
                      {"parameters_deployed", trained->deployed_parameters()},
                      {"load_seconds", session.load_seconds},
                      {"seconds", seconds},
-                     {"peak_memory_bytes", peak_memory_bytes()}}},
+                     {"peak_memory_bytes", process_memory().peak}}},
                    {"arms", nlohmann::json::array()}};
   for (const ArmResult& r : results) j["arms"].push_back(nlohmann::json::parse(to_json(r)));
   if (options.json_file == "-") {
@@ -104,7 +104,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
              trained->parameters().count(), trained->deployed_parameters(), llama.parameters(),
              session.load_seconds);
   for (const Arm& arm : arms) fmt::print("{:.1f} s for {}, ", seconds[arm.name].get<double>(), arm.name);
-  fmt::print("{:.0f} MB at most\n", static_cast<double>(peak_memory_bytes()) * 1e-6);
+  fmt::print("{:.0f} MB at most\n", static_cast<double>(process_memory().peak) * 1e-6);
   return 0;
 }
 

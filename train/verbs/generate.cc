@@ -62,9 +62,12 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
   std::unique_ptr<Generator> generator;
   std::unique_ptr<PromptMaker> maker = std::make_unique<NoPrompt>();
   if (checkpoint) {
-    generator = load_generator(*checkpoint, config.generator, *session.device, llama, false);
+    generator = load_generator(*checkpoint, config, *session.device, llama, false);
     maker = std::make_unique<GeneratorPrompts>(runner, *generator, config.generator);
   }
+  if (!options.adapter.empty())
+    maker = std::make_unique<PeftPrompts>(*session.device, llama.config(),
+                                          read_peft(options.adapter, llama.config()));
   SamplingParams params;
   params.temperature = static_cast<float>(options.temperature);
   params.top_k = static_cast<int32_t>(options.top_k);
@@ -101,8 +104,8 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
     for (int64_t s = 0; s < options.samples; ++s)
       request.keys.push_back(
           derive_key(static_cast<uint64_t>(options.seed), 3, i * 4096 + static_cast<uint64_t>(s)));
-    for (const GeneratedSequence& g :
-         generate(*session.device, llama, made.view(), std::span(&request, 1), params)) {
+    for (const GeneratedSequence& g : generate(*session.device, llama, made.view(), std::span(&request, 1),
+                                               params, kDecodedTogether, {}, made.adapter)) {
       std::vector<int32_t> ids = g.tokens;
       if (g.finish == FinishReason::kStop) ids.pop_back();
       const std::string text = tokenizer.decode_text(ids, true);

@@ -1,7 +1,5 @@
 #include "train/verbs/session.h"
 
-#include <sys/resource.h>
-
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -72,7 +70,7 @@ TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vec
                             overrides);
 }
 
-std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const GeneratorConfig& config,
+std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const TrainConfig& config,
                                           Device& device, const Llama& llama, bool warm) {
   const std::string base = fmt::format("{:016x}", llama.content_hash()), own = state_text(checkpoint, "base");
   if (own != base)
@@ -83,8 +81,9 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
   const bool adversarial = state_text(checkpoint, "phase") != "warmup";
   if (warm && !adversarial) return nullptr;
   const int64_t width = llama.config().hidden_size;
-  auto g = Generator::make(device, config, width,
-                           std::vector<float>(static_cast<size_t>(config.prompt_length * width)), 0);
+  auto g =
+      Generator::make(device, config, llama.config(),
+                      std::vector<float>(static_cast<size_t>(config.generator.prompt_length * width)), 0);
   g->parameters().load(warm          ? "warm."
                        : adversarial ? "average."
                                      : "generator.",
@@ -98,12 +97,6 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
                          return v;
                        });
   return g;
-}
-
-int64_t peak_memory_bytes() {
-  struct rusage usage {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
 }
 
 }  // namespace gantrain

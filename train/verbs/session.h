@@ -25,13 +25,10 @@ DeviceChoice device_choice(const TrainConfig& config);
 
 // The generator of a checkpoint, with the weights that are deployed, or as it was after its warm-up (nullptr
 // if the run had none). Throws Error if the checkpoint belongs to another base model.
-std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const GeneratorConfig& config,
+std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const TrainConfig& config,
                                           Device& device, const Llama& llama, bool warm);
 
 // The configuration a checkpoint was trained with.
 TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides);
-
-// The most memory this process has had so far, as the system counts it.
-int64_t peak_memory_bytes();
 
 }  // namespace gantrain

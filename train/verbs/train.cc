@@ -13,6 +13,7 @@
 #include "train/log/events.h"
 #include "train/log/progress.h"
 #include "train/log/tensorboard.h"
+#include "train/plan/memory_plan.h"
 #include "train/trainer.h"
 #include "train/verbs/arms.h"
 #include "train/verbs/dataset.h"
@@ -56,49 +57,6 @@ class StopSignals {
   static constexpr int kSignals[2] = {SIGINT, SIGTERM};
   struct sigaction before_[2];
 };
-
-std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
-
-// The largest batch this run can meet, as rows: what the memory plan is made for.
-struct Plan {
-  int64_t weights = 0, workspace = 0, cache = 0, players = 0;
-  int64_t total() const { return weights + workspace + cache + players; }
-};
-Plan plan_memory(Device& device, const Llama& llama, const TrainConfig& config,
-                 const std::vector<TokenizedExample>& train) {
-  Plan plan;
-  plan.weights = llama.weight_bytes();
-  std::vector<size_t> by_length(train.size());
-  for (size_t i = 0; i < train.size(); ++i) by_length[i] = i;
-  auto length = [&](size_t i) { return train[i].prompt.size() + train[i].completion.size(); };
-  const size_t most = std::min(train.size(), static_cast<size_t>(config.train.batch));
-  std::partial_sort(by_length.begin(), by_length.begin() + static_cast<std::ptrdiff_t>(most), by_length.end(),
-                    [&](size_t a, size_t b) { return length(a) > length(b); });
-  const bool adversarial = config.loss.kind != LossKind::kCe;
-  PackedBatch batch;
-  int64_t scored = 0, slots = 0, first = 0;
-  for (size_t i = 0; i < most; ++i) {
-    const TokenizedExample& e = train[by_length[i]];
-    const bool own = config.generator.kind == GeneratorKind::kConditional;
-    const int32_t prompt = own || i == 0 ? batch.add_prompt(first, config.generator.prompt_length) : 0;
-    if (own) first += config.generator.prompt_length;
-    const int32_t input = batch.add(own ? prompt : 0, e.prompt);
-    batch.add(input, e.completion);
-    scored += static_cast<int64_t>(e.completion.size());
-    slots += config.generator.prompt_length + static_cast<int64_t>(e.prompt.size());
-    if (adversarial)
-      for (int64_t s = 0; s < config.loss.samples; ++s) {
-        batch.add(input, std::vector<int32_t>(static_cast<size_t>(config.train.max_new_tokens), 0));
-        scored += config.train.max_new_tokens;
-        slots += config.train.max_new_tokens;
-      }
-  }
-  const Runner runner(device, llama);
-  plan.workspace = runner.plan_bytes(
-      batch, scored, config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, true);
-  if (adversarial) plan.cache = KvCache::bytes(llama, slots);
-  return plan;
-}
 
 json finite(double v) { return std::isfinite(v) ? json(v) : json(nullptr); }
 
@@ -181,24 +139,20 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                    llama.config().max_position_embeddings - config.generator.prompt_length);
   fmt::print(stderr, "{}", data.report);
 
-  const Plan plan = plan_memory(device, llama, config, data.train);
-  const std::string plan_text = fmt::format(
-      "memory plan: weights {}, activations and workspace of the largest batch {}, KV cache of the rollouts "
-      "{}; together {}\n",
-      megabytes(plan.weights), megabytes(plan.workspace), megabytes(plan.cache), megabytes(plan.total()));
-  if (config.memory_limit > 0 && plan.total() > config.memory_limit)
-    throw Error(fmt::format("the run needs {}, memory_limit is {}. Cheapest remedies: train.recompute=layer, "
-                            "a smaller train.batch "
-                            "(with train.accumulate), a smaller loss.samples",
-                            megabytes(plan.total()), megabytes(config.memory_limit)),
-                ErrorKind::kOutOfMemory);
-  if (options.dry_run) {
-    fmt::print("{}", to_toml(config));
-    fmt::print(stderr, "{}", plan_text);
-    return 0;
-  }
-  fmt::print(stderr, "{}", plan_text);
+  const ProcessMemory before = process_memory();
+  const auto plan_of = [&](const TrainConfig& c) {
+    return plan_memory(device, llama, tokenizer, c, data, before);
+  };
+  const MemoryPlan plan = plan_of(config);
+  if (options.dry_run) fmt::print("{}", to_toml(config));
+  fmt::print(stderr, "{}", plan.text());
+  // What a GPU has free is not this process's memory: there only a limit that was set counts.
+  if (device.kind() == DeviceKind::kCpu || config.memory_limit > 0)
+    check_memory(plan, memory_limit(config.memory_limit, before), config, plan_of);
+  if (options.dry_run) return 0;
 
+  std::optional<PeftAdapter> start;
+  if (!options.resume && !config.adapter.empty()) start = read_peft(config.adapter, llama.config());
   RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
   Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
   int64_t events_kept = -1;
@@ -226,6 +180,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       folder.write(folder.config_file(), to_toml(config));
     }
   } else {
+    if (start) trainer.start_from(*start, config.adapter);
     folder.write(folder.config_file(), to_toml(config));
   }
   EventLog events(folder.events_file(), events_kept);
@@ -373,6 +328,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   const Totals& t = trainer.totals();
   json summary;
   summary["run"] = {{"model", config.model},
+                    {"method", kMethodNames[static_cast<size_t>(config.method)]},
                     {"generator", config.generator.kind == GeneratorKind::kStatic ? "static"
                                   : config.generator.kind == GeneratorKind::kMlp  ? "mlp"
                                                                                   : "conditional"},
@@ -425,7 +381,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
       {"parameters_deployed", trainer.deployed_parameters()},
       {"parameters_discriminator", trainer.discriminator_parameters()},
       {"optimizer_bytes", trainer.optimizer_bytes()},
-      {"peak_memory_bytes", peak_memory_bytes()},
+      {"peak_memory_bytes", process_memory().peak},
       {"planned_memory_bytes", plan.total()},
       {"train_seconds", t.all},
       {"seconds",

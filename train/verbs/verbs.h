@@ -46,6 +46,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices);
 struct GenerateOptions {
   std::string model;       // needed without a run
   std::string checkpoint;  // a run folder or checkpoint file, may be empty: the base model
+  std::string adapter;     // a PEFT folder in its place, may be empty
   std::vector<std::string> prompts;
   std::string input_file;  // one prompt a line; "-": standard input
   bool raw = false;        // with a run: the texts are whole prompts, its prompt_template is left out
@@ -60,6 +61,20 @@ struct GenerateOptions {
   DeviceChoice device;
 };
 int run_generate(const GenerateOptions& options, const DeviceFactory& devices);
+
+struct ExportOptions {
+  std::string run;              // a run folder or a checkpoint file
+  std::string model;            // when it has moved since the training
+  std::string format = "peft";  // peft, merged or gguf-lora
+  std::string output;           // a folder; gguf-lora: a file
+  std::string weights = "f32";  // merged: f32 or bf16
+  std::string prompt;           // a generator that reads its input: the input whose prompt is written
+  std::string input_file;       // the same for each line, into OUTPUT/1, OUTPUT/2, ...
+  int64_t seed = 1;             // of the generator's noise
+  bool verify = false;          // read what was written and hold its logits against the run's
+  DeviceChoice device;
+};
+int run_export(const ExportOptions& options, const DeviceFactory& devices);
 
 struct ProbeOptions {
   std::string model, input, output, adapter;

@@ -1,0 +1,161 @@
+// Whole training steps, a method a case: what one costs in time and memory, and where the time goes.
+#include <chrono>
+#include <cmath>
+#include <fstream>
+
+#include "bench/support/harness.h"
+#include "bench/support/random_llama.h"
+#include "model/activations.h"
+#include "train/networks/lora.h"
+#include "train/trainer.h"
+
+namespace gantrain::bench {
+namespace {
+
+// A method is a row: what it sets in the configuration of a run (docs/configuration.md).
+struct MethodRow {
+  const char* name;
+  bool adversarial;
+  std::vector<std::string> overrides;
+  bool is_lora() const { return overrides.front() == "method=lora"; }  // has no prompt
+};
+const std::vector<MethodRow>& methods() {
+  static const std::vector<MethodRow> table{
+      // Cross-entropy: prompt tuning, P-tuning, LoRA on two targets and on all.
+      {"prompt", false, {"method=prompt", "loss.kind=ce"}},
+      {"ptuning", false, {"method=ptuning", "loss.kind=ce"}},
+      {"lora_qv", false, {"method=lora", "lora.rank=8", "lora.alpha=16", "lora.targets=q,v", "loss.kind=ce"}},
+      {"lora_all",
+       false,
+       {"method=lora", "lora.rank=8", "lora.alpha=16", "lora.targets=all", "loss.kind=ce"}},
+      // The conditional generator: C0 cross-entropy alone, C1 rewards, C2 straight-through Gumbel.
+      {"gan_c0", false, {"method=gan", "loss.kind=ce"}},
+      {"gan_c1", true, {"method=gan", "loss.kind=rloo"}},
+      {"gan_c2", true, {"method=gan", "loss.kind=gumbel"}},
+      // The same two losses on a learned table and on adapters.
+      {"prompt_c1", true, {"method=prompt", "loss.kind=rloo"}},
+      {"prompt_c2", true, {"method=prompt", "loss.kind=gumbel"}},
+      {"lora_qv_c1",
+       true,
+       {"method=lora", "lora.rank=8", "lora.alpha=16", "lora.targets=q,v", "loss.kind=rloo"}},
+      {"lora_qv_c2",
+       true,
+       {"method=lora", "lora.rank=8", "lora.alpha=16", "lora.targets=q,v", "loss.kind=gumbel"}},
+  };
+  return table;
+}
+
+// Texts of `length` random tokens, the second half scored.
+std::vector<TokenizedExample> random_items(int64_t count, int64_t length, int64_t vocab, uint64_t first) {
+  std::vector<TokenizedExample> out(static_cast<size_t>(count));
+  for (size_t i = 0; i < out.size(); ++i) {
+    const std::vector<int32_t> text = random_tokens(length, vocab, first + i);
+    out[i].prompt.assign(text.begin(), text.begin() + length / 2);
+    out[i].completion.assign(text.begin() + length / 2, text.end());
+  }
+  return out;
+}
+
+// Bytes that the layers keep of `rows` rows between forward and backward.
+int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, const LoraAdapter* lora) {
+  const auto peak = [&](int layers) {
+    Arena counting;
+    take_activations(counting, device, llama, rows, Saving::kAll, layers, AttentionPlan(), lora);
+    return counting.peak();
+  };
+  return peak(static_cast<int>(llama.layers().size())) - peak(0);
+}
+
+std::string first_step_file;
+
+constexpr int64_t kMostTries = 12;  // steps until one trains both players
+
+Timed prepare(const MethodRow& method, const Point& p, Device& device) {
+  const int64_t batch = p.at("batch"), length = p.at("length");
+  if (length < 2) fail_usage("--axis length={}: expected 2 or more, one to read and one to score", length);
+  std::vector<std::string> settings{"model=memory",
+                                    "data.train=memory",
+                                    "data.bucket=false",
+                                    "train.steps=1000000",
+                                    "train.warmup_ce_steps=0",
+                                    "train.discriminator_steps=0",
+                                    fmt::format("train.batch={}", batch)};
+  if (!method.is_lora()) settings.push_back(fmt::format("generator.prompt_length={}", p.at("prompt")));
+  if (method.adversarial)
+    settings.insert(settings.end(), {fmt::format("loss.samples={}", p.at("samples")),
+                                     fmt::format("train.max_new_tokens={}", length - length / 2),
+                                     // Both players train in every step, whatever the accuracy.
+                                     "train.gate_d=1", "train.gate_g=0"});
+  settings.insert(settings.end(), method.overrides.begin(), method.overrides.end());
+  const TrainConfig config = parse_train_config("", "step_bench", settings);
+
+  struct Run {
+    BenchModel model;                 // outlives the trainer
+    std::unique_ptr<OwnedLora> lora;  // of the trained adapters' shape, or null
+    std::unique_ptr<Trainer> trainer;
+  };
+  const auto run = std::make_shared<Run>();
+  run->model = open_bench_model(device, p.model, p.config, p.dtype);
+  if (method.is_lora())
+    run->lora =
+        std::make_unique<OwnedLora>(device, run->model.llama->config(), lora_shape(config.lora), false);
+  const int64_t vocab = run->model.llama->config().vocab_size;
+  run->trainer = std::make_unique<Trainer>(
+      device, *run->model.llama, *run->model.tokenizer, config,
+      Trainer::Data{random_items(4 * batch, length, vocab, 0), random_items(batch, length, vocab, 1u << 20)});
+  // The gate leaves a player out while every held-out pair so far came out alike: that is no whole step.
+  const auto whole_step = [run, adversarial = method.adversarial] {
+    for (int64_t i = 0; i < kMostTries; ++i) {
+      const StepRecord r = run->trainer->step();
+      if (!adversarial || (r.trained_g && r.trained_d)) return r;
+    }
+    fail("in {} steps there was none that trains both players", kMostTries);
+  };
+  whole_step();  // not timed: memory is taken, kernels are written
+  if (!first_step_file.empty()) {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    std::ofstream(first_step_file) << fmt::format("{:.6f}\n", std::chrono::duration<double>(now).count());
+  }
+  return [run, whole_step, batch, length, &device] {
+    const StepRecord r = whole_step();
+    Measured m;
+    m.seconds = r.seconds;
+    m.counters = {{"tokens/s", static_cast<double>(batch * length) / r.seconds},
+                  {"forward_backward_seconds", r.forward_backward_s},
+                  {"optimizer_seconds", r.optimizer_s},
+                  {"rows", static_cast<double>(r.tokens)},
+                  {"parameters", static_cast<double>(run->trainer->generator_parameters())},
+                  {"saved_activation_bytes",
+                   static_cast<double>(saved_bytes(device, *run->model.llama, r.tokens,
+                                                   run->lora ? &run->lora->adapter() : nullptr))},
+                  {"peak_memory_bytes", static_cast<double>(peak_resident_bytes())}};
+    if (r.phase != Phase::kWarmup) {
+      m.counters["rollout_seconds"] = r.rollout_s;
+      m.counters["features_seconds"] = r.features_s;
+      m.counters["discriminator_seconds"] = r.discriminator_s;
+    }
+    return m;
+  };
+}
+
+void define(Suite& suite) {
+  for (const MethodRow& method : methods()) {
+    Suite::Axes axes{{"batch", {8}}, {"length", {128}}};
+    if (!method.is_lora()) axes["prompt"] = {20};
+    if (method.adversarial) axes["samples"] = {2};
+    suite.timed(method.name, axes,
+                [&method](const Point& p, Device& device) { return prepare(method, p, device); });
+  }
+}
+
+}  // namespace
+}  // namespace gantrain::bench
+
+int main(int argc, char** argv) {
+  using namespace gantrain::bench;
+  const ExtraOptions extra{
+      {{"--first-step",
+        {"a file for the time (Unix, seconds) at which the first step ended, untimed as it is",
+         &first_step_file}}}};
+  return run_suite(argc, argv, "Training steps by method", define, extra);
+}

@@ -1,0 +1,51 @@
+// Low-rank adapters on the products of the frozen model (LoRA, Hu et al., arXiv:2106.09685): the ops of
+// qkv.h, projection.h and mlp.h take any number of them, each for a range of the product's outputs.
+//   z = scale * x A^T,   y[:, first .. first + O) += z B^T
+//   db += dy^T z,  dz = scale * dy B,  da += dz^T x,  dx += dz A
+// x is what the product reads: the normed row, attention's output or SwiGLU's. All of it in f32, whatever the
+// type of the frozen weights. Forward leaves z and nothing else; backward takes x again elementwise.
+#pragma once
+
+#include <span>
+
+#include "core/tensor.h"
+
+namespace gantrain {
+
+struct LoraPart {
+  ConstTensor a;  // (R, I) f32
+  ConstTensor b;  // (O, R) f32
+  float scale;
+  int64_t first;  // of the product's outputs
+  Tensor z;       // (N, R) f32  =  saved for backward
+};
+struct LoraPartBackward {
+  ConstTensor a;  // (R, I) f32
+  ConstTensor b;  // (O, R) f32
+  float scale;
+  int64_t first;
+  ConstTensor z;  // (N, R) f32, as forward left it
+  Tensor da;      // (R, I) f32  +=
+  Tensor db;      // (O, R) f32  +=
+};
+
+// Arithmetic beside the frozen product's, for N rows.
+template <typename Part>
+int64_t lora_flops(std::span<const Part> parts, int64_t n) {
+  int64_t flops = 0;
+  for (const Part& p : parts) flops += 2 * n * (p.a.count() + p.b.count());
+  return flops;
+}
+inline int64_t lora_bytes(std::span<const LoraPart> parts) {
+  int64_t bytes = 0;
+  for (const LoraPart& p : parts) bytes += p.a.bytes() + p.b.bytes() + p.z.bytes();
+  return bytes;
+}
+inline int64_t lora_bytes(std::span<const LoraPartBackward> parts) {
+  int64_t bytes = 0;
+  for (const LoraPartBackward& p : parts)
+    bytes += p.a.bytes() + p.b.bytes() + p.z.bytes() + 2 * (p.da.bytes() + p.db.bytes());
+  return bytes;
+}
+
+}  // namespace gantrain

@@ -1,0 +1,157 @@
+"""Holds the memory plan of `gantrain train` against the memory that the process reaches.
+
+usage: memory_plan.py GANTRAIN [--model FILE] [--only NAME]
+
+Each run of the matrix takes a few steps of every phase and the evaluation at its end; its peak (VmHWM) must be within
+2 % and 32 MiB of what was planned before it began. Items are equally long, so that every batch is the largest one. Then
+a run that does not fit is refused: exit code 3, the plan, and remedies, the first of which fits.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SLACK = 32 << 20
+WORDS = "the of and to in is was for on with as he it at by that".split()
+
+STATIC, MLP, CONDITIONAL = ("method=" + kind for kind in ("prompt", "ptuning", "gan"))
+CE, RLOO, GUMBEL = ("loss.kind=" + kind for kind in ("ce", "rloo", "gumbel"))
+# name -> (model, words of prompt and completion, settings)
+SMALL, LARGE = "stories", "smollm"
+MATRIX = {
+    "stories prompt": (SMALL, 12, 12, [STATIC, CE]),
+    "stories c1": (SMALL, 12, 12, [CONDITIONAL, RLOO, "loss.samples=4"]),
+    "stories c2 recompute": (SMALL, 12, 12, [CONDITIONAL, GUMBEL, "train.recompute=layer", "loss.samples=2"]),
+    "stories long": (SMALL, 60, 60, [MLP, CE, "train.batch=32"]),
+    "smollm prompt": (LARGE, 20, 20, [STATIC, CE, "train.batch=8"]),
+    "smollm prompt f32 recompute": (LARGE, 20, 20, [STATIC, CE, "dtype=f32", "train.recompute=layer"]),
+    "smollm c1": (LARGE, 16, 16, [STATIC, RLOO, "loss.samples=2", "train.batch=4"]),
+    "smollm c1 conditional accumulated": (
+        LARGE, 12, 12, [CONDITIONAL, RLOO, "loss.samples=2", "train.batch=2", "train.accumulate=2"],
+    ),
+    "smollm lora": (LARGE, 20, 20, ["method=lora", "lora.targets=all", CE, "train.batch=4"]),
+    "smollm c2": (LARGE, 12, 12, [CONDITIONAL, GUMBEL, "loss.samples=1", "train.batch=4"]),
+}
+
+
+def text(words, seed):
+    return " ".join(WORDS[(seed * 7 + i * i + i // 3) % len(WORDS)] for i in range(words))
+
+
+def write_data(folder, prompt, completion):
+    for split, count, first in (("train", 64, 0), ("valid", 8, 1000)):
+        lines = [
+            json.dumps({"prompt": f"{n}: {text(prompt, n)}", "completion": " " + text(completion, n + 3)})
+            for n in range(first, first + count)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run(gantrain, arguments):
+    return subprocess.run([gantrain, "train", *arguments], capture_output=True, text=True, check=False)
+
+
+def settings(model, folder, completion, own):
+    adversarial = CE not in own
+    return [
+        f"model={model}",
+        f"data.train={folder}/train.jsonl",
+        f"data.valid={folder}/valid.jsonl",
+        f"output={folder}/run",
+        "generator.prompt_length=8",
+        "optimizer.warmup_steps=0",
+        f"train.steps={6 if adversarial else 3}",
+        "train.warmup_ce_steps=2",
+        "train.discriminator_steps=1",
+        f"train.max_new_tokens={completion}",
+        "train.gate_d=1",
+        "train.gate_g=0",
+        "eval.samples=1",
+        "eval.temperatures=1",
+        "threads=2",
+        *own,
+    ]
+
+
+def megabytes(value):
+    return f"{value / 1e6:.1f} MB"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gantrain")
+    parser.add_argument("--model", help="SmolLM2; default: tools/fetch_model's")
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    data = pathlib.Path(os.environ.get("GANTRAIN_DATA") or ROOT / "shared" / "data")
+    stories = data / "ci" / "stories260K" / "stories260K.bin"
+    if not stories.exists():
+        print(f"SKIP: no {stories}: set GANTRAIN_DATA to the data folder")
+        return 77
+    models = {SMALL: stories}
+    if any(row[0] == LARGE for name, row in MATRIX.items() if arguments.only in name):
+        fetched = subprocess.run([ROOT / "tools" / "fetch_model"], capture_output=True, text=True, check=False)
+        if fetched.returncode != 0 and not arguments.model:
+            print(f"SKIP: SmolLM2 cannot be had: {fetched.stderr.strip().splitlines()[-1:]}")
+            return 77
+        models[LARGE] = arguments.model or fetched.stdout.strip()
+    failed = 0
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, (model, prompt, completion, own) in MATRIX.items():
+            if arguments.only not in name:
+                continue
+            folder = pathlib.Path(scratch) / re.sub(r"\W", "_", name)
+            folder.mkdir()
+            write_data(folder, prompt, completion)
+            done = run(arguments.gantrain, settings(models[model], folder, completion, own))
+            if done.returncode != 0:
+                print(f"{name}: exit code {done.returncode}\n{done.stderr}")
+                failed += 1
+                continue
+            cost = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))["cost"]
+            planned, reached = cost["planned_memory_bytes"], cost["peak_memory_bytes"]
+            limit = 0.02 * planned + SLACK
+            share = abs(reached - planned) / limit
+            worst = max(worst, share)
+            good = abs(reached - planned) <= limit
+            failed += not good
+            print(
+                f"{name}: planned {megabytes(planned)}, reached {megabytes(reached)}, off by "
+                f"{megabytes(reached - planned)} of {megabytes(limit)}{'' if good else '  TOO FAR'}"
+            )
+            if not good:
+                print(done.stderr[done.stderr.index("memory plan"):][:1500])
+        # Refused before anything is written; the first remedy is one that fits.
+        name, (model, prompt, completion, own) = next(iter(MATRIX.items()))
+        folder = pathlib.Path(scratch) / "refused"
+        folder.mkdir()
+        write_data(folder, 60, 60)
+        big = settings(models[SMALL], folder, 60, [STATIC, CE, "train.batch=64"])
+        planned = float(re.search(r"memory plan: ([\d.]+) MB", run(arguments.gantrain, [*big, "--dry-run"]).stderr)[1])
+        done = run(arguments.gantrain, [*big, f"memory_limit={int(planned * 0.8e6)}"])
+        remedies = re.findall(r"^  (\S+=\S+).*: ([\d.]+) MB(, still too much)?$", done.stderr, re.MULTILINE)
+        print(f"refused: planned {planned} MB, limit {planned * 0.8:.1f} MB, remedies {remedies}")
+        if done.returncode != 3 or (folder / "run").exists() or not remedies or len(remedies) > 3:
+            print(f"expected exit code 3, no run folder, one to three remedies; got {done.returncode}\n{done.stderr}")
+            failed += 1
+        elif remedies[0][2] or float(remedies[0][1]) > planned * 0.8:
+            print(f"the first remedy does not fit: {remedies[0]}")
+            failed += 1
+        else:
+            again = run(arguments.gantrain, [*big, f"memory_limit={int(planned * 0.8e6)}", remedies[0][0], "--dry-run"])
+            if again.returncode != 0:
+                print(f"the first remedy, {remedies[0][0]}, is refused as well:\n{again.stderr}")
+                failed += 1
+    print(f"{len(MATRIX)} runs in the matrix, {failed} failed; the worst used {100 * worst:.0f} % of its limit")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

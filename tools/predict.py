@@ -1,0 +1,195 @@
+"""The predicted time of a training step, kernel by kernel: tools/predict, docs/predicted.md. Nothing here was measured."""
+
+import argparse
+import glob
+import os
+import re
+import sys
+
+import audit_machine
+import step_walk
+
+BEGIN, END = "<!-- predicted: made by tools/predict --write -->", "<!-- end of predicted -->"
+# Rates in FLOP/s and bytes/s. H100 SXM: measured peaks (8192^3 bf16 product on random data, copy); A100 SXM: data sheet.
+# f32: data sheet. `mma`: cycles of one m16n8k16 bf16 product with f32 accumulators on a quarter of a multiprocessor.
+CARDS = {
+    "A100": {"arch": "80", "softgpu": 80, "tensor": 312e12, "f32": 19.5e12, "memory": 2.04e12, "processors": 108, "l2": 40e6, "mma": 8},
+    "H100": {"arch": "90a", "softgpu": 90, "tensor": 798e12, "f32": 67e12, "memory": 3.0e12, "processors": 132, "l2": 50e6, "mma": 4},
+}
+GAP = 1.0e-6  # seconds between two kernels of a graph
+# What first-rate kernels reach of their bound: main loops of products, attention over short rows, streaming.
+REACHED = {"product": 0.85, "attention": 0.55, "streaming": 0.85}
+# Seconds of the roofline: products of all rows at the peak, at 4,256 rows (8 sequences of 512 tokens and 20 prompt rows each).
+FLOORS = {("SmolLM2-135M", "A100"): 9.6e-3, ("SmolLM2-135M", "H100"): 4.0e-3, ("Llama-3.2-1B", "A100"): 65e-3,
+          ("Llama-3.2-1B", "H100"): 25.4e-3, ("Llama-3-8B", "A100"): 417e-3, ("Llama-3-8B", "H100"): 162e-3}  # fmt: skip
+BATCH = (8, 512, 20, 256)
+# A layer small enough to be executed, with the head size of the model: what is multiplied for one `_flops`.
+COUNTED = {64: (1, 576, 9, 3, 64, 1536, 2048, 1), 128: (1, 1024, 8, 2, 128, 3584, 2048, 1)}
+
+
+def mma_count(mix):
+    return mix.get("HMMA", 0) + mix.get("HGMMA", 0)
+
+
+def main_loop(row):
+    """The hot loop; the whole kernel where its products lie in a loop around the innermost ones."""
+    return row["hot"] if mma_count(row["hot"]) else row["body"]
+
+
+def issue_bound(mix, card):
+    """Share of the tensor cores' rate that the hot loop can reach: instructions, special functions and shared memory share
+    the cycles of a quarter of a multiprocessor. wgmma reads shared memory by itself and runs beside other instructions."""
+    if mix.get("HGMMA"):
+        return 1.0
+    tensor = mix.get("HMMA", 0) * card["mma"]
+    wide = mix.get("LDSM", 0) + mix.get("LDS.128", 0) + mix.get("STS.128", 0) + mix.get("LDGSTS", 0)
+    narrow = sum(mix.get(f"{op}.{bits}", 0) for op in ("LDS", "STS") for bits in (8, 16, 32, 64))
+    return 1 / max(1, mix["instructions"] / tensor, 8 * mix.get("MUFU", 0) / tensor, (16 * wide + 4 * narrow) / tensor)
+
+
+def wave_share(launch, row, card):
+    """Share of the last wave of blocks, and of all before, that does work."""
+    blocks = max(1, audit_machine.occupancy({**row, "threads": launch["threads"]}, card["arch"], launch["dynamic"])[0])
+    waves = launch["blocks"] / (card["processors"] * blocks)
+    return waves / -(-launch["blocks"] // (card["processors"] * blocks))
+
+
+def predict_op(op, ratio, rows, card):
+    """[(kernel, launches, bound by, seconds at the bound, seconds expected)] of one call of an op."""
+    kind = "attention" if op["name"].startswith("attention") else "product"
+    multiplying = [n for n in op["launches"] if mma_count(rows[n["kernel"]]["body"])]
+    beside = [n for n in op["launches"] if n not in multiplying]
+    # What an op keeps between its kernels is written and read once: in memory unless it stays in half of the L2.
+    between = 2 * op["scratch"] / card["memory"] * (1 if op["scratch"] > card["l2"] / 2 else 1 / 3) if len(op["launches"]) > 1 else 0
+    out = []
+    if op["flops"] and multiplying:
+        weight = 1 / len(multiplying)
+        for launch in multiplying:
+            row = rows[launch["kernel"]]
+            compute = op["flops"] * ratio * weight / (card["tensor"] * issue_bound(main_loop(row), card) * wave_share(launch, row, card))
+            memory = op["bytes"] * weight / card["memory"]
+            out.append((launch["kernel"], 1, "compute" if compute > memory else "memory", max(compute, memory),
+                        max(compute / REACHED[kind], memory / REACHED["streaming"])))  # fmt: skip
+        whole = between
+    elif op["flops"]:  # the f32 units
+        compute, memory = op["flops"] * ratio / card["f32"], op["bytes"] / card["memory"]
+        whole = max(compute, memory) + between
+    else:
+        whole = op["bytes"] / card["memory"] + between
+    for launch in beside:
+        out.append((launch["kernel"], 1, "memory", whole / len(beside), whole / len(beside) / REACHED["streaming"]))
+    return out
+
+
+def machine_rows(root, cache):
+    """arch -> kernel (mangled) -> what its machine code is like."""
+    sources = sorted(os.path.relpath(p, root) for p in glob.glob(os.path.join(root, "cuda/ops/*.cu")))
+    found, _ = audit_machine.audit_sources(root, sources, sorted({c["arch"] for c in CARDS.values()}), cache)
+    out = {}
+    for row in found:
+        out.setdefault(row["arch"], {})[row["mangled"]] = row
+    return out
+
+
+def ratios(root, build, card, head):
+    """Op -> multiply-adds executed, times two, over `_flops`."""
+    _, ops = step_walk.walk(root, build, card["softgpu"], COUNTED[head], (1, 512, 20, 256), counted=True)
+    counted, wanted = {}, {}
+    for op in ops:
+        counted[op["name"]] = counted.get(op["name"], 0) + 2 * sum(n["madds"] for n in op["launches"])
+        wanted[op["name"]] = wanted.get(op["name"], 0) + op["flops"]
+    return {name: counted[name] / wanted[name] if wanted[name] and counted[name] else 1.0 for name in wanted}
+
+
+def predict(root, build, model, card_name, machine):
+    """Lines of the table: (op, kernel) -> launches, seconds at the bound, expected seconds, bounds; and the launches."""
+    card, shape = CARDS[card_name], step_walk.MODELS[model]
+    ratio = ratios(root, build, card, shape[4])
+    rows, ops = step_walk.walk(root, build, card["softgpu"], (3, *shape[1:]), BATCH)
+    lines = {}
+    for op, times in step_walk.whole_model(ops, 3, shape[0]):
+        for kernel, launches, bound, least, expected in predict_op(op, ratio[op["name"]], machine[card["arch"]], card):
+            line = lines.setdefault((op["name"], kernel), {"launches": 0, "bound": set(), "least": 0.0, "expected": 0.0})
+            line["launches"] += launches * times
+            line["bound"].add(bound)
+            line["least"] += least * times
+            line["expected"] += expected * times
+    return rows, lines
+
+
+def template(names, mangled):
+    return re.sub(r"<.*", "", names[mangled])
+
+
+def page(root, build, machine, models):
+    names = {k: r["name"] for rows in machine.values() for k, r in rows.items()}
+    out, summary = [], []
+    for model in models:
+        for card in CARDS:
+            rows, lines = predict(root, build, model, card, machine)
+            merged = {}
+            for (op, kernel), line in lines.items():
+                to = merged.setdefault((op, template(names, kernel)), {"launches": 0, "bound": set(), "least": 0.0, "expected": 0.0})
+                for key in ("launches", "least", "expected"):
+                    to[key] += line[key]
+                to["bound"] |= line["bound"]
+            launches = sum(line["launches"] for line in merged.values())
+            least, expected = (sum(line[key] for line in merged.values()) + GAP * launches for key in ("least", "expected"))
+            floor = FLOORS[model, card]
+            summary.append(f"| {model} | {card} | {rows} | {launches} | {least * 1e3:.1f} | {expected * 1e3:.1f} | {rows / expected:,.0f} | "
+                           f"{floor * 1e3:.1f} | {expected / floor:.2f} |")  # fmt: skip
+            out += [f"### {model} on {card}, predicted", "", "| op | kernel | launches | bound by | at the bound, ms | predicted ms | share |",
+                    "|---|---|---|---|---|---|---|"]  # fmt: skip
+            for (op, kernel), line in sorted(merged.items(), key=lambda i: -i[1]["expected"]):
+                out.append(f"| {op} | `{kernel}` | {line['launches']} | {', '.join(sorted(line['bound']))} | {line['least'] * 1e3:.2f} | "
+                           f"{line['expected'] * 1e3:.2f} | {line['expected'] / expected:.1%} |")  # fmt: skip
+            out += [f"| | between kernels | {launches} | {GAP * 1e6:.1f} us each | {launches * GAP * 1e3:.2f} | {launches * GAP * 1e3:.2f} | "
+                    f"{launches * GAP / expected:.1%} |", ""]  # fmt: skip
+    head = ["| model | card | rows | launches | at the bound, ms | predicted ms | predicted rows/s | floor, ms | predicted / floor |",
+            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    return "\n".join([*head, *summary, "", *out])
+
+
+def structure(text):
+    """What the page must have in any case: the model, the card and the ops of a step. Kernels come and go."""
+    return sorted(set(re.findall(r"^### .*$", text, re.MULTILINE)) | set(re.findall(r"^\| (\w+) \| `", text, re.MULTILINE)))
+
+
+def main():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    cache = os.path.join(os.environ.get("GANTRAIN_CACHE", os.path.expanduser("~/.cache/gantrain")), "audit")
+    p = argparse.ArgumentParser(prog="tools/predict", description="Predict the time of a training step, kernel by kernel.")
+    p.add_argument("--build", default=os.path.join(root, "build/release"), help="the build folder (default %(default)s)")
+    p.add_argument("--model", choices=sorted(step_walk.MODELS), action="append", help="only this model; may be repeated")
+    p.add_argument("--write", action="store_true", help="put the tables into docs/predicted.md")
+    p.add_argument("--check", action="store_true", help="fail where docs/predicted.md has other models, cards or ops than this run")
+    p.add_argument("--cache", default=cache, help="where compiled kernels are kept by content (default %(default)s)")
+    o = p.parse_args()
+    models = o.model or list(step_walk.MODELS)
+    try:
+        machine = machine_rows(root, o.cache)
+    except RuntimeError as error:
+        sys.exit(f"predict: {error}")
+    made = page(root, os.path.abspath(o.build), machine, models)
+    path = os.path.join(root, "docs/predicted.md")
+    with open(path, encoding="utf-8") as file:
+        head, rest = file.read().split(BEGIN, 1)
+    kept, tail = rest.split(END, 1)
+    if o.write:
+        if o.model:
+            sys.exit("predict: --write needs all models")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(head + BEGIN + "\n\n" + made.strip() + "\n\n" + END + tail)
+    elif o.check:
+        sections = {s.split("\n", 1)[0]: s for s in re.split(r"^(?=### )", kept, flags=re.MULTILINE)}
+        for section in re.split(r"^(?=### )", made, flags=re.MULTILINE)[1:]:
+            title = section.split("\n", 1)[0]
+            if structure(section) != structure(sections.get(title, "")):
+                sys.exit(f"predict: docs/predicted.md, '{title}', has other ops than this run: run tools/predict --write and commit the page")
+        print(made.split("### ")[0].strip())
+    else:
+        print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+#include "train/plan/memory_plan.h"
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <thread>
+
+#include "model/runner.h"
+#include "train/plan/counting_device.h"
+#include "train/play/evaluate.h"
+#include "train/play/pairs.h"
+#include "train/trainer.h"
+
+namespace gantrain {
+namespace {
+
+std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
+
+// The `count` items that are longest by `length`.
+template <typename Length>
+std::vector<TokenizedExample> longest(const std::vector<TokenizedExample>& items, int64_t count,
+                                      Length length) {
+  std::vector<const TokenizedExample*> order = pointers(items);
+  const auto most = static_cast<std::ptrdiff_t>(std::min<size_t>(order.size(), static_cast<size_t>(count)));
+  std::partial_sort(
+      order.begin(), order.begin() + most, order.end(),
+      [&](const TokenizedExample* a, const TokenizedExample* b) { return length(*a) > length(*b); });
+  std::vector<TokenizedExample> out;
+  for (std::ptrdiff_t i = 0; i < most; ++i) out.push_back(*order[static_cast<size_t>(i)]);
+  return out;
+}
+
+// Tokens that an answer may consist of: none ends it, and a text of them is spelled as they are, so that the
+// discriminator reads as many.
+std::vector<int32_t> answer_tokens(const Tokenizer& tokenizer) {
+  const auto usable = [&](int32_t id) {
+    return std::find(tokenizer.end_ids().begin(), tokenizer.end_ids().end(), id) == tokenizer.end_ids().end();
+  };
+  std::vector<int32_t> out;
+  for (const char* word : {" the", " of", " and", " to", " in", " is", " was", " for", " on", " with", " as",
+                           " he", " it", " at", " by", " that"}) {
+    std::vector<int32_t> two = tokenizer.encode(std::string(" a") + word);
+    if (!two.empty() && usable(two.back()) && std::find(out.begin(), out.end(), two.back()) == out.end())
+      out.push_back(two.back());
+  }
+  const std::vector<int32_t> mixed(out.begin(), out.end());
+  const auto again = canonical_tokens(tokenizer, mixed);
+  if (!out.empty() && again && *again == mixed) return out;
+  // Small vocabularies: any tokens that no text would spell otherwise, or all that do not end an answer.
+  std::vector<int32_t> alone, any;
+  for (int32_t id = 0; id < static_cast<int32_t>(tokenizer.vocab_size()) && alone.size() < 64; ++id) {
+    if (!usable(id)) continue;
+    any.push_back(id);
+    const std::vector<int32_t> run(8, id);
+    const auto spelled = canonical_tokens(tokenizer, run);
+    if (spelled && *spelled == run) alone.push_back(id);
+  }
+  if (!alone.empty()) return alone;
+  return any.empty() ? std::vector<int32_t>{0} : any;
+}
+
+// The cause of an allocation by the ranges it was made in.
+const char* cause_of(const std::string& label) {
+  const auto inside = [&](const char* range) { return label.find(range) != std::string::npos; };
+  if (inside("optimizer state")) return "optimisers of the players";
+  if (inside("generate")) return "rollouts: cache of keys and values, and decoding";
+  if (inside("activations")) return "activations and scratch of the largest batch";
+  if (inside("head")) return "scored rows: scratch of head and losses";
+  if (inside("step") || inside("evaluation") || inside("validation"))
+    return "what a step holds besides: features and the discriminator's reading";
+  return "players";
+}
+
+// A run as short as can be that still has every phase, both players training in it.
+TrainConfig shortened(const TrainConfig& config) {
+  TrainConfig c = config;
+  const bool adversarial = c.loss.kind != LossKind::kCe;
+  c.train.warmup_ce_steps = adversarial ? 1 : 0;
+  c.train.discriminator_steps = adversarial ? 1 : 0;
+  c.train.steps = adversarial ? 5 : 2;
+  c.train.gate_d = 1.0;
+  c.train.gate_g = 0.0;
+  c.discriminator.spectral_norm = false;  // works on the host, without memory worth counting
+  c.data.bucket = false;
+  return c;
+}
+
+void rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& tokenizer,
+              const TrainConfig& config, const TokenizedDataset& data,
+              const std::function<int64_t(const TokenizedExample&)>& length) {
+  const TrainConfig c = shortened(config);
+  Trainer trainer(device, llama, tokenizer, c,
+                  {longest(data.train, c.train.batch, length), longest(data.valid, c.train.batch, length)});
+  while (!trainer.done()) trainer.step();
+  if (!data.valid.empty()) trainer.validate();
+  // The evaluation at the end of a run, on the longest items.
+  const bool has_test = !data.test.empty();
+  const auto items = longest(has_test ? data.test : data.valid, c.train.batch, length);
+  if (items.empty()) return;
+  const Range range(device, "evaluation");
+  Runner runner(device, llama);
+  PromptMaker& maker = trainer.deployed();
+  const auto part = pointers(items);
+  evaluate_loss(runner, maker, part, c.generator.placement, c.train.batch);
+  const auto labels = find_labels(pointers(data.train));
+  if (!labels.empty()) {
+    label_scores(runner, maker, part, labels, c.generator.placement, c.train.batch);
+    return;
+  }
+  GenerationSettings g;
+  g.max_new = static_cast<int32_t>(c.train.max_new_tokens);
+  g.samples = c.eval.samples;
+  const auto asked = longest(has_test ? data.test_merged : data.valid_merged, g.batch,
+                             [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });
+  generate_texts(runner, tokenizer, maker, pointers(asked), c.generator.placement, g);
+}
+
+// What the CPU's threads keep for themselves (cpu/parallel.h, thread_scratch): a tile of 128 rows of the
+// longest product with its result of 384 columns, where there are no bf16 instructions the tile of the weight
+// as well, and the blocks of attention. And what oneDNN keeps for all: machine code of the products met.
+int64_t scratch_of_threads(const Device& device, const Llama& llama, int64_t threads) {
+  if (device.kind() != DeviceKind::kCpu) return 0;
+  if (threads <= 0) threads = std::max(1u, std::thread::hardware_concurrency());
+  const LlamaConfig& c = llama.config();
+  const int64_t longest = std::max({c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim});
+  const bool converted = llama.dtype() == DType::kBF16 && !device.has_fast_bf16();
+  constexpr int64_t kRows = 128, kColumns = 384, kAttention = int64_t{1} << 20, kLibrary = int64_t{12} << 20;
+  return threads *
+             (4 * (kRows * longest + kRows * kColumns + (converted ? kColumns * longest : 0)) + kAttention) +
+         kLibrary;
+}
+
+int64_t read_number(const char* path) {
+  std::ifstream in(path);
+  int64_t value = -1;
+  in >> value;
+  return in ? value : -1;
+}
+
+}  // namespace
+
+ProcessMemory process_memory() {
+  ProcessMemory m;
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);)
+    for (const auto& [name, to] :
+         {std::pair("RssAnon:", &m.own), {"RssFile:", &m.files}, {"VmHWM:", &m.peak}})
+      if (line.starts_with(name)) *to = std::stoll(line.substr(std::string(name).size())) * 1024;
+  return m;
+}
+
+int64_t MemoryPlan::total() const {
+  int64_t sum = 0;
+  for (const MemoryItem& item : items) sum += item.bytes;
+  return sum;
+}
+
+std::string MemoryPlan::text() const {
+  std::string out = fmt::format("memory plan: {}\n", megabytes(total()));
+  for (const MemoryItem& item : items)
+    out += fmt::format("  {:>12}  {}\n", megabytes(item.bytes), item.cause);
+  return out;
+}
+
+MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& tokenizer,
+                       const TrainConfig& config, const TokenizedDataset& data, const ProcessMemory& now) {
+  // Long inputs make large caches, long items large batches; they need not be the same items.
+  CountingDevice by_length(device, answer_tokens(tokenizer)), by_input(device, answer_tokens(tokenizer));
+  rehearse(by_length, llama, tokenizer, config, data, [](const TokenizedExample& e) {
+    return static_cast<int64_t>(e.prompt.size() + e.completion.size());
+  });
+  rehearse(by_input, llama, tokenizer, config, data,
+           [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });
+  const CountingDevice& most = by_input.peak() > by_length.peak() ? by_input : by_length;
+
+  MemoryPlan plan;
+  const bool own_memory = device.kind() == DeviceKind::kCpu;  // else the weights are not in this process
+  const int64_t weights = llama.weight_bytes(), held = own_memory ? weights : 0;
+  plan.items.push_back({"weights", weights});
+  std::map<std::string, int64_t> causes;
+  for (const auto& [label, bytes] : most.at_peak()) causes[cause_of(label)] += bytes;
+  for (const auto& [cause, bytes] : causes)
+    if (bytes > 0) plan.items.push_back({cause, bytes});
+  plan.items.push_back({"tokenizer, data and the program's own", std::max<int64_t>(0, now.own - held)});
+  plan.items.push_back({"the program, its libraries and mapped model files, as far as read", now.files});
+  if (const int64_t bytes = scratch_of_threads(device, llama, config.threads); bytes > 0)
+    plan.items.push_back({"scratch of threads, oneDNN's machine code", bytes});
+  // Reading may have held more than training will.
+  if (own_memory && now.peak > plan.total())
+    plan.items.push_back({"held while the model was read, above all that", now.peak - plan.total()});
+  return plan;
+}
+
+MemoryLimit memory_limit(int64_t configured, const ProcessMemory& now) {
+  if (configured > 0) return {configured, "memory_limit"};
+  MemoryLimit limit;
+  std::ifstream in("/proc/meminfo");
+  const int64_t held = now.own;
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("MemAvailable:"))
+      limit = {std::stoll(line.substr(13)) * 1024 + held, "this machine's free memory"};
+  // Version 2, then version 1; "max" is no number.
+  for (const auto& [most, used] :
+       {std::pair("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
+    const int64_t all = read_number(most), taken = read_number(used);
+    // What others of the group hold is taken as it is; caches of files among it are given up when asked for.
+    if (all <= 0 || taken < 0) continue;
+    const int64_t own = std::max(all - std::max<int64_t>(0, taken - held - now.files), held);
+    if (limit.bytes == 0 || own < limit.bytes) limit = {own, "the control group's limit"};
+  }
+  return limit;
+}
+
+void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainConfig& config,
+                  const std::function<MemoryPlan(const TrainConfig&)>& plan_of) {
+  if (limit.bytes <= 0 || plan.total() <= limit.bytes) return;
+  // Cheapest first: what changes neither result nor gradient, then what changes the estimate's noise, then
+  // the task.
+  struct Remedy {
+    std::string text;
+    int64_t total;
+  };
+  std::vector<Remedy> remedies;
+  const auto consider = [&](const std::string& text, const std::function<void(TrainConfig&)>& change) {
+    TrainConfig changed = config;
+    change(changed);
+    const int64_t total = plan_of(changed).total();
+    if (total < plan.total() - plan.total() / 200) remedies.push_back({text, total});
+  };
+  if (config.train.recompute == Recompute::kNone)
+    consider("train.recompute=layer (same bits, about a third more time)",
+             [](TrainConfig& c) { c.train.recompute = Recompute::kLayer; });
+  for (int64_t batch = config.train.batch / 2; batch >= 1; batch /= 2) {
+    const int64_t times = config.train.accumulate * config.train.batch / batch;
+    consider(fmt::format("train.batch={} train.accumulate={} (the same batch in parts)", batch, times),
+             [&](TrainConfig& c) {
+               c.train.batch = batch;
+               c.train.accumulate = times;
+             });
+    if (!remedies.empty() && remedies.back().total <= limit.bytes) break;
+  }
+  if (config.train.recompute == Recompute::kNone)
+    consider("train.recompute=layer train.batch=1 with train.accumulate as many times the batch",
+             [&](TrainConfig& c) {
+               c.train.recompute = Recompute::kLayer;
+               c.train.accumulate *= c.train.batch;
+               c.train.batch = 1;
+             });
+  if (config.loss.kind != LossKind::kCe && config.loss.samples > 2)
+    consider("loss.samples=2 (a noisier reward)", [](TrainConfig& c) { c.loss.samples = 2; });
+  if (config.loss.kind != LossKind::kCe)
+    consider(
+        fmt::format("train.max_new_tokens={} (shorter answers)",
+                    std::max<int64_t>(1, config.train.max_new_tokens / 2)),
+        [](TrainConfig& c) { c.train.max_new_tokens = std::max<int64_t>(1, c.train.max_new_tokens / 2); });
+  // Those that are enough come first, in this order.
+  std::stable_partition(remedies.begin(), remedies.end(),
+                        [&](const Remedy& r) { return r.total <= limit.bytes; });
+  std::string list;
+  for (size_t i = 0; i < remedies.size() && i < 3; ++i)
+    list += fmt::format("\n  {}: {}{}", remedies[i].text, megabytes(remedies[i].total),
+                        remedies[i].total <= limit.bytes ? "" : ", still too much");
+  throw Error(fmt::format("the run needs {}, and {} is {}. Cheapest remedies:{}", megabytes(plan.total()),
+                          limit.source, megabytes(limit.bytes),
+                          list.empty() ? " a smaller model, or dtype=bf16" : list),
+              ErrorKind::kOutOfMemory);
+}
+
+}  // namespace gantrain
