@@ -65,6 +65,10 @@ struct DeviceCounters {
   int64_t graphs_instantiated = 0, graphs_updated = 0, graphs_replayed = 0, graphs_kept = 0;
 };
 
+// Who multiplies matrices on a GPU: our own kernels, a library's (cuBLASLt), or whichever is faster by
+// timing; kDefault: as the environment says (GANTRAIN_GEMM), else our own.
+enum class Gemm : uint8_t { kDefault, kOwn, kCublasLt, kAuto };
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -113,6 +117,11 @@ class Device {
   // The type in which q, k, v, o, g and u of a layer are kept beside weights of this type (see
   // core/ops/qkv.h).
   virtual DType kept_dtype(DType weights) const = 0;
+  // Whether products with weights of this type do RMSNorm in their own kernels: forward reads the residual
+  // stream times the gain, rounded to bf16, and scales rows of the result; backward takes the norm's gradient
+  // at the end of the product. Then it pays that the ops of core/ops/{norm,qkv,mlp,projection}.h hand each
+  // other the rounded streams and `dot`.
+  virtual bool fuses_norms(DType) const { return false; }
   // Whether bf16 products are done by the hardware (a hint for `--dtype auto`).
   virtual bool has_fast_bf16() const = 0;
 

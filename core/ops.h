@@ -36,6 +36,7 @@ class Ops {
   virtual void project_forward(const ProjectForward&) = 0;
   virtual void project_backward(const ProjectBackward&) = 0;
   virtual void gate_up_forward(const GateUpForward&) = 0;
+  virtual void down_backward(const DownBackward&) = 0;
   virtual void gate_up_backward(const GateUpBackward&) = 0;
   virtual void swiglu(const Swiglu&) = 0;
   virtual void head_logits(const HeadLogits&) = 0;
@@ -52,6 +53,7 @@ class Ops {
   virtual int64_t scratch(const ProjectForward&) const = 0;
   virtual int64_t scratch(const ProjectBackward&) const = 0;
   virtual int64_t scratch(const GateUpForward&) const = 0;
+  virtual int64_t scratch(const DownBackward&) const = 0;
   virtual int64_t scratch(const GateUpBackward&) const = 0;
   virtual int64_t scratch(const HeadLogits&) const = 0;
   virtual int64_t scratch(const HeadLoss&) const = 0;

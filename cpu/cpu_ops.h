@@ -35,9 +35,11 @@ class CpuOps final : public Ops {
   int64_t scratch(const ProjectBackward&) const override;
   // cpu/mlp.cc
   void gate_up_forward(const GateUpForward&) override;
+  void down_backward(const DownBackward&) override;
   void gate_up_backward(const GateUpBackward&) override;
   void swiglu(const Swiglu&) override;
   int64_t scratch(const GateUpForward&) const override;
+  int64_t scratch(const DownBackward&) const override;
   int64_t scratch(const GateUpBackward&) const override;
   // cpu/head.cc
   void head_logits(const HeadLogits&) override;

@@ -23,16 +23,13 @@ ForwardPieces forward_pieces(Pieces& p, const GateUpForward& a) {
 }
 
 struct BackwardPieces {
-  void* dy;
   float* dnormed;
   LoraScratch lora;
 };
 BackwardPieces backward_pieces(Pieces& p, const GateUpBackward& a) {
   const int64_t c = a.x.dim(1), f2 = a.w->rows(), block = row_block(a.x.dim(0));
-  const DType t = a.w->dtype();
-  void* dy = p.take(block * f2 * dtype_size(t));
   float* dnormed = p.floats(block * c);
-  return {dy, dnormed, lora_scratch(p, a.lora, block, block * c, t == DType::kF32 ? 0 : block * f2)};
+  return {dnormed, lora_scratch(p, a.lora, block, block * c, a.w->dtype() == DType::kF32 ? 0 : block * f2)};
 }
 
 constexpr int64_t kRun = 256;  // values of g and u at a time, in L1
@@ -97,41 +94,75 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
   }
 }
 
+// dg, then du of one row, and the sum of dg g + du u where it is wanted.
 template <typename S, typename T>
+void swiglu_backward_row(const S* g, const S* u, const T* da, int64_t f, T* dg, T* du, float* dot) {
+  float gate[kRun], up[kRun];
+  double sum = 0;
+  for (int64_t j0 = 0; j0 < f; j0 += kRun) {
+    const int64_t count = std::min(kRun, f - j0);
+    widen(g + j0, gate, count);
+    widen(u + j0, up, count);
+    for (int64_t j = 0; j < count; ++j) {
+      const float gj = gate[j], d = load(da + j0 + j), sig = sigmoid(gj);
+      store(dg + j0 + j, d * up[j] * sig * (1.0f + gj * (1.0f - sig)));
+      store(du + j0 + j, d * gj * sig);
+    }
+    if (dot)
+      for (int64_t j = 0; j < count; ++j)
+        sum +=
+            static_cast<double>(load(dg + j0 + j)) * gate[j] + static_cast<double>(load(du + j0 + j)) * up[j];
+  }
+  if (dot) *dot = static_cast<float>(sum);
+}
+
+// The down projection's own backward, into da.
+ProjectBackward project_backward_of(const DownBackward& a, void* da, Tensor scratch) {
+  return {.dout = a.dout,
+          .w = a.w,
+          .da = Tensor(da, a.w->dtype(), {a.dout.dim(0), a.w->cols()}),
+          .scratch = scratch,
+          .dout_bf16 = a.dout_bf16,
+          .lora = a.lora,
+          .a = a.a};
+}
+// A block's rows of it: the adapters, which are summed over all rows in blocks of their own, do without.
+ProjectBackward rows_of(const DownBackward& a, void* da, Tensor scratch, int64_t r0, int64_t rows) {
+  return {.dout = a.dout.rows(r0, rows),
+          .w = a.w,
+          .da = Tensor(da, a.w->dtype(), {rows, a.w->cols()}),
+          .scratch = scratch,
+          .dout_bf16 = a.dout_bf16.empty() ? ConstTensor{} : a.dout_bf16.rows(r0, rows)};
+}
+struct DownPieces {
+  void* da;        // a block's, or with adapters all of it
+  Tensor project;  // scratch of project_backward
+};
+DownPieces down_pieces(const CpuOps& ops, Pieces& p, const DownBackward& a) {
+  const int64_t n = a.dout.dim(0), rows = a.lora.empty() ? row_block(n) : n;
+  void* da = p.take(rows * a.w->cols() * dtype_size(a.w->dtype()));
+  const int64_t bytes =
+      ops.scratch(a.lora.empty() ? rows_of(a, da, {}, 0, rows) : project_backward_of(a, da, {}));
+  return {da, bytes > 0 ? Tensor(p.take(bytes), DType::kU8, {bytes}) : Tensor{}};
+}
+
+template <typename T>
 void backward(ThreadPool& pool, const GateUpBackward& a) {
   const CpuMatrix& w = as_cpu(*a.w);
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.da.dim(1);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), f2 = w.rows();
   Pieces scratch(a.scratch);
   const BackwardPieces s = backward_pieces(scratch, a);
   if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
-  const S *g = a.g.data<S>(), *u = a.u.data<S>();
-  const T* da = a.da.data<T>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
-    pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        T *dg = static_cast<T*>(s.dy) + i * 2 * f, *du = dg + f;
-        const int64_t at = (r0 + i) * f;
-        float gate[kRun], up[kRun];
-        for (int64_t j0 = 0; j0 < f; j0 += kRun) {
-          const int64_t count = std::min(kRun, f - j0);
-          widen(g + at + j0, gate, count);
-          widen(u + at + j0, up, count);
-          for (int64_t j = 0; j < count; ++j) {
-            const float gj = gate[j], d = load(da + at + j0 + j), sig = sigmoid(gj);
-            store(dg + j0 + j, d * up[j] * sig * (1.0f + gj * (1.0f - sig)));
-            store(du + j0 + j, d * gj * sig);
-          }
-        }
-      }
-    });
+    const T* dy = a.dy.data<T>() + r0 * f2;
     matmul(pool, {.m = rows,
                   .n = c,
-                  .k = 2 * f,
-                  .a = s.dy,
-                  .lda = 2 * f,
+                  .k = f2,
+                  .a = dy,
+                  .lda = f2,
                   .b = w.data(),
                   .ldb = c,
                   .dtype = w.dtype(),
@@ -140,11 +171,11 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
     if (!a.lora.empty())
       lora_backward_block(pool, a.lora, s.lora, r0, rows,
                           normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
-                          in_f32(pool, static_cast<const T*>(s.dy), rows * 2 * f, s.lora.y), 2 * f,
-                          s.dnormed);
+                          in_f32(pool, dy, rows * f2, s.lora.y), f2, s.dnormed);
     norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
                        a.dx.data<float>() + r0 * c);
   }
+  rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);
 }
 
 }  // namespace
@@ -152,6 +183,11 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
 int64_t CpuOps::scratch(const GateUpForward& a) const {
   Pieces p;
   forward_pieces(p, a);
+  return p.used();
+}
+int64_t CpuOps::scratch(const DownBackward& a) const {
+  Pieces p;
+  down_pieces(*this, p, a);
   return p.used();
 }
 int64_t CpuOps::scratch(const GateUpBackward& a) const {
@@ -181,8 +217,33 @@ void CpuOps::swiglu(const Swiglu& a) {
     });
   });
 }
+void CpuOps::down_backward(const DownBackward& a) {
+  const int64_t n = a.dout.dim(0), f = a.w->cols();
+  Pieces scratch(a.scratch);
+  const DownPieces s = down_pieces(*this, scratch, a);
+  const int64_t block = a.lora.empty() ? row_block(n) : n;
+  for (int64_t r0 = 0; r0 < n; r0 += block) {
+    const int64_t rows = std::min(block, n - r0);
+    project_backward(a.lora.empty() ? rows_of(a, s.da, s.project, r0, rows)
+                                    : project_backward_of(a, s.da, s.project));
+    with_pair(a.dy.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) {
+      pool_.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t row = r0 + i;
+          T* dy = a.dy.data<T>() + row * 2 * f;
+          swiglu_backward_row(a.g.data<S>() + row * f, a.u.data<S>() + row * f,
+                              static_cast<const T*>(s.da) + i * f, f, dy, dy + f,
+                              a.dot.empty() ? nullptr : a.dot.data<float>() + row);
+        }
+      });
+    });
+  }
+}
 void CpuOps::gate_up_backward(const GateUpBackward& a) {
-  with_pair(a.da.dtype(), a.g.dtype(), [&]<typename T, typename S>(T*, S*) { backward<S, T>(pool_, a); });
+  if (a.w->dtype() == DType::kF32)
+    backward<float>(pool_, a);
+  else
+    backward<bf16>(pool_, a);
 }
 
 }  // namespace gantrain

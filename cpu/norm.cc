@@ -66,6 +66,20 @@ void norm_backward_rows(ThreadPool& pool, const float* x, const float* rstd, con
   });
 }
 
+void rounded_rows(ThreadPool& pool, const float* x, const float* gain, Tensor out) {
+  if (out.empty()) return;
+  const int64_t c = out.dim(1);
+  bf16* to = out.data<bf16>();
+  pool.parallel_ranges(out.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (gain)
+        for (int64_t j = 0; j < c; ++j) store(to + i * c + j, x[i * c + j] * gain[j]);
+      else
+        convert_to_bf16(x + i * c, to + i * c, c);
+    }
+  });
+}
+
 void CpuOps::row_rstd(const RowRstd& a) {
   const float* x = a.x.data<float>();
   float* rstd = a.rstd.data<float>();
@@ -73,6 +87,7 @@ void CpuOps::row_rstd(const RowRstd& a) {
   pool_.parallel_ranges(a.x.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) rstd[i] = row_rstd_of(x + i * c, c, a.eps);
   });
+  rounded_rows(pool_, x, a.gain.empty() ? nullptr : a.gain.data<float>(), a.x_bf16);
 }
 
 void CpuOps::rmsnorm_forward(const RmsNormForward& a) {

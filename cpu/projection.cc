@@ -21,13 +21,14 @@ ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
           lora_scratch(p, a.lora, block, a.a.dtype() == DType::kF32 ? 0 : block * in, 0)};
 }
 struct BackwardPieces {
-  bf16* input;  // bf16 only: dout rounded to the input type of the product
+  bf16* input;  // bf16 only: dout rounded to the input type of the product, where it was not handed over so
   LoraScratch lora;
 };
 BackwardPieces backward_pieces(Pieces& p, const ProjectBackward& a) {
   const int64_t in = a.w->cols(), block = row_block(a.dout.dim(0));
   const bool f32 = a.w->dtype() == DType::kF32;
-  void* input = f32 ? nullptr : p.take(block * a.w->rows() * dtype_size(DType::kBF16));
+  void* input =
+      f32 || !a.dout_bf16.empty() ? nullptr : p.take(block * a.w->rows() * dtype_size(DType::kBF16));
   // With adapters the sum of both products is rounded once.
   return {static_cast<bf16*>(input),
           lora_scratch(p, a.lora, block, f32 ? 0 : block * in, f32 ? 0 : block * in)};
@@ -110,6 +111,7 @@ void CpuOps::project_forward(const ProjectForward& a) {
                          out + r0 * c, c);
   }
   if (!a.rstd.empty()) row_rstd({.x = a.out, .rstd = a.rstd, .eps = a.eps});
+  rounded_rows(pool_, out, a.out_gain.empty() ? nullptr : a.out_gain.data<float>(), a.out_bf16);
 }
 
 void CpuOps::project_backward(const ProjectBackward& a) {
@@ -123,7 +125,9 @@ void CpuOps::project_backward(const ProjectBackward& a) {
     const int64_t rows = std::min(block, n - r0);
     const float* dout = a.dout.data<float>() + r0 * c;
     const void* input = dout;
-    if (w.dtype() == DType::kBF16) {
+    if (!a.dout_bf16.empty()) {
+      input = a.dout_bf16.data<bf16>() + r0 * c;
+    } else if (w.dtype() == DType::kBF16) {
       bf16* rounded = s.input;
       pool_.parallel_ranges(rows * c, 16384, [&](int64_t begin, int64_t end) {
         convert_to_bf16(dout + begin, rounded + begin, end - begin);

@@ -174,6 +174,7 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
     norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
                        a.dx.data<float>() + r0 * c);
   }
+  rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);
 }
 
 }  // namespace

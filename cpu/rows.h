@@ -116,5 +116,7 @@ void norm_backward_row(const float* x, float rstd, const float* gain, const floa
                        float* dx);
 void norm_backward_rows(ThreadPool& pool, const float* x, const float* rstd, const float* gain,
                         const float* dxhat, int64_t n, int64_t c, float* dx);
+// out (N, C) = x * gain rounded to bf16 (gain may be null); nothing where `out` is empty.
+void rounded_rows(ThreadPool& pool, const float* x, const float* gain, Tensor out);
 
 }  // namespace gantrain

@@ -14,6 +14,7 @@
 #include "cuda/runtime/blaslt.h"
 #include "cuda/runtime/cudnn.h"
 #include "cuda/runtime/graphs.h"
+#include "cuda/runtime/gemm_choices.h"
 #include "cuda/runtime/handle.h"
 #include "cuda/runtime/matrix.h"
 #include "cuda/runtime/memory.h"
@@ -57,7 +58,7 @@ class CudaDevice final : public Device {
     context_.partials = static_cast<double*>(small_);
     context_.total = context_.partials + 256;
     context_.flag = reinterpret_cast<int*>(context_.total + 1);
-    open_library(options.gemm ? *options.gemm : environment_gemm());
+    open_library(options.gemm == Gemm::kDefault ? environment_gemm() : options.gemm);
     open_attention(options.attention ? *options.attention : environment_attention());
   }
   ~CudaDevice() override {
@@ -155,6 +156,9 @@ class CudaDevice final : public Device {
   }
   void set_graphs(bool on) override { graphs_on_ = on; }
   DType kept_dtype(DType weights) const override { return weights; }
+  bool fuses_norms(DType weights) const override {
+    return weights == DType::kBF16 && context_.gemm != Gemm::kCublasLt;
+  }
   bool has_fast_bf16() const override { return true; }
   cudaStream_t stream() const { return context_.stream; }
   void range_begin(const char* name) override { nvtxRangePushA(name); }
@@ -244,9 +248,9 @@ class CudaDevice final : public Device {
     if (value == "0" || value == "off") return false;
     fail_usage("{}: '{}', expected 0 or off, 1 or on", name, value);
   }
-  static CudaGemm environment_gemm() {
+  static Gemm environment_gemm() {
     const char* text = std::getenv("GANTRAIN_GEMM");
-    return text ? parse_cuda_gemm(text, "GANTRAIN_GEMM") : CudaGemm::kOwn;
+    return text ? parse_gemm(text, "GANTRAIN_GEMM") : Gemm::kOwn;
   }
   static CudaAttention environment_attention() {
     const char* text = std::getenv("GANTRAIN_ATTENTION");
@@ -259,14 +263,21 @@ class CudaDevice final : public Device {
     if (!attention_) fail("device cuda: {}; install cuDNN 9, or use our own attention (own)", why);
     context_.attention = attention_.get();
   }
-  void open_library(CudaGemm gemm) {
+  void open_library(Gemm gemm) {
     context_.gemm = gemm;
-    if (gemm == CudaGemm::kOwn) return;
+    if (gemm == Gemm::kOwn) return;
     std::string why;
     library_ = cuda::BlasLt::open(context_.capability >= 90 ? kWorkspace : kWorkspace / 4, &why);
-    if (!library_ && gemm == CudaGemm::kCublasLt)
-      fail("device cuda: {}; install cuBLAS 13, or use our own products (own)", why);
+    if (!library_ && gemm == Gemm::kCublasLt)
+      fail("device cuda: {}; install cuBLAS 13, or use --gemm own", why);
     context_.library = library_.get();
+    if (!library_ || gemm != Gemm::kAuto) return;
+    cudaDeviceProp p{};
+    GT_CUDA(cudaGetDeviceProperties(&p, context_.device));
+    const std::string identity = fmt::format("gantrain {}, cuBLASLt {}, {}, compute capability {}.{}",
+                                             GANTRAIN_VERSION, library_->version(), p.name, p.major, p.minor);
+    choices_ = std::make_unique<cuda::GemmChoices>(cuda::gemm_choices_file(identity), identity);
+    context_.choices = choices_.get();
   }
   // Packed rows go to the device as they are, some at a time, and are expanded there.
   void expand(const MatrixSource& s, cuda::CudaMatrix& matrix) {
@@ -328,6 +339,7 @@ class CudaDevice final : public Device {
   void* small_ = nullptr;
   std::unique_ptr<cuda::BlasLt> library_;
   std::unique_ptr<cuda::Cudnn> attention_;
+  std::unique_ptr<cuda::GemmChoices> choices_;
   CudaOps ops_;
 };
 

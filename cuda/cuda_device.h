@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "core/check.h"
@@ -13,17 +12,11 @@ namespace gantrain {
 // Why a CUDA device cannot be made here, in one line; empty: it can.
 std::string cuda_unavailable();
 
-// Who multiplies matrices.
-enum class CudaGemm : uint8_t {
-  kOwn,       // our kernels: no library is opened; a row's bits do not depend on its neighbours
-  kCublasLt,  // cuBLASLt, wherever it has an algorithm
-  kAuto  // by timing both at the first product of a shape; ours where the library is absent, or not faster
-};
 // "own", "cublaslt" or "auto"; fails with a usage error that names `where`.
-inline CudaGemm parse_cuda_gemm(const std::string& text, const std::string& where) {
-  if (text == "own") return CudaGemm::kOwn;
-  if (text == "cublaslt") return CudaGemm::kCublasLt;
-  if (text == "auto") return CudaGemm::kAuto;
+inline Gemm parse_gemm(const std::string& text, const std::string& where) {
+  if (text == "own") return Gemm::kOwn;
+  if (text == "cublaslt") return Gemm::kCublasLt;
+  if (text == "auto") return Gemm::kAuto;
   fail_usage("{}: '{}', expected own, cublaslt or auto", where, text);
 }
 
@@ -37,8 +30,11 @@ inline CudaAttention parse_cuda_attention(const std::string& text, const std::st
 }
 
 struct CudaOptions {
-  int index = 0;                                // of the CUDA runtime
-  std::optional<CudaGemm> gemm;                 // not given: the environment's GANTRAIN_GEMM, else kOwn
+  int index = 0;  // of the CUDA runtime
+  // kOwn opens no library, and a row's bits do not depend on its neighbours; kCublasLt takes cuBLASLt
+  // wherever it has an algorithm; kAuto times both at the first product of a shape and remembers what was
+  // faster (cuda/runtime/gemm_choices.h): ours where the library is absent, or not faster.
+  Gemm gemm = Gemm::kDefault;
   std::optional<CudaAttention> attention = {};  // not given: the environment's GANTRAIN_ATTENTION, else kOwn
   // Buffers are pieces of few large reservations, and regions (core/device.h) become graphs; the
   // environment's GANTRAIN_POOL=0 turns off both, GANTRAIN_GRAPHS=0 the graphs. Off: each buffer is an

@@ -36,9 +36,15 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
   const LlamaLayer& w = llama.layers().front();
   const Tensor x = view(DType::kF32, {m.n, m.c}), rstd = view(DType::kF32, {m.n});
   const Tensor q = view(m.s, {m.n, m.h, m.d}), kv = view(m.s, {m.n, m.k, m.d}), g = view(m.s, {m.n, m.f});
-  const Tensor dq = view(m.t, {m.n, m.h, m.d}), dkv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f});
+  const Tensor dq = view(m.t, {m.n, m.h, m.d}), dkv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f}),
+               dy = view(m.t, {m.n, 2 * m.f});
   const Tensor positions = view(DType::kI32, {m.n});
   const Tensor lse = view(DType::kF32, {m.n, m.h});
+  // As in llama_backward: what is handed over where the device fuses norms and the product has no bias.
+  const bool fuses = device.fuses_norms(m.t);
+  const Tensor dot = fuses && w.gate_up_bias.view().empty() ? rstd : Tensor{},
+               dx_bf16 = fuses ? view(DType::kBF16, {m.n, m.c}) : Tensor{};
+  const bool biased = !w.qkv_bias.view().empty();
   const float scale = llama.attention_scale();
   std::array<Tensor, kLoraTargets> z;
   if (lora) z.fill(view(DType::kF32, {m.n, lora->shape.rank}));
@@ -91,17 +97,24 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                         .scratch = {},
                                         .lora = down}));
   if (backward) {
-    grow(project_backward_scratch(
-        device, {.dout = x, .w = w.down.get(), .da = f, .scratch = {}, .lora = down, .a = f}));
+    grow(down_backward_scratch(device, {.dout = x,
+                                        .w = w.down.get(),
+                                        .g = g,
+                                        .u = g,
+                                        .dy = dy,
+                                        .scratch = {},
+                                        .dot = dot,
+                                        .lora = down,
+                                        .a = f}));
     grow(gate_up_backward_scratch(device, {.x = x,
                                            .rstd = rstd,
                                            .gain = w.mlp_gain,
                                            .w = w.gate_up.get(),
-                                           .g = g,
-                                           .u = g,
-                                           .da = f,
+                                           .dy = dy,
                                            .dx = x,
                                            .scratch = {},
+                                           .dot = dot,
+                                           .dx_bf16 = dx_bf16,
                                            .lora = gate_up}));
     grow(project_backward_scratch(device, {.dout = x,
                                            .w = w.o.get(),
@@ -132,6 +145,10 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                        .dv = dkv,
                                        .dx = x,
                                        .scratch = {},
+                                       .q = biased ? Tensor{} : q,
+                                       .k = biased ? Tensor{} : kv,
+                                       .v = biased ? Tensor{} : kv,
+                                       .dx_bf16 = dx_bf16,
                                        .lora = qkv}));
   }
   return bytes;
@@ -204,9 +221,14 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.dq = arena.take(m.t, {rows, m.h, m.d});
     a.dk = arena.take(m.t, {rows, m.k, m.d});
     a.dv = arena.take(m.t, {rows, m.k, m.d});
-    a.da = arena.take(m.t, {rows, m.f});
+    a.dy = arena.take(m.t, {rows, 2 * m.f});
+    if (device.fuses_norms(m.t)) {
+      a.dx_bf16 = arena.take(DType::kBF16, {rows, m.c});
+      a.dot = arena.take(DType::kF32, {rows});
+    }
   }
   a.a = arena.take(m.t, {rows, m.f});
+  if (device.fuses_norms(m.t)) a.x_bf16 = arena.take(DType::kBF16, {rows, m.c});
   a.scratch =
       arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan, lora)});
   return a;

@@ -41,13 +41,17 @@ struct Activations {
   Tensor x_out;     // (N, C) f32   residual stream after the last layer that ran
   Tensor rstd_out;  // (N) f32
   Tensor a;         // (N, F) T     SwiGLU output, not saved
+  Tensor x_bf16;    // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
   Tensor scratch;   // (bytes) u8   for ops
 
   // Backward's own buffers; empty unless saving allows a backward.
   Tensor dx;       // (N, C) f32   gradient of the residual stream, in and out
   Tensor d_o, dq;  // (N, H, D) T
   Tensor dk, dv;   // (N, K, D) T
-  Tensor da;       // (N, F) T
+  Tensor dy;       // (N, 2F) T    of gate and up
+  // Where the device fuses norms:
+  Tensor dx_bf16;  // (N, C) bf16  dx rounded
+  Tensor dot;      // (N) f32      <dy, [g; u]>
 };
 
 // A layer's adapters on some targets, as an op takes them: what forward needs, and what backward does.

@@ -21,13 +21,14 @@ namespace {
 //   x -> norm -> q, k, v (+RoPE) -> attention -> o -> +x = h -> norm -> gate, up -> SwiGLU -> down -> +h =
 //   out
 void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-                   const AttentionPlan& plan, ConstTensor k, ConstTensor v, Tensor act, Tensor out,
-                   Tensor rstd_out, Tensor scratch, const LoraAdapter* lora, size_t l) {
+                   const AttentionPlan& plan, ConstTensor k, ConstTensor v, const Activations& acts,
+                   Tensor out, Tensor rstd_out, const LlamaLayer* next, const LoraAdapter* lora, size_t l) {
   const float eps = llama.config().rms_norm_eps;
   const auto parts = [&](std::initializer_list<LoraTarget> t) {
     return LoraParts(lora, llama.config(), l, t, a.z);
   };
   const int64_t n = a.x.dim(0), hd = a.q.dim(1) * a.q.dim(2);
+  const Tensor scratch = acts.scratch;
   attention_forward(dev, {.q = a.q,
                           .k = k,
                           .v = v,
@@ -44,6 +45,8 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .rstd = a.rstd2,
                         .eps = eps,
                         .scratch = scratch,
+                        .out_bf16 = acts.x_bf16,
+                        .out_gain = w.mlp_gain,
                         .lora = parts({LoraTarget::kO})});
   gate_up_forward(dev, {.x = a.h,
                         .rstd = a.rstd2,
@@ -52,10 +55,11 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .bias = w.gate_up_bias,
                         .g = a.g,
                         .u = a.u,
-                        .a = act,
+                        .a = acts.a,
                         .scratch = scratch,
+                        .x_bf16 = acts.x_bf16,
                         .lora = parts({LoraTarget::kGate, LoraTarget::kUp})});
-  project_forward(dev, {.a = act,
+  project_forward(dev, {.a = acts.a,
                         .w = w.down.get(),
                         .bias = w.down_bias,
                         .residual = a.h,
@@ -63,11 +67,13 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .rstd = rstd_out,
                         .eps = eps,
                         .scratch = scratch,
+                        .out_bf16 = next ? acts.x_bf16 : Tensor{},
+                        .out_gain = next ? ConstTensor(next->attention_gain) : ConstTensor{},
                         .lora = parts({LoraTarget::kDown})});
 }
 
 void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-               ConstTensor positions, Tensor scratch, const LoraAdapter* lora, size_t l) {
+               ConstTensor positions, const Activations& acts, const LoraAdapter* lora, size_t l) {
   qkv_forward(dev, {.x = a.x,
                     .rstd = a.rstd1,
                     .gain = w.attention_gain,
@@ -78,7 +84,8 @@ void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const Layer
                     .q = a.q,
                     .k = a.k,
                     .v = a.v,
-                    .scratch = scratch,
+                    .scratch = acts.scratch,
+                    .x_bf16 = acts.x_bf16,
                     .lora = LoraParts(lora, llama.config(), l,
                                       {LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}, a.z)});
 }
@@ -95,21 +102,25 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
                rstd0 = layers ? acts.layers[0].rstd1 : acts.rstd_out;
   embed_forward(dev,
                 {.table = &llama.embedding(), .tokens = args.batch->tokens, .prompt = args.prompt, .x = x0});
-  row_rstd(dev, {.x = x0, .rstd = rstd0, .eps = llama.config().rms_norm_eps});
+  row_rstd(dev, {.x = x0,
+                 .rstd = rstd0,
+                 .eps = llama.config().rms_norm_eps,
+                 .x_bf16 = layers ? acts.x_bf16 : Tensor{},
+                 .gain = layers ? ConstTensor(llama.layers()[0].attention_gain) : ConstTensor{}});
   for (size_t l = 0; l < layers; ++l) {
     const Range layer(dev, "layer");
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts.scratch, args.lora, l);
+    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts, args.lora, l);
     if (args.cache)
       kv_append(dev, {.k = a.k,
                       .v = a.v,
                       .slots = args.slots,
                       .k_cache = args.cache->k[l],
                       .v_cache = args.cache->v[l]});
-    layer_forward(dev, llama, llama.layers()[l], a, plan, a.k, a.v, acts.a,
+    layer_forward(dev, llama, llama.layers()[l], a, plan, a.k, a.v, acts,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  acts.scratch, args.lora, l);
+                  last ? nullptr : &llama.layers()[l + 1], args.lora, l);
   }
 }
 
@@ -121,6 +132,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
   const AttentionPlan& plan = args.batch->host->plan();
   const float scale = llama.attention_scale();
   const int64_t n = acts.rows;
+  ConstTensor dx_bf16;  // acts.dx_bf16, once an op has written it
   for (size_t l = acts.layers.size(); l-- > 0;) {
     const Range layer(dev, "layer");
     const LlamaLayer& w = llama.layers()[l];
@@ -128,9 +140,10 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     if (acts.saving == Saving::kLayerInput) {
       // The same ops on the same inputs give the same bits. The layer's output is not wanted again: it goes
       // to x_out, whose content backward no longer needs.
-      layer_qkv(dev, llama, w, a, args.batch->positions, acts.scratch, args.lora, l);
-      layer_forward(dev, llama, w, a, plan, a.k, a.v, acts.a, acts.x_out, acts.rstd_out, acts.scratch,
-                    args.lora, l);
+      if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
+        row_rstd(dev, {.x = a.x, .rstd = acts.rstd_out, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
+      layer_qkv(dev, llama, w, a, args.batch->positions, acts, args.lora, l);
+      layer_forward(dev, llama, w, a, plan, a.k, a.v, acts, acts.x_out, acts.rstd_out, nullptr, args.lora, l);
     }
     const int64_t hd = a.q.dim(1) * a.q.dim(2);
     const auto parts = [&](std::initializer_list<LoraTarget> t) {
@@ -139,29 +152,37 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     // out = h + down(SwiGLU(gate_up(norm(h))))
     const LoraParts down = parts({LoraTarget::kDown});
     if (down.count > 0 && acts.saving == Saving::kAll) swiglu(dev, {.g = a.g, .u = a.u, .a = acts.a});
-    project_backward(dev, {.dout = acts.dx,
-                           .w = w.down.get(),
-                           .da = acts.da,
-                           .scratch = acts.scratch,
-                           .lora = down,
-                           .a = acts.a});
+    const Tensor dot = w.gate_up_bias.view().empty() ? acts.dot : Tensor{};  // of products without bias only
+    down_backward(dev, {.dout = acts.dx,
+                        .w = w.down.get(),
+                        .g = a.g,
+                        .u = a.u,
+                        .dy = acts.dy,
+                        .scratch = acts.scratch,
+                        .dout_bf16 = dx_bf16,
+                        .dot = dot,
+                        .lora = down,
+                        .a = acts.a});
+    dx_bf16 = acts.dx_bf16;
     gate_up_backward(dev, {.x = a.h,
                            .rstd = a.rstd2,
                            .gain = w.mlp_gain,
                            .w = w.gate_up.get(),
-                           .g = a.g,
-                           .u = a.u,
-                           .da = acts.da,
+                           .dy = acts.dy,
                            .dx = acts.dx,
                            .scratch = acts.scratch,
+                           .dot = dot,
+                           .dx_bf16 = acts.dx_bf16,
                            .lora = parts({LoraTarget::kGate, LoraTarget::kUp})});
     // h = x + o(attention(qkv(norm(x))))
     project_backward(dev, {.dout = acts.dx,
                            .w = w.o.get(),
                            .da = acts.d_o.view({n, hd}),
                            .scratch = acts.scratch,
+                           .dout_bf16 = dx_bf16,
                            .lora = parts({LoraTarget::kO}),
                            .a = a.o.view({n, hd})});
+    const bool biased = !w.qkv_bias.view().empty();
     attention_backward(dev, {.q = a.q,
                              .k = a.k,
                              .v = a.v,
@@ -185,6 +206,10 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                        .dv = acts.dv,
                        .dx = acts.dx,
                        .scratch = acts.scratch,
+                       .q = biased ? ConstTensor{} : a.q,
+                       .k = biased ? ConstTensor{} : a.k,
+                       .v = biased ? ConstTensor{} : a.v,
+                       .dx_bf16 = acts.dx_bf16,
                        .lora = parts({LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV})});
   }
 }
@@ -198,15 +223,19 @@ void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTens
            llama.layers().size(), layers);
   embed_forward(dev,
                 {.table = &llama.embedding(), .tokens = tokens, .prompt = prompt, .x = acts.layers[0].x});
-  row_rstd(dev, {.x = acts.layers[0].x, .rstd = acts.layers[0].rstd1, .eps = llama.config().rms_norm_eps});
+  row_rstd(dev, {.x = acts.layers[0].x,
+                 .rstd = acts.layers[0].rstd1,
+                 .eps = llama.config().rms_norm_eps,
+                 .x_bf16 = acts.x_bf16,
+                 .gain = llama.layers()[0].attention_gain});
   for (size_t l = 0; l < layers; ++l) {
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts.scratch, lora, l);
+    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts, lora, l);
     kv_append(dev, {.k = a.k, .v = a.v, .slots = slots, .k_cache = cache.k[l], .v_cache = cache.v[l]});
-    layer_forward(dev, llama, llama.layers()[l], a, plan, cache.k[l], cache.v[l], acts.a,
+    layer_forward(dev, llama, llama.layers()[l], a, plan, cache.k[l], cache.v[l], acts,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  acts.scratch, lora, l);
+                  last ? nullptr : &llama.layers()[l + 1], lora, l);
   }
 }
 

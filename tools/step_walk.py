@@ -45,7 +45,7 @@ def walk(root, build, arch, shape, batch, counted=False, memory=120000):
             if counted:
                 launch.update(zip(COUNTS, (int(v) for v in re.findall(r"\d+", match.group(10)))))
             ops[-1]["launches"].append(launch)
-    missing = {"embed_forward", "qkv_forward", "attention_backward", "gate_up_backward", "head_loss"} - {o["name"] for o in ops}
+    missing = {"embed_forward", "qkv_forward", "attention_backward", "down_backward", "gate_up_backward", "head_loss"} - {o["name"] for o in ops}
     if missing or not rows:
         sys.exit(f"step_door told of no {', '.join(sorted(missing))}: are the ops' names and argument types still what it wraps?")
     return rows, ops

@@ -332,6 +332,10 @@ std::vector<Key> make_keys() {
                "a PEFT folder to start from: LORA for method lora, else PROMPT_TUNING or P_TUNING"),
       choice_key("device", GT_AT(device), {"cpu", "cuda"}, "where the model runs"),
       choice_key(
+          "gemm", GT_AT(gemm), {"default", "own", "cublaslt", "auto"},
+          "who multiplies matrices on a GPU: our kernels, cuBLASLt, or what timing finds faster; default: "
+          "$GANTRAIN_GEMM, else own"),
+      choice_key(
           "dtype", GT_AT(dtype), {"auto", "f32", "bf16"},
           "storage of the frozen weights and activations; auto: bf16 where the hardware multiplies it"),
       integer_key("threads", GT_AT(threads), 0, 1024, "CPU threads; 0: one a core"),

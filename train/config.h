@@ -132,6 +132,7 @@ struct TrainConfig {
   Method method = Method::kGan;
   std::string adapter;
   DeviceKind device = DeviceKind::kCpu;
+  Gemm gemm = Gemm::kDefault;
   DTypeChoice dtype = DTypeChoice::kAuto;
   int64_t threads = 0;
   int64_t seed = 1;

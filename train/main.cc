@@ -6,9 +6,9 @@
 
 int main(int argc, char** argv) {
   using namespace gantrain;
-  const DeviceFactory devices = [](DeviceKind kind, int threads) {
-    return kind == DeviceKind::kCuda ? make_cuda_device({.index = 0, .gemm = {}, .pooled = true})
-                                     : make_cpu_device(threads);
+  const DeviceFactory devices = [](const DeviceChoice& choice) {
+    return choice.kind == DeviceKind::kCuda ? make_cuda_device({.gemm = choice.gemm, .pooled = true})
+                                            : make_cpu_device(choice.threads);
   };
   return run_cli(argc, argv,
                  {.train = [&](const TrainOptions& options) { return run_train(options, devices); },

@@ -31,6 +31,12 @@ class Checker {
   void optional(const char* name, const ConstTensor& t, DType dtype, const Shape& shape) const {
     if (!t.empty()) tensor(name, t, dtype, shape);
   }
+  // A stream rounded beside its f32 form, for products with bf16 weights; or empty.
+  void rounded(const char* name, const ConstTensor& t, DType weights, const Shape& shape) const {
+    GT_CHECK(t.empty() || weights == DType::kBF16, "{}: {} is given beside weights in {}", op_, name,
+             dtype_name(weights));
+    optional(name, t, DType::kBF16, shape);
+  }
   void rank(const char* name, const ConstTensor& t, int rank) const {
     GT_CHECK(t.rank() == rank, "{}: {} is {}, expected {} extents", op_, name, to_string(t.shape()), rank);
   }

@@ -9,6 +9,8 @@ void row_rstd(Device& device, const RowRstd& a) {
   check.rank("x", a.x, 2);
   check.tensor("x", a.x, DType::kF32, a.x.shape());
   check.tensor("rstd", a.rstd, DType::kF32, {a.x.dim(0)});
+  check.optional("x_bf16", a.x_bf16, DType::kBF16, a.x.shape());
+  check.optional("gain", a.gain, DType::kF32, {a.x.dim(1)});
   check.positive("columns of x", static_cast<double>(a.x.dim(1)));
   if (a.x.count() > 0) device.ops().row_rstd(a);
 }
@@ -39,7 +41,9 @@ void rmsnorm_backward(Device& device, const RmsNormBackward& a) {
   if (n > 0) device.ops().rmsnorm_backward(a);
 }
 
-int64_t row_rstd_bytes(const RowRstd& a) { return a.x.bytes() + a.rstd.bytes(); }
+int64_t row_rstd_bytes(const RowRstd& a) {
+  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.x_bf16) + contract::bytes_of(a.gain);
+}
 int64_t rmsnorm_forward_bytes(const RmsNormForward& a) {
   return a.x.bytes() + contract::bytes_of(a.w) + a.y.bytes() + a.rstd.bytes();
 }

@@ -10,6 +10,8 @@ struct RowRstd {
   ConstTensor x;  // (N, C) f32
   Tensor rstd;    // (N) f32  =
   float eps = 1e-5f;
+  Tensor x_bf16 = {};     // (N, C) bf16  =  x * gain rounded, for a product that reads it; empty: not wanted
+  ConstTensor gain = {};  // (C) f32, for x_bf16; empty: all ones
 };
 struct RmsNormForward {
   ConstTensor x;  // (N, C) f32

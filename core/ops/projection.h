@@ -17,15 +17,20 @@ struct ProjectForward {
   Tensor rstd;            // (N) f32  =  empty: not wanted
   float eps = 1e-5f;
   Tensor scratch;  // (bytes) u8
+  // out * out_gain rounded, for the product behind the next norm, which scales rows by rstd afterwards
+  // (x_bf16 of core/ops/{qkv,mlp}.h); empty: not wanted.
+  Tensor out_bf16 = {};       // (N, C) bf16  =
+  ConstTensor out_gain = {};  // (C) f32, empty: all ones
   // Adapters of ranges of the outputs.
   std::span<const LoraPart> lora{};
 };
 // da = dout w. The residual's gradient is dout itself.
 struct ProjectBackward {
-  ConstTensor dout;       // (N, C) f32
-  const FrozenMatrix* w;  // (C, I)
-  Tensor da;              // (N, I) T  =
-  Tensor scratch;         // (bytes) u8
+  ConstTensor dout;            // (N, C) f32
+  const FrozenMatrix* w;       // (C, I)
+  Tensor da;                   // (N, I) T  =
+  Tensor scratch;              // (bytes) u8
+  ConstTensor dout_bf16 = {};  // (N, C) dout rounded, beside bf16 weights; empty: a backend rounds for itself
   // Forward's adapters.
   std::span<const LoraPartBackward> lora{};
   // (N, I) S or T: forward's input; with adapters only.

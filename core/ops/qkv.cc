@@ -22,6 +22,7 @@ void qkv_forward(Device& device, const QkvForward& a) {
   check.kept("q", a.q, t, {n, h, d});
   check.tensor("k", a.k, a.q.dtype(), {n, k, d});
   check.tensor("v", a.v, a.q.dtype(), {n, k, d});
+  check.rounded("x_bf16", a.x_bf16, t, {n, c});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
   check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
@@ -47,6 +48,14 @@ void qkv_backward(Device& device, const QkvBackward& a) {
   check.tensor("dk", a.dk, t, {n, k, d});
   check.tensor("dv", a.dv, t, {n, k, d});
   check.tensor("dx", a.dx, DType::kF32, {n, c});
+  GT_CHECK(a.q.empty() == a.k.empty() && a.q.empty() == a.v.empty(),
+           "qkv_backward: q, k and v are given together or not at all");
+  if (!a.q.empty()) {
+    check.kept("q", a.q, t, {n, h, d});
+    check.tensor("k", a.k, a.q.dtype(), {n, k, d});
+    check.tensor("v", a.v, a.q.dtype(), {n, k, d});
+  }
+  check.rounded("dx_bf16", a.dx_bf16, t, {n, c});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
   check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
@@ -58,17 +67,18 @@ int64_t qkv_forward_scratch(Device& device, const QkvForward& a) { return device
 int64_t qkv_backward_scratch(Device& device, const QkvBackward& a) { return device.ops().scratch(a); }
 
 int64_t qkv_forward_bytes(const QkvForward& a) {
-  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
-         contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() + a.k.bytes() + a.v.bytes() +
-         lora_bytes(a.lora);
+  return contract::bytes_of(a.x_bf16.empty() ? a.x : a.x_bf16) + a.rstd.bytes() + contract::bytes_of(a.gain) +
+         contract::bytes_of(a.w) + contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() +
+         a.k.bytes() + a.v.bytes() + lora_bytes(a.lora);
 }
 int64_t qkv_forward_flops(const QkvForward& a) {
   return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
 }
 int64_t qkv_backward_bytes(const QkvBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
-         a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + 2 * a.dx.bytes() +
-         lora_bytes(a.lora);
+         a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + contract::bytes_of(a.q) +
+         contract::bytes_of(a.k) + contract::bytes_of(a.v) + 2 * a.dx.bytes() +
+         contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora);
 }
 int64_t qkv_backward_flops(const QkvBackward& a) {
   return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.x.dim(0));

@@ -24,10 +24,16 @@ struct QkvForward {
   Tensor k;               // (N, K, D) S  =
   Tensor v;               // (N, K, D) S  =
   Tensor scratch;         // (bytes) u8
+  // (N, C) x * gain rounded to bf16, beside bf16 weights: a backend that scales rows by rstd after the
+  // product may read it in the place of x and gain. Rounding before or after that scale costs the same.
+  ConstTensor x_bf16 = {};
   // Adapters of ranges of the outputs.
   std::span<const LoraPart> lora{};
 };
-// Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat.
+// Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat, which
+// needs sum_j dxhat_j x_j rstd. Without bias that is <dq, q> + <dk, k> + <dv, v>: <dy w, xhat> = <dy, w
+// xhat>, and a rotation changes no dot product. With forward's q, k and v at hand no pass over dxhat is
+// needed; their rounding is within that of the product's own operands (docs/kernels/matmul.md).
 struct QkvBackward {
   ConstTensor x;          // (N, C) f32
   ConstTensor rstd;       // (N) f32
@@ -40,6 +46,10 @@ struct QkvBackward {
   ConstTensor dv;         // (N, K, D) T
   Tensor dx;              // (N, C) f32  +=
   Tensor scratch;         // (bytes) u8
+  ConstTensor q = {};     // (N, H, D) S  forward's, where it had no bias; all three or none
+  ConstTensor k = {};     // (N, K, D) S
+  ConstTensor v = {};     // (N, K, D) S
+  Tensor dx_bf16 = {};    // (N, C) bf16  =  the new dx, rounded; empty: not wanted
   // Forward's adapters.
   std::span<const LoraPartBackward> lora{};
 };

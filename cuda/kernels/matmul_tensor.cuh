@@ -23,7 +23,7 @@ struct MatmulTile {
 // 64 x 64 a warp in both of the tiles for many rows: four mma for each ldmatrix. The third is for decoding,
 // where the weights are read once and little is computed: small tiles, many bytes under way.
 using LargeMatmulTile = MatmulTile<128, 128, 32, 2, 2, 3, 2>;
-using MediumMatmulTile = MatmulTile<64, 128, 32, 1, 2, 4, 4>;
+using MediumMatmulTile = MatmulTile<64, 128, 32, 1, 2, 3, 4>;
 using SmallMatmulTile = MatmulTile<16, 32, 64, 1, 2, 6, 4>;
 constexpr int kMatmulGroup =
     8;  // rows of tiles that run side by side, so that the second-level cache keeps their B
@@ -37,14 +37,15 @@ __device__ inline uint32_t swizzled(int row, int chunk) {
 }
 
 // In which order the columns of the product lie in a tile, for B (n, k), whose rows may be taken in any
-// order. An mma leaves lane q of four with columns 2q, 2q + 1 of each group of 8. So that a lane owns
-// neighbours, column (group t, 2q + e) of a tile is column 4q + 2t + e of 16. Paired: halves of heads of 2 *
-// half columns, as RoPE and SwiGLU take them: e is the half, and kGroups groups give a lane kGroups
-// neighbouring pairs.
+// order. An mma leaves lane q of four with columns 2q, 2q + 1 of each group of 8. So that a lane owns 2 *
+// kGroups neighbours, column (group t, 2q + e) of kGroups groups is column 2 kGroups q + 2t + e of them.
+// Paired: halves of heads of 2 * half columns, as RoPE and SwiGLU take them: e is the half, and kGroups
+// groups give a lane kGroups neighbouring pairs.
 template <bool kPaired, int kGroups>
 __device__ inline int64_t column_of(int64_t first, int at, int64_t half) {
   const int group = at / 8, q = at % 8 / 2, e = at % 2;
-  if constexpr (!kPaired) return first + group / 2 * 16 + 4 * q + 2 * (group % 2) + e;
+  if constexpr (!kPaired)
+    return first + group / kGroups * 8 * kGroups + 2 * kGroups * q + 2 * (group % kGroups) + e;
   const int64_t pair = first / 2 + group / kGroups * 4 * kGroups + kGroups * q + group % kGroups;
   return pair / half * 2 * half + pair % half + e * half;
 }
@@ -63,15 +64,34 @@ __device__ inline void gather_quad(float (&v)[4]) {
   }
 }
 
+// Of 32 columns, lane q of four has 2q, 2q + 1 of each of four groups of 8; afterwards group q: pairs are
+// transposed among the four lanes.
+__device__ inline void gather_eight(float (&v)[8]) {
+  const bool high = threadIdx.x / 2 % 2, odd = threadIdx.x % 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float other = __shfl_xor_sync(kAllLanes, high ? v[i] : v[4 + i], 2);
+    v[i] = high ? other : v[i];
+    v[4 + i] = high ? v[4 + i] : other;
+  }
+#pragma unroll
+  for (int half = 0; half < 8; half += 4)
+#pragma unroll
+    for (int i = half; i < half + 2; ++i) {
+      const float other = __shfl_xor_sync(kAllLanes, odd ? v[i] : v[2 + i], 1);
+      v[i] = odd ? other : v[i];
+      v[2 + i] = odd ? v[2 + i] : other;
+    }
+}
+
 // C (m, n) = A (m, k) B, then `epilogue`; B is (n, k) with kTransposeB, else (k, n), all row-major bf16. k,
 // lda, ldb and, without kTransposeB, n are multiples of 8; both addresses of 16. A block owns one tile of C;
 // its threads copy slices of A and B into shared memory kStages - 1 ahead, one barrier a slice. Rows and
 // columns outside are copies of the last one, or zeros, and never stored; past k both are zero. k is summed
 // in steps of 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the
 // tile. Traffic a block: k (kRows + kCols) bf16 read. grid: tiles, kMatmulGroup rows of tiles at a time;
-// shared memory Tile::kSharedBytes. Epilogue: `store(row, column, v[4], inside)` with 4 columns of a lane,
-// or, paired, `store(row, pair, a, b, inside)` with the first and second halves of some pairs; all lanes of a
-// warp call.
+// shared memory Tile::kSharedBytes. Epilogue: cuda/kernels/matmul_epilogue.cuh; a lane has 8 neighbours
+// (Small: 4), or 8 pairs (2).
 template <typename Tile, bool kTransposeB, typename Epilogue>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_kernel(
     const __nv_bfloat16* __restrict__ a, int64_t lda, const __nv_bfloat16* __restrict__ b, int64_t ldb,
@@ -88,7 +108,9 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
   constexpr int kCopiesA = Tile::kRows / kPassA, kCopiesB = kRowsB / kPassB, kTimesB = kChunksB / kAcrossB;
   constexpr int kTilesM = Tile::kWarpRows / 16,
                 kTilesN = Tile::kWarpCols / 16;  // of a warp; a lane's B is 16 wide
-  constexpr int kGroups = kTilesN >= 2 ? 4 : 2;  // see column_of
+  // Of 8 columns, that give a lane its neighbours: see column_of.
+  constexpr int kGroups = kTilesN < 2 ? 2 : kPaired ? 8 : 4;
+  static_assert(2 * kTilesN % kGroups == 0);
   static_assert(kPassA % 8 == 0 && kPassB % 8 == 0 && (kTimesB == 1 || kAcrossB % 8 == 0));
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t shared_a = shared_address(shared), shared_b = shared_a + Tile::kBytesA;
@@ -234,11 +256,20 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
         }
       } else {
 #pragma unroll
-        for (int j = 0; j < kTilesN; ++j) {
-          float v[4] = {sum[i][2 * j][2 * h], sum[i][2 * j][2 * h + 1], sum[i][2 * j + 1][2 * h],
-                        sum[i][2 * j + 1][2 * h + 1]};
-          if constexpr (!kTransposeB) gather_quad(v);
-          epilogue.store(row, col0 + warp_col + j * 16 + lane % 4 * 4, v, row < m);
+        for (int j = 0; j < 2 * kTilesN; j += kGroups) {
+          float v[2 * kGroups];
+#pragma unroll
+          for (int t = 0; t < kGroups; ++t) {
+            v[2 * t] = sum[i][j + t][2 * h];
+            v[2 * t + 1] = sum[i][j + t][2 * h + 1];
+          }
+          if constexpr (!kTransposeB) {
+            if constexpr (kGroups == 2)
+              gather_quad(v);
+            else
+              gather_eight(v);
+          }
+          epilogue.store(row, col0 + warp_col + j * 8 + lane % 4 * 2 * kGroups, v, row < m);
         }
       }
     }

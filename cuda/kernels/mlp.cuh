@@ -1,6 +1,7 @@
 // SwiGLU and its backward: core/ops/mlp.h.
 #pragma once
 
+#include "cuda/device/parts.cuh"
 #include "cuda/device/types.cuh"
 
 namespace gantrain::cuda {
@@ -46,40 +47,133 @@ __device__ inline void swiglu(const float (&g)[kVector], const float (&u)[kVecto
   }
 }
 
-// At the end of the product itself (cuda/kernels/matmul_tensor.cuh): its 2F columns never reach memory in
-// f32.
+// At the end of the product itself (cuda/kernels/matmul_epilogue.cuh), after the norm's row scale: its 2F
+// columns never reach memory in f32.
 template <typename S, typename T>
 struct SwigluEpilogue {
   static constexpr bool kPaired = true;
-  S *gate, *up;       // (N, F), or null
-  T* out;             // (N, F)
-  const float* bias;  // (2F) or null
-  int64_t half;       // F
-  bool wide;          // F is a multiple of four and all are aligned to four values
+  S *gate, *up;        // (N, F), or null
+  T* out;              // (N, F)
+  const float* scale;  // (N) or null: ones
+  const float* bias;   // (2F) or null
+  int64_t half;        // F
+  int width;           // so many values (1, 4 or 8) of all of them lie side by side, aligned, or not at all
 
   template <int kCount>
   __device__ void store(int64_t row, int64_t j, float (&g)[kCount], float (&u)[kCount], bool inside) const {
     if (!inside) return;
     const int64_t at = row * half + j;
-    if (bias)
+    if (scale) {
+      const float r = scale[row];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i)
-        if (j + i < half) {
-          g[i] += bias[j + i];
-          u[i] += bias[half + j + i];
-        }
-    if (wide) {
-      if (j < half) swiglu(g, u, gate ? gate + at : nullptr, gate ? up + at : nullptr, out + at);
+      for (int i = 0; i < kCount; ++i) g[i] *= r, u[i] *= r;
+    }
+    if (width >= kCount) {
+      if (j >= half) return;
+      if (bias) {
+        float first[kCount], second[kCount];
+        load_row(bias + j, first);
+        load_row(bias + half + j, second);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) g[i] += first[i], u[i] += second[i];
+      }
+      swiglu(g, u, gate ? gate + at : nullptr, gate ? up + at : nullptr, out + at);
     } else {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const float gi[1] = {g[i]}, ui[1] = {u[i]};
-        if (j + i < half)
-          swiglu(gi, ui, gate ? gate + at + i : nullptr, gate ? up + at + i : nullptr, out + at + i);
+        if (j + i >= half) break;
+        const float gi[1] = {g[i] + (bias ? bias[j + i] : 0.0f)},
+                    ui[1] = {u[i] + (bias ? bias[half + j + i] : 0.0f)};
+        swiglu(gi, ui, gate ? gate + at + i : nullptr, gate ? up + at + i : nullptr, out + at + i);
       }
     }
   }
 };
+
+// dg and du from da, g and u.
+struct SwigluGradient {
+  float gate, up;
+};
+__device__ inline SwigluGradient swiglu_gradient(float g, float u, float da) {
+  const float s = sigmoid(g), d = da * s;
+  return {d * u * (1.0f + g * (1.0f - s)), d * g};
+}
+
+// At the end of the product da = dout w: da never reaches memory. With `dots`, for RMSNorm's backward: the
+// sums of dg g + du u over 16 columns each, in a fixed order, in f32 before dg and du are rounded. Traffic a
+// value: 2 S read, 2 T written.
+template <typename S, typename T>
+struct SwigluBackwardEpilogue {
+  static constexpr bool kPaired = false;
+  const S *gate, *up;  // (m, F)
+  T* dy;               // (m, 2F): dg, then du
+  float* dots;         // (m, parts_of(F)) or null
+  int64_t n;           // F
+  int width;           // as above
+
+  template <int kCount>
+  __device__ void store(int64_t row, int64_t j, float (&da)[kCount], bool inside) const {
+    const int64_t at = row * n + j;
+    T* to = dy + row * 2 * n + j;
+    if (inside && width >= kCount && j < n) {
+      float g[kCount], u[kCount];
+      load_row(gate + at, g);
+      load_row(up + at, u);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const SwigluGradient d = swiglu_gradient(g[i], u[i], da[i]);
+        da[i] = fmaf(d.gate, g[i], d.up * u[i]);
+        g[i] = d.gate;
+        u[i] = d.up;
+      }
+      store_row(to, g);
+      store_row(to + n, u);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (!inside || j + i >= n) {
+          da[i] = 0;
+          continue;
+        }
+        const float g = to_float(gate[at + i]), u = to_float(up[at + i]);
+        const SwigluGradient d = swiglu_gradient(g, u, da[i]);
+        to[i] = from_float<T>(d.gate);
+        to[n + i] = from_float<T>(d.up);
+        da[i] = fmaf(d.gate, g, d.up * u);
+      }
+    }
+    if (dots) store_part(dots, row, j, n, da, inside);
+  }
+};
+
+// The sum over a row of dg g + du u, where the product had no such epilogue. One warp owns a row.
+// grid (N / kRows), block (32, kRows). Traffic a value: 2 S and 2 T read.
+template <typename S, typename T, int kVector, int kRows>
+__global__ __launch_bounds__(kWarp* kRows) void swiglu_dot_kernel(const S* __restrict__ gate,
+                                                                  const S* __restrict__ up,
+                                                                  const T* __restrict__ dy,  // (N, 2F)
+                                                                  float* __restrict__ dot,   // (N)
+                                                                  int64_t n, int f) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
+  if (row >= n) return;
+  gate += row * f;
+  up += row * f;
+  dy += row * 2 * f;
+  float sum = 0;
+  for (int j = threadIdx.x * kVector; j < f; j += kWarp * kVector) {
+    float y[kVector], d[kVector];
+    load_row(gate + j, y);
+    load_row(dy + j, d);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum = fmaf(y[i], d[i], sum);
+    load_row(up + j, y);
+    load_row(dy + f + j, d);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum = fmaf(y[i], d[i], sum);
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0) dot[row] = sum;
+}
 
 // From the product (N, 2F) in f32, gate then up. grid (N, F / kVector / kThreads): a block owns a part of a
 // row, a thread kVector neighbours, 16 bytes of T, or 1. Traffic a value: 8 B read, 2 S and one T written.
@@ -97,13 +191,6 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void swiglu_forwar
 }
 
 // dy (N, 2F) = [da * u * silu'(g); da * silu(g)]. Grid and block as above. Traffic a value: 2 S and 3 T.
-struct SwigluGradient {
-  float gate, up;
-};
-__device__ inline SwigluGradient swiglu_gradient(float g, float u, float da) {
-  const float s = sigmoid(g), d = da * s;
-  return {d * u * (1.0f + g * (1.0f - s)), d * g};
-}
 template <typename S, typename T, int kVector, int kThreads>
 __global__ __launch_bounds__(kThreads,
                              kFullBlocks<kThreads>) void swiglu_backward_kernel(const S* __restrict__ gate,

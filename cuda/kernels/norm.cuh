@@ -25,23 +25,40 @@ __device__ inline float row_rstd_of(const float* __restrict__ x, int c, float ep
   return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(c) + eps);
 }
 
-// Traffic a row: C f32 read, one f32 written.
-template <int kVector, int kRows>
+// Traffic a row: C f32 read, one f32 written; with `rounded`, = x * gain, C f32 read again from the cache and
+// C bf16 written, kRound at a time.
+template <int kVector, int kRows, int kRound>
 __global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void row_rstd_kernel(
-    const float* __restrict__ x,  // (N, C)
-    float* __restrict__ rstd,     // (N)
+    const float* __restrict__ x,          // (N, C)
+    const float* __restrict__ gain,       // (C) or null: ones
+    float* __restrict__ rstd,             // (N)
+    __nv_bfloat16* __restrict__ rounded,  // (N, C) or null
     int64_t n, int c, float eps) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
   if (row >= n) return;
-  const float r = row_rstd_of<kVector>(x + row * c, c, eps);
+  x += row * c;
+  const float r = row_rstd_of<kVector>(x, c, eps);
   if (threadIdx.x == 0) rstd[row] = r;
+  if (!rounded) return;
+#pragma unroll 1
+  for (int j = threadIdx.x * kRound; j < c; j += kWarp * kRound) {
+    float v[kRound], g[kRound];
+    load_row(x + j, v);
+    if (gain) {
+      load_row(gain + j, g);
+#pragma unroll
+      for (int i = 0; i < kRound; ++i) v[i] *= g[i];
+    }
+    store_row(rounded + row * c + j, v);
+  }
 }
 
-// The same from partial sums of squares (cuda/kernels/matmul_epilogue.cuh), `parts` a row.
-template <int kVector, int kRows>
-__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void rstd_of_squares_kernel(
-    const float* __restrict__ squares,  // (N, parts)
-    float* __restrict__ rstd,           // (N)
+// Sums that a product's epilogue left in parts (cuda/device/parts.cuh), `parts` a row: the sum itself or,
+// kStatistic, 1 / sqrt(sum / c + eps). Traffic a row: the parts read, one f32 written.
+template <int kVector, int kRows, bool kStatistic>
+__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void sum_parts_kernel(
+    const float* __restrict__ from,  // (N, parts)
+    float* __restrict__ to,          // (N)
     int64_t n, int parts, int c, float eps) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
   if (row >= n) return;
@@ -49,12 +66,12 @@ __global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void rstd
 #pragma unroll 1
   for (int j = threadIdx.x * kVector; j < parts; j += kWarp * kVector) {
     float v[kVector];
-    load_floats(squares + row * parts + j, v);
+    load_floats(from + row * parts + j, v);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sum += v[i];
   }
   sum = warp_sum(sum);
-  if (threadIdx.x == 0) rstd[row] = 1.0f / sqrtf(sum / static_cast<float>(c) + eps);
+  if (threadIdx.x == 0) to[row] = kStatistic ? 1.0f / sqrtf(sum / static_cast<float>(c) + eps) : sum;
 }
 
 // y[n] = x[index(n)] * rstd[n] * gain, rounded to T; the statistic is computed when kStatistic, else read.

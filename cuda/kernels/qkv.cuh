@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device/double.cuh"
+#include "cuda/device/reduce.cuh"
 #include "cuda/device/types.cuh"
 
 namespace gantrain::cuda {
@@ -53,11 +54,12 @@ struct QkvHeads {
     Vector<S, kVector> first, second;
     if (rotated(head)) {
       table += row * 2 * half + j;
-      const Vector<float, kVector> cosine = load_vector<kVector>(table),
-                                   sine = load_vector<kVector>(table + half);
+      float cosine[kVector], sine[kVector];
+      load_floats(table, cosine);
+      load_floats(table + half, sine);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        const RotatedPair pair = rotate(a[i], b[i], cosine.value[i], sine.value[i]);
+        const RotatedPair pair = rotate(a[i], b[i], cosine[i], sine[i]);
         first.value[i] = from_float<S>(pair.first);
         second.value[i] = from_float<S>(pair.second);
       }
@@ -74,30 +76,38 @@ struct QkvHeads {
   }
 };
 
-// At the end of the product itself (cuda/kernels/matmul_tensor.cuh): bias, rotation, and q, k, v apart.
+// At the end of the product itself (cuda/kernels/matmul_epilogue.cuh): the norm's row scale, bias, rotation,
+// and q, k, v apart.
 template <typename S>
 struct RotaryEpilogue {
   static constexpr bool kPaired = true;
   QkvHeads<S> to;
   const float* table;  // (N, D)
+  const float* scale;  // (N) or null: ones
   const float* bias;   // ((H + 2K) D) or null
   int64_t half;        // D / 2
-  bool wide;           // D / 2 is a multiple of four and q, k, v are aligned to four values
+  int width;           // so many pairs (1, 4 or 8) of all of them lie side by side, aligned, or not at all
 
   template <int kCount>
   __device__ void store(int64_t row, int64_t pair, float (&a)[kCount], float (&b)[kCount],
                         bool inside) const {
     if (!inside) return;
     const int heads = to.heads + 2 * to.kv_heads, d = to.half;
-    if (wide) {
+    if (scale) {
+      const float r = scale[row];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) a[i] *= r, b[i] *= r;
+    }
+    if (width >= kCount) {
       const int head = static_cast<int>(pair) / d, j = static_cast<int>(pair) % d;
       if (head >= heads) return;
-      if (bias)
+      if (bias) {
+        float first[kCount], second[kCount];
+        load_row(bias + head * 2 * d + j, first);
+        load_row(bias + head * 2 * d + d + j, second);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          a[i] += bias[head * 2 * d + j + i];
-          b[i] += bias[head * 2 * d + d + j + i];
-        }
+        for (int i = 0; i < kCount; ++i) a[i] += first[i], b[i] += second[i];
+      }
       to.store(row, head, j, a, b, table);
     } else {
 #pragma unroll
@@ -207,6 +217,51 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
     }
   }
   store_halves<kVector>(dy + (row * heads + head) * 2 * half, half, j, lanes, a, b);
+}
+
+// The same beside the sum over a row of dq q + dk k + dv v, which a rotation of both does not change: c of
+// core/ops/qkv.h, QkvBackward. q, k and v as forward kept them. Sums in a fixed order: those of a thread,
+// then of the block.
+template <typename S, typename T, int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads) void rotate_backward_dot_kernel(
+    QkvHeads<const T> from, QkvHeads<const S> kept,
+    const float* __restrict__ table,  // (N, D)
+    T* __restrict__ dy,               // (N, (H + 2K) D)
+    float* __restrict__ dot) {        // (N)
+  const int64_t row = blockIdx.x;
+  const int half = from.half, parts = half / kVector, heads = from.heads + 2 * from.kv_heads;
+  dy += row * heads * 2 * half;
+  table += row * 2 * half;
+  float sum = 0;
+  for (int i = threadIdx.x; i < heads * parts; i += kThreads) {
+    const int head = i / parts, j = i % parts * kVector;
+    const T* at = from.at(row, head) + j;
+    const S* beside = kept.at(row, head) + j;
+    float a[kVector], b[kVector], y[kVector];
+    load_row(at, a);
+    load_row(beside, y);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) sum = fmaf(a[e], y[e], sum);
+    load_row(at + half, b);
+    load_row(beside + half, y);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], y[e], sum);
+    if (from.rotated(head)) {
+      float cosine[kVector], sine[kVector];
+      load_row(table + j, cosine);
+      load_row(table + half + j, sine);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
+        a[e] = pair.first;
+        b[e] = pair.second;
+      }
+    }
+    store_row(dy + head * 2 * half + j, a);
+    store_row(dy + head * 2 * half + half + j, b);
+  }
+  sum = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) dot[row] = sum;
 }
 
 }  // namespace gantrain::cuda

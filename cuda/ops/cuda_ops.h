@@ -36,9 +36,11 @@ class CudaOps final : public Ops {
   int64_t scratch(const ProjectBackward&) const override;
   // cuda/ops/mlp.cu
   void gate_up_forward(const GateUpForward&) override;
+  void down_backward(const DownBackward&) override;
   void gate_up_backward(const GateUpBackward&) override;
   void swiglu(const Swiglu&) override;
   int64_t scratch(const GateUpForward&) const override;
+  int64_t scratch(const DownBackward&) const override;
   int64_t scratch(const GateUpBackward&) const override;
   // cuda/ops/head.cu
   void head_logits(const HeadLogits&) override;

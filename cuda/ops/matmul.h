@@ -38,15 +38,19 @@ struct Matmul {
   // (m, ceil(n / 16)), with an f32 c: its squares summed over columns 16j .. 16j + 15, for the statistic of
   // the norm that follows (cuda/ops/norm.h).
   float* squares = nullptr;
+  void* rounded = nullptr;                      // (m, n) bf16: c * rounded_gain, for a product that follows
+  const float* rounded_gain = nullptr;          // (n), or ones
   MatmulKernel kernel = MatmulKernel::kChosen;  // one by name is never the library's
+  // Whether ours ends in an epilogue where the library's would need a pass over c behind it.
+  bool fused = false;
 };
 void matmul(const Context&, const Matmul&);
 
 // Whether our tensor-core kernel takes a product: bf16, a not transposed, rows of 16-byte pieces. Does not
 // depend on m.
 bool matmul_on_tensor_cores(const Matmul&);
-// Whether a product goes to cuBLASLt; `c` is not looked at. The first of its shape is timed with
-// CudaGemm::kAuto, unless the stream is being captured: then it is ours.
+// Whether a product goes to cuBLASLt; `a` and `c` are not looked at. With Gemm::kAuto the first of its
+// shape is timed, unless the stream is being captured: then it is ours.
 bool matmul_by_library(const Context&, const Matmul&);
 // Whether a product goes to our tensor cores now, and so may have an epilogue of its own
 // (cuda/ops/matmul_tensor.cuh); whether every one like it always will, so that its c is never needed.

@@ -1,12 +1,25 @@
 // Launches of the tensor-core product with any epilogue: included where one is instantiated.
 #pragma once
 
+#include <algorithm>
+
+#include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/matmul_tensor.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul.h"
 #include "cuda/ops/matmul_wgmma.cuh"
 
 namespace gantrain::cuda {
+
+// How many values of an epilogue's tensors lie side by side and aligned: 8, 4 or 1, by `fits(values)`.
+template <typename Fits>
+int common_width(Fits fits) {
+  return fits(8) ? 8 : fits(4) ? 4 : 1;
+}
+// Whether `values` neighbours of `size` bytes each can be moved at once, or 16 bytes at a time.
+inline bool side_by_side(int64_t values, const void* p, size_t size) {
+  return aligned_to(std::min<uintptr_t>(static_cast<uintptr_t>(values) * size, 16), p);
+}
 
 template <typename Tile, bool kTransposeB, typename Epilogue>
 void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue& epilogue) {

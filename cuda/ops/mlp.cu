@@ -1,10 +1,8 @@
 #include "cuda/kernels/mlp.cuh"
 
 #include "cuda/ops/dispatch.cuh"
-#include "cuda/ops/elementwise.h"
-#include "cuda/ops/lora.h"
-#include "cuda/ops/matmul_tensor.cuh"
-#include "cuda/ops/norm.h"
+#include "cuda/ops/matmul_norm.cuh"
+#include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
 
 namespace gantrain {
 
@@ -27,7 +25,8 @@ Matmul forward_product(const GateUpForward& a, const void* normed, float* produc
           .dtype = a.w->dtype(),
           .c = product,
           .ldc = 2 * f,
-          .bias = raw<float>(a.bias)};
+          .bias = raw<float>(a.bias),
+          .fused = a.lora.empty()};
 }
 struct ForwardPieces {
   void* normed;
@@ -42,20 +41,50 @@ ForwardPieces forward_pieces(const Context& context, Pieces& p, const GateUpForw
   const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
   return {normed, product, apart ? p.take<float>(n * c) : static_cast<float*>(normed)};
 }
-struct BackwardPieces {
-  void* dy;
-  float* dnormed;
-  float *input, *dy_f32, *dz;  // with adapters
+Matmul down_product(const DownBackward& a, const void* dout, void* da) {
+  const int64_t c = a.w->rows(), f = a.w->cols();
+  return {.m = a.dout.dim(0),
+          .n = f,
+          .k = c,
+          .a = dout,
+          .lda = c,
+          .b = as_cuda(*a.w).data(),
+          .ldb = f,
+          .dtype = a.w->dtype(),
+          .c = da,
+          .ldc = f,
+          .c_dtype = a.w->dtype(),
+          .fused = true};
+}
+struct DownPieces {
+  __nv_bfloat16*
+      dout;        // bf16 only: rounded to the input type of the product, where it was not handed over so
+  float* dots;     // in parts, where the sum is wanted
+  void* da;        // null: it never leaves its kernel
+  Tensor project;  // with adapters: scratch of project_backward, which then makes da
 };
-BackwardPieces backward_pieces(Pieces& p, const GateUpBackward& a) {
-  const int64_t n = a.x.dim(0);
-  BackwardPieces s{};
-  s.dy = p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype()));
-  s.dnormed = p.take<float>(n * a.w->cols());
-  if (a.lora.empty()) return s;
-  s.input = p.take<float>(n * a.w->cols());
-  if (a.w->dtype() != DType::kF32) s.dy_f32 = p.take<float>(n * a.w->rows());
-  s.dz = p.take<float>(n * lora_ranks(a.lora));
+// The down projection's own backward, into da.
+ProjectBackward project_backward_of(const DownBackward& a, void* da, Tensor scratch) {
+  return {.dout = a.dout,
+          .w = a.w,
+          .da = Tensor(da, a.w->dtype(), {a.dout.dim(0), a.w->cols()}, DeviceKind::kCuda),
+          .scratch = scratch,
+          .dout_bf16 = a.dout_bf16,
+          .lora = a.lora,
+          .a = a.a};
+}
+DownPieces down_pieces(const CudaOps& ops, const Context& context, Pieces& p, const DownBackward& a) {
+  const int64_t n = a.dout.dim(0), c = a.w->rows(), f = a.w->cols();
+  DownPieces s{};
+  if (a.w->dtype() == DType::kBF16 && a.dout_bf16.empty() && a.lora.empty())
+    s.dout = p.take<__nv_bfloat16>(n * c);
+  if (!a.dot.empty()) s.dots = p.take<float>(n * parts_of(f));
+  if (!a.lora.empty() || !matmul_always_fuses(context, down_product(a, nullptr, nullptr)))
+    s.da = p.take<std::byte>(n * f * dtype_size(a.w->dtype()));
+  if (!a.lora.empty()) {
+    const int64_t bytes = ops.scratch(project_backward_of(a, s.da, {}));
+    s.project = Tensor(p.take<std::byte>(bytes), DType::kU8, {bytes}, DeviceKind::kCuda);
+  }
   return s;
 }
 
@@ -66,48 +95,50 @@ int64_t CudaOps::scratch(const GateUpForward& a) const {
   forward_pieces(context_, p, a);
   return p.bytes();
 }
+int64_t CudaOps::scratch(const DownBackward& a) const {
+  Pieces p;
+  down_pieces(*this, context_, p, a);
+  return p.bytes();
+}
 int64_t CudaOps::scratch(const GateUpBackward& a) const {
   Pieces p;
-  backward_pieces(p, a);
+  norm_backward_pieces(context_, p, a, !a.dot.empty());
   return p.bytes();
 }
 
 void CudaOps::gate_up_forward(const GateUpForward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.a.dim(1);
+  const int64_t n = a.x.dim(0), f = a.a.dim(1);
   Pieces pieces(a.scratch);
   const ForwardPieces s = forward_pieces(context_, pieces, a);
-  const auto normalise = [&](DType type, void* y) {
-    normalise_rows(context_, {.x = raw<float>(a.x),
-                              .rows = nullptr,
-                              .gain = raw<float>(a.gain),
-                              .rstd = const_cast<float*>(raw<float>(a.rstd)),
-                              .statistic = false,
-                              .eps = 0,
-                              .type = type,
-                              .y = y,
-                              .n = n,
-                              .c = c});
-  };
-  normalise(a.w->dtype(), s.normed);
-  const Matmul product = forward_product(a, s.normed, s.product);
+  Matmul product = forward_product(a, s.normed, s.product);
+  const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
+  const NormInput input = norm_input(context_, a, fuses, s.normed);
+  product.a = input.rows;
   // g and u not wanted: rounded as if they were kept, so that inference sees what training sees.
   const DType kept = a.g.empty() ? a.a.dtype() : a.g.dtype();
   with_pair(a.a.dtype(), kept, [&]<typename T, typename S>(Tag<T>, Tag<S>) {
     S *gate = raw<S>(a.g), *up = raw<S>(a.u);
     T* out = raw<T>(a.a);
     const auto aligned = [&](int64_t values) {
-      return f % values == 0 && aligned_to(static_cast<uintptr_t>(values) * sizeof(T), out) &&
-             aligned_to(static_cast<uintptr_t>(values) * sizeof(S), gate, up);
+      return f % values == 0 && side_by_side(values, out, sizeof(T)) &&
+             side_by_side(values, gate, sizeof(S)) && side_by_side(values, up, sizeof(S));
     };
     if constexpr (!std::is_same_v<T, float>)
-      if (a.lora.empty() && matmul_fuses(context_, product))
-        return launch_matmul_tensor<true>(
-            context_, product,
-            SwigluEpilogue<S, T>{
-                .gate = gate, .up = up, .out = out, .bias = product.bias, .half = f, .wide = aligned(4)});
+      if (fuses)
+        return launch_matmul_tensor<true>(context_, product,
+                                          SwigluEpilogue<S, T>{.gate = gate,
+                                                               .up = up,
+                                                               .out = out,
+                                                               .scale = input.scale,
+                                                               .bias = product.bias,
+                                                               .half = f,
+                                                               .width = common_width([&](int64_t values) {
+                                                                 return aligned(values) &&
+                                                                        aligned_to(16, product.bias);
+                                                               })});
     matmul(context_, product);
     if (!a.lora.empty()) {
-      if (a.w->dtype() != DType::kF32) normalise(DType::kF32, s.input);
+      if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
       lora_forward(context_, a.lora, n, s.input, s.product, 2 * f);
     }
     const bool wide = aligned(kWide<T>);
@@ -129,45 +160,54 @@ void CudaOps::swiglu(const Swiglu& a) {
   });
 }
 
-void CudaOps::gate_up_backward(const GateUpBackward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), f = a.da.dim(1);
+void CudaOps::down_backward(const DownBackward& a) {
+  constexpr int kRows = 4;  // of swiglu_dot_kernel, a block
+  const int64_t n = a.dout.dim(0), c = a.w->rows(), f = a.w->cols();
   Pieces pieces(a.scratch);
-  const BackwardPieces s = backward_pieces(pieces, a);
-  with_pair(a.da.dtype(), a.g.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
+  const DownPieces s = down_pieces(*this, context_, pieces, a);
+  const void* dout = a.dout_bf16.empty() ? a.dout.raw() : a.dout_bf16.raw();
+  if (s.dout) {
+    round_to_bf16(context_, dout, DType::kF32, s.dout, n * c);
+    dout = s.dout;
+  }
+  const Matmul product = down_product(a, dout, s.da);
+  with_pair(a.w->dtype(), a.g.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
     const S *gate = raw<S>(a.g), *up = raw<S>(a.u);
-    const T* da = raw<T>(a.da);
-    const bool wide = f % kWide<T> == 0 && aligned_to(16, gate, up, da, s.dy);
+    T* dy = raw<T>(a.dy);
+    if constexpr (!std::is_same_v<T, float>)
+      if (a.lora.empty() && matmul_fuses(context_, product)) {
+        const int width = common_width([&](int64_t values) {
+          return f % values == 0 && side_by_side(values, gate, sizeof(S)) &&
+                 side_by_side(values, up, sizeof(S)) && side_by_side(values, dy, sizeof(T));
+        });
+        launch_matmul_tensor<false>(
+            context_, product,
+            SwigluBackwardEpilogue<S, T>{
+                .gate = gate, .up = up, .dy = dy, .dots = s.dots, .n = f, .width = width});
+        if (s.dots) sum_of_parts(context_, s.dots, raw<float>(a.dot), n, f);
+        return;
+      }
+    if (a.lora.empty())
+      matmul(context_, product);
+    else
+      project_backward(project_backward_of(a, s.da, s.project));
+    const T* da = static_cast<const T*>(s.da);
+    const bool wide = f % kWide<T> == 0 && aligned_to(16, gate, up, da, dy);
     launch(
         wide ? swiglu_backward_kernel<S, T, kWide<T>, kThreads> : swiglu_backward_kernel<S, T, 1, kThreads>,
         dim3(blocks_for(n, 1), blocks_for(f, (wide ? kWide<T> : 1) * kThreads)), kThreads, 0, context_.stream,
-        gate, up, da, static_cast<T*>(s.dy), f);
+        gate, up, da, dy, f);
+    if (!a.dot.empty())
+      launch(wide ? swiglu_dot_kernel<S, T, kWide<T>, kRows> : swiglu_dot_kernel<S, T, 1, kRows>,
+             blocks_for(n, kRows), dim3(kWarp, kRows), 0, context_.stream, gate, up, dy, raw<float>(a.dot), n,
+             f);
   });
-  matmul(context_, {.m = n,
-                    .n = c,
-                    .k = 2 * f,
-                    .a = s.dy,
-                    .lda = 2 * f,
-                    .b = as_cuda(*a.w).data(),
-                    .ldb = c,
-                    .dtype = a.w->dtype(),
-                    .c = s.dnormed,
-                    .ldc = c});
-  if (!a.lora.empty()) {
-    normalise_rows(context_, {.x = raw<float>(a.x),
-                              .rows = nullptr,
-                              .gain = raw<float>(a.gain),
-                              .rstd = const_cast<float*>(raw<float>(a.rstd)),
-                              .statistic = false,
-                              .eps = 0,
-                              .type = DType::kF32,
-                              .y = s.input,
-                              .n = n,
-                              .c = c});
-    lora_backward(context_, a.lora, n, s.input, in_f32(context_, s.dy, a.w->dtype(), s.dy_f32, n * 2 * f),
-                  2 * f, s.dnormed, s.dz);
-  }
-  norm_backward_rows(context_, raw<float>(a.x), raw<float>(a.rstd), raw<float>(a.gain), s.dnormed,
-                     raw<float>(a.dx), n, c);
+}
+
+void CudaOps::gate_up_backward(const GateUpBackward& a) {
+  Pieces pieces(a.scratch);
+  const NormBackwardPieces s = norm_backward_pieces(context_, pieces, a, !a.dot.empty());
+  norm_product_backward(context_, a, a.dy.raw(), s, raw<float>(a.dot));
 }
 
 }  // namespace gantrain

@@ -29,18 +29,30 @@ void normalise_rows(const Context& context, const NormaliseRows& a) {
   });
 }
 
-void row_statistic(const Context& context, const float* x, float* rstd, int64_t n, int64_t c, float eps) {
+void row_statistic(const Context& context, const float* x, float* rstd, __nv_bfloat16* rounded,
+                   const float* gain, int64_t n, int64_t c, float eps) {
   const bool wide = c % 4 == 0 && aligned_to(16, x);
-  launch(wide ? row_rstd_kernel<4, kRows> : row_rstd_kernel<1, kRows>, blocks_for(n, kRows), kBlock, 0,
-         context.stream, x, rstd, n, c, eps);
+  const auto kernel = !wide                                         ? row_rstd_kernel<1, kRows, 1>
+                      : c % 8 == 0 && aligned_to(16, rounded, gain) ? row_rstd_kernel<4, kRows, 8>
+                                                                    : row_rstd_kernel<4, kRows, 1>;
+  launch(kernel, blocks_for(n, kRows), kBlock, 0, context.stream, x, gain, rstd, rounded, n, c, eps);
 }
 
+namespace {
+template <bool kStatistic>
+void sum_parts(const Context& context, const float* from, float* to, int64_t n, int64_t c, float eps) {
+  const int64_t parts = parts_of(c);
+  const bool wide = parts % 4 == 0 && aligned_to(16, from);
+  launch(wide ? sum_parts_kernel<4, kRows, kStatistic> : sum_parts_kernel<1, kRows, kStatistic>,
+         blocks_for(n, kRows), kBlock, 0, context.stream, from, to, n, parts, c, eps);
+}
+}  // namespace
+void sum_of_parts(const Context& context, const float* parts, float* sum, int64_t n, int64_t c) {
+  sum_parts<false>(context, parts, sum, n, c, 0);
+}
 void row_statistic_of_squares(const Context& context, const float* squares, float* rstd, int64_t n, int64_t c,
                               float eps) {
-  const unsigned parts = blocks_for(c, kSquaresWidth);
-  const bool wide = parts % 4 == 0 && aligned_to(16, squares);
-  launch(wide ? rstd_of_squares_kernel<4, kRows> : rstd_of_squares_kernel<1, kRows>, blocks_for(n, kRows),
-         kBlock, 0, context.stream, squares, rstd, n, parts, c, eps);
+  sum_parts<true>(context, squares, rstd, n, c, eps);
 }
 
 void norm_backward_rows(const Context& context, const float* x, const float* rstd, const float* gain,
@@ -55,7 +67,8 @@ void norm_backward_rows(const Context& context, const float* x, const float* rst
 using namespace cuda;
 
 void CudaOps::row_rstd(const RowRstd& a) {
-  row_statistic(context_, raw<float>(a.x), raw<float>(a.rstd), a.x.dim(0), a.x.dim(1), a.eps);
+  row_statistic(context_, raw<float>(a.x), raw<float>(a.rstd), raw<__nv_bfloat16>(a.x_bf16),
+                raw<float>(a.gain), a.x.dim(0), a.x.dim(1), a.eps);
 }
 
 void CudaOps::rmsnorm_forward(const RmsNormForward& a) {

@@ -1,6 +1,8 @@
 // Launches that several families share: normalised rows before a product, and RMSNorm's backward behind one.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include "core/tensor.h"
 #include "cuda/runtime/context.h"
 
@@ -19,10 +21,12 @@ struct NormaliseRows {
   int64_t n, c;
 };
 void normalise_rows(const Context&, const NormaliseRows&);
-// rstd[n] = 1 / sqrt(mean(x[n]^2) + eps)
-void row_statistic(const Context&, const float* x, float* rstd, int64_t n, int64_t c, float eps);
-// The same from sums of squares over 16 columns each, (n, ceil(c / 16)): Matmul::squares of
-// cuda/ops/matmul.h.
+// rstd[n] = 1 / sqrt(mean(x[n]^2) + eps); rounded (n, c) = x * gain, or null; gain may be null.
+void row_statistic(const Context&, const float* x, float* rstd, __nv_bfloat16* rounded, const float* gain,
+                   int64_t n, int64_t c, float eps);
+// Sums over rows of what an epilogue left in parts, (n, parts_of(c)): cuda/kernels/matmul_epilogue.cuh.
+void sum_of_parts(const Context&, const float* parts, float* sum, int64_t n, int64_t c);
+// The statistic from sums of squares in parts: Matmul::squares of cuda/ops/matmul.h.
 void row_statistic_of_squares(const Context&, const float* squares, float* rstd, int64_t n, int64_t c,
                               float eps);
 // dx += the gradient of RMSNorm, all (n, c) f32.

@@ -1,3 +1,4 @@
+#include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/elementwise.h"
 #include "cuda/ops/lora.h"
@@ -14,15 +15,18 @@ struct ForwardPieces {
   __nv_bfloat16* input;  // `a` in f16 beside bf16 weights: rounded to the input type of the product
   float* squares;        // for the next statistic, where it is wanted
   float* input_f32;      // with adapters: `a` in f32, where it is something else
+  float* unwanted;       // a statistic that is made beside out_bf16 and not asked for
 };
 ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
   const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
   return {.input = a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(n * in),
-          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * ((c + 15) / 16)),
-          .input_f32 = a.lora.empty() || a.a.dtype() == DType::kF32 ? nullptr : p.take<float>(n * in)};
+          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * parts_of(c)),
+          .input_f32 = a.lora.empty() || a.a.dtype() == DType::kF32 ? nullptr : p.take<float>(n * in),
+          .unwanted = a.rstd.empty() && !a.out_bf16.empty() ? p.take<float>(n) : nullptr};
 }
 struct BackwardPieces {
-  __nv_bfloat16* dout;  // bf16 only: dout rounded to the input type of the product
+  __nv_bfloat16*
+      dout;  // bf16 only: dout rounded to the input type of the product, where it was not handed over so
   // With adapters: forward's input in f32 and, bf16 only, the sum of both products before it is rounded once.
   float *input, *sum, *dz;
 };
@@ -30,7 +34,7 @@ BackwardPieces backward_pieces(Pieces& p, const ProjectBackward& a) {
   const int64_t n = a.dout.dim(0), in = a.w->cols();
   const bool f32 = a.w->dtype() == DType::kF32;
   BackwardPieces s{};
-  if (!f32) s.dout = p.take<__nv_bfloat16>(n * a.dout.dim(1));
+  if (!f32 && a.dout_bf16.empty()) s.dout = p.take<__nv_bfloat16>(n * a.dout.dim(1));
   if (a.lora.empty()) return s;
   if (!f32) {
     s.input = p.take<float>(n * in);
@@ -74,18 +78,25 @@ void CudaOps::project_forward(const ProjectForward& a) {
                  .c = a.out.raw(),
                  .ldc = c,
                  .bias = raw<float>(a.bias),
-                 .addend = raw<float>(a.residual)};
-  // The library gives no sums of squares, and an adapter changes them afterwards.
+                 .addend = raw<float>(a.residual),
+                 .fused = !a.rstd.empty() || !a.out_bf16.empty()};
+  // The library gives no sums of squares and no second result, and an adapter changes them afterwards.
+  auto* rounded = raw<__nv_bfloat16>(a.out_bf16);
+  const float* gain = raw<float>(a.out_gain);
   const bool apart = !a.lora.empty() || matmul_by_library(context_, product);
-  if (!apart) product.squares = s.squares;
+  if (!apart) {
+    product.squares = s.squares;
+    product.rounded = rounded;
+    product.rounded_gain = gain;
+  }
   matmul(context_, product);
   if (!a.lora.empty())
     lora_forward(context_, a.lora, n, in_f32(context_, a.a.raw(), a.a.dtype(), s.input_f32, n * in),
                  raw<float>(a.out), c);
-  if (a.rstd.empty()) return;
-  if (apart)
-    row_statistic(context_, raw<float>(a.out), raw<float>(a.rstd), n, c, a.eps);
-  else
+  if (apart && (rounded || !a.rstd.empty()))
+    row_statistic(context_, raw<float>(a.out), a.rstd.empty() ? s.unwanted : raw<float>(a.rstd), rounded,
+                  gain, n, c, a.eps);
+  else if (!a.rstd.empty())
     row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
 }
 
@@ -93,7 +104,7 @@ void CudaOps::project_backward(const ProjectBackward& a) {
   const int64_t n = a.dout.dim(0), c = a.w->rows(), in = a.w->cols();
   Pieces pieces(a.scratch);
   const BackwardPieces s = backward_pieces(pieces, a);
-  const void* input = a.dout.raw();
+  const void* input = a.dout_bf16.empty() ? a.dout.raw() : a.dout_bf16.raw();
   if (s.dout) {
     round_to_bf16(context_, input, DType::kF32, s.dout, n * c);
     input = s.dout;

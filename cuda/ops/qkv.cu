@@ -1,10 +1,8 @@
 #include "cuda/kernels/qkv.cuh"
 
 #include "cuda/ops/dispatch.cuh"
-#include "cuda/ops/elementwise.h"
-#include "cuda/ops/lora.h"
-#include "cuda/ops/matmul_tensor.cuh"
-#include "cuda/ops/norm.h"
+#include "cuda/ops/matmul_norm.cuh"
+#include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
 
 namespace gantrain {
 
@@ -27,7 +25,8 @@ Matmul forward_product(const QkvForward& a, const void* normed, float* product) 
           .dtype = a.w->dtype(),
           .c = product,
           .ldc = out,
-          .bias = raw<float>(a.bias)};
+          .bias = raw<float>(a.bias),
+          .fused = a.lora.empty()};
 }
 struct ForwardPieces {
   void* normed;
@@ -45,20 +44,15 @@ ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward
 }
 struct BackwardPieces {
   void* dy;
-  float *dnormed, *table;
-  float *input, *dy_f32, *dz;  // with adapters
+  float *table, *dot;  // dot null: q, k and v are not at hand
+  NormBackwardPieces norm;
 };
-BackwardPieces backward_pieces(Pieces& p, const QkvBackward& a) {
+BackwardPieces backward_pieces(const Context& context, Pieces& p, const QkvBackward& a) {
   const int64_t n = a.x.dim(0);
-  BackwardPieces s{};
-  s.dy = p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype()));
-  s.dnormed = p.take<float>(n * a.w->cols());
-  s.table = p.take<float>(n * a.dq.dim(2));
-  if (a.lora.empty()) return s;
-  s.input = p.take<float>(n * a.w->cols());
-  if (a.w->dtype() != DType::kF32) s.dy_f32 = p.take<float>(n * a.w->rows());
-  s.dz = p.take<float>(n * lora_ranks(a.lora));
-  return s;
+  void* dy = p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype()));
+  float* table = p.take<float>(n * a.dq.dim(2));
+  float* dot = a.q.empty() ? nullptr : p.take<float>(n);
+  return {dy, table, dot, norm_backward_pieces(context, p, a, !a.q.empty())};
 }
 
 void rotary_table(const Context& context, const ConstTensor& positions, const ConstTensor& inv_freq,
@@ -88,29 +82,19 @@ int64_t CudaOps::scratch(const QkvForward& a) const {
 }
 int64_t CudaOps::scratch(const QkvBackward& a) const {
   Pieces p;
-  backward_pieces(p, a);
+  backward_pieces(context_, p, a);
   return p.bytes();
 }
 
 void CudaOps::qkv_forward(const QkvForward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), d = a.q.dim(2);
+  const int64_t n = a.x.dim(0), d = a.q.dim(2);
   Pieces pieces(a.scratch);
   const ForwardPieces s = forward_pieces(context_, pieces, a);
-  const auto normalise = [&](DType type, void* y) {
-    normalise_rows(context_, {.x = raw<float>(a.x),
-                              .rows = nullptr,
-                              .gain = raw<float>(a.gain),
-                              .rstd = const_cast<float*>(raw<float>(a.rstd)),
-                              .statistic = false,
-                              .eps = 0,
-                              .type = type,
-                              .y = y,
-                              .n = n,
-                              .c = c});
-  };
-  normalise(a.w->dtype(), s.normed);
+  Matmul product = forward_product(a, s.normed, s.product);
+  const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
+  const NormInput input = norm_input(context_, a, fuses, s.normed);
+  product.a = input.rows;
   rotary_table(context_, a.positions, a.inv_freq, s.table);
-  const Matmul product = forward_product(a, s.normed, s.product);
   with_type(a.q.dtype(), [&]<typename S>(Tag<S>) {
     const QkvHeads<S> to{.q = raw<S>(a.q),
                          .k = raw<S>(a.k),
@@ -118,15 +102,24 @@ void CudaOps::qkv_forward(const QkvForward& a) {
                          .heads = static_cast<int>(a.q.dim(1)),
                          .kv_heads = static_cast<int>(a.k.dim(1)),
                          .half = static_cast<int>(d / 2)};
-    const bool wide = aligned_heads<4>(to);
     if constexpr (!std::is_same_v<S, float>)
-      if (a.lora.empty() && matmul_fuses(context_, product))
-        return launch_matmul_tensor<true>(
-            context_, product,
-            RotaryEpilogue<S>{.to = to, .table = s.table, .bias = product.bias, .half = d / 2, .wide = wide});
+      if (fuses) {
+        const int width = common_width([&](int64_t values) {
+          return d / 2 % values == 0 && side_by_side(values, to.q, sizeof(S)) &&
+                 side_by_side(values, to.k, sizeof(S)) && side_by_side(values, to.v, sizeof(S)) &&
+                 aligned_to(16, product.bias);
+        });
+        return launch_matmul_tensor<true>(context_, product,
+                                          RotaryEpilogue<S>{.to = to,
+                                                            .table = s.table,
+                                                            .scale = input.scale,
+                                                            .bias = product.bias,
+                                                            .half = d / 2,
+                                                            .width = width});
+      }
     matmul(context_, product);
     if (!a.lora.empty()) {
-      if (a.w->dtype() != DType::kF32) normalise(DType::kF32, s.input);
+      if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
       lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows());
     }
     const bool vectors = aligned_heads<kWide<S>>(to);
@@ -136,47 +129,35 @@ void CudaOps::qkv_forward(const QkvForward& a) {
 }
 
 void CudaOps::qkv_backward(const QkvBackward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
+  const int64_t n = a.x.dim(0), out = a.w->rows();
   Pieces pieces(a.scratch);
-  const BackwardPieces s = backward_pieces(pieces, a);
+  const BackwardPieces s = backward_pieces(context_, pieces, a);
   rotary_table(context_, a.positions, a.inv_freq, s.table);
-  with_weights(a.w->dtype(), [&]<typename T>(Tag<T>) {
-    const QkvHeads<const T> from{.q = raw<T>(a.dq),
-                                 .k = raw<T>(a.dk),
-                                 .v = raw<T>(a.dv),
-                                 .heads = static_cast<int>(a.dq.dim(1)),
-                                 .kv_heads = static_cast<int>(a.dk.dim(1)),
-                                 .half = static_cast<int>(a.dq.dim(2) / 2)};
-    const bool vectors = aligned_heads<kWide<T>>(from);
-    launch(vectors ? rotate_backward_kernel<T, 4, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
-           rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, s.table, static_cast<T*>(s.dy));
-  });
-  matmul(context_, {.m = n,
-                    .n = c,
-                    .k = out,
-                    .a = s.dy,
-                    .lda = out,
-                    .b = as_cuda(*a.w).data(),
-                    .ldb = c,
-                    .dtype = a.w->dtype(),
-                    .c = s.dnormed,
-                    .ldc = c});
-  if (!a.lora.empty()) {
-    normalise_rows(context_, {.x = raw<float>(a.x),
-                              .rows = nullptr,
-                              .gain = raw<float>(a.gain),
-                              .rstd = const_cast<float*>(raw<float>(a.rstd)),
-                              .statistic = false,
-                              .eps = 0,
-                              .type = DType::kF32,
-                              .y = s.input,
-                              .n = n,
-                              .c = c});
-    lora_backward(context_, a.lora, n, s.input, in_f32(context_, s.dy, a.w->dtype(), s.dy_f32, n * out), out,
-                  s.dnormed, s.dz);
-  }
-  norm_backward_rows(context_, raw<float>(a.x), raw<float>(a.rstd), raw<float>(a.gain), s.dnormed,
-                     raw<float>(a.dx), n, c);
+  // The dot product is taken on the way only where it will be used.
+  const float* dot = s.dot && norm_backward_fuses(context_, a, s.dy, s.norm) ? s.dot : nullptr;
+  const auto heads = [&]<typename S>(const S* q, const S* k, const S* v) {
+    return QkvHeads<const S>{.q = q,
+                             .k = k,
+                             .v = v,
+                             .heads = static_cast<int>(a.dq.dim(1)),
+                             .kv_heads = static_cast<int>(a.dk.dim(1)),
+                             .half = static_cast<int>(a.dq.dim(2) / 2)};
+  };
+  with_pair(
+      a.w->dtype(), a.q.empty() ? a.w->dtype() : a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
+        const auto from = heads(raw<T>(a.dq), raw<T>(a.dk), raw<T>(a.dv));
+        auto* dy = static_cast<T*>(s.dy);
+        const bool vectors = aligned_heads<kWide<T>>(from);
+        if (!dot)
+          return launch(
+              vectors ? rotate_backward_kernel<T, 4, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
+              rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, s.table, dy);
+        const auto kept = heads(raw<S>(a.q), raw<S>(a.k), raw<S>(a.v));
+        launch(vectors && aligned_heads<kWide<T>>(kept) ? rotate_backward_dot_kernel<S, T, kWide<T>, kThreads>
+                                                        : rotate_backward_dot_kernel<S, T, 1, kThreads>,
+               blocks_for(n, 1), kThreads, 0, context_.stream, from, kept, s.table, dy, s.dot);
+      });
+  norm_product_backward(context_, a, s.dy, s.norm, dot);
 }
 
 }  // namespace gantrain

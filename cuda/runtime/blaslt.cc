@@ -3,6 +3,8 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <array>
+#include <map>
 #include <utility>
 
 #include "cuda/runtime/check.h"
@@ -18,6 +20,7 @@ struct Functions {
   decltype(&cublasLtCreate) create;
   decltype(&cublasLtDestroy) destroy;
   decltype(&cublasLtGetStatusString) status_string;
+  decltype(&cublasLtGetVersion) version;
   decltype(&cublasLtMatmul) matmul;
   decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
   decltype(&cublasLtMatmulDescCreate) desc_create;
@@ -32,8 +35,7 @@ struct Functions {
 template <typename F>
 void find(void* library, const char* name, F* function) {
   *function = reinterpret_cast<F>(dlsym(library, name));
-  if (!*function)
-    fail("{}: there is no {} in it; expected cuBLASLt 13, or use GANTRAIN_GEMM=own", kLibrary, name);
+  if (!*function) fail("{}: there is no {} in it; expected cuBLASLt 13, or use --gemm own", kLibrary, name);
 }
 
 // A pointer to something of the library's, which a function of it destroys.
@@ -70,6 +72,7 @@ class BlasLtLibrary final : public BlasLt {
          "cublasLtMatmul");
     return true;
   }
+  size_t version() const override { return f_.version(); }
 
  private:
   struct Plan {
@@ -82,7 +85,7 @@ class BlasLtLibrary final : public BlasLt {
 
   void call(cublasStatus_t status, const char* name) const {
     if (status != CUBLAS_STATUS_SUCCESS)
-      fail("{}: {}: {}; GANTRAIN_GEMM=own does without it", kLibrary, name, f_.status_string(status));
+      fail("{}: {}: {}; --gemm own does without it", kLibrary, name, f_.status_string(status));
   }
   template <typename T>
   void set(const Plan& plan, cublasLtMatmulDescAttributes_t attribute, const T& value) const {
@@ -168,6 +171,7 @@ std::unique_ptr<BlasLt> BlasLt::open(size_t workspace, std::string* why) {
   find(library, "cublasLtCreate", &f.create);
   find(library, "cublasLtDestroy", &f.destroy);
   find(library, "cublasLtGetStatusString", &f.status_string);
+  find(library, "cublasLtGetVersion", &f.version);
   find(library, "cublasLtMatmul", &f.matmul);
   find(library, "cublasLtMatmulAlgoGetHeuristic", &f.heuristic);
   find(library, "cublasLtMatmulDescCreate", &f.desc_create);

@@ -3,8 +3,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <array>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -38,9 +36,8 @@ class BlasLt {
   // Puts the product on the stream; may be captured. False: the library has no algorithm for it, and nothing
   // was done.
   virtual bool multiply(cudaStream_t, const Product&) = 0;
-
-  // What timing has found, by shape (cuda/ops/matmul.cu): whether the library is faster than our own kernel.
-  std::map<std::array<int64_t, 7>, bool> faster;
+  // The library's own number.
+  virtual size_t version() const = 0;
 };
 
 }  // namespace gantrain::cuda

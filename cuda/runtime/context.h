@@ -13,6 +13,7 @@ class BlasLt;
 class Cudnn;
 class Memory;
 class Staging;
+class GemmChoices;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -24,11 +25,12 @@ struct Context {
   double* partials = nullptr;  // (256)
   double* total = nullptr;     // (1)
   int* flag = nullptr;         // (1)
-  CudaGemm gemm = CudaGemm::kOwn;
+  Gemm gemm = Gemm::kOwn;
+  BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
+  GemmChoices* choices = nullptr;  // cuda/runtime/gemm_choices.h; with kAuto and a library
   Cudnn* attention = nullptr;  // cuda/runtime/cudnn.h; null with CudaAttention::kOwn
   Memory* memory = nullptr;    // cuda/runtime/memory.h: what buffers are made of
   Staging* staging = nullptr;  // cuda/runtime/staging.h: pinned, for copies that do not wait
-  BlasLt* library = nullptr;   // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
 };
 
 }  // namespace gantrain::cuda

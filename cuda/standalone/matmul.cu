@@ -10,7 +10,7 @@ using namespace gantrain::standalone;
 
 namespace {
 
-constexpr int kM = 141, kN = 264, kK = 136, kParts = (kN + kSquaresWidth - 1) / kSquaresWidth;
+constexpr int kM = 141, kN = 264, kK = 136, kParts = (kN + kPartWidth - 1) / kPartWidth;
 
 struct Problem {
   std::vector<__nv_bfloat16> a = to_bf16(normal(size_t{kM} * kK, 1)), b = to_bf16(normal(size_t{kN} * kK, 2));
@@ -34,7 +34,7 @@ template <typename Tile, bool kTransposeB>
 void on_tensor_cores(const Problem& p, const char* name, Verdict& verdict) {
   Values<__nv_bfloat16> a(p.a), b(p.b);
   Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN), squares(size_t{kM} * kParts);
-  const StoreEpilogue<float> epilogue{c, bias, addend, squares, kN, kN, true};
+  const StoreEpilogue<float> epilogue{c, bias, addend, squares, nullptr, nullptr, kN, kN, 8};
   auto* kernel = matmul_tensor_kernel<Tile, kTransposeB, StoreEpilogue<float>>;
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
        "cudaFuncSetAttribute");
@@ -44,8 +44,7 @@ void on_tensor_cores(const Problem& p, const char* name, Verdict& verdict) {
   finished(name);
   const auto want = p.truth(kTransposeB);
   std::vector<double> sums(size_t{kM} * kParts);
-  for (size_t i = 0; i < want.size(); ++i)
-    sums[i / kN * kParts + i % kN / kSquaresWidth] += want[i] * want[i];
+  for (size_t i = 0; i < want.size(); ++i) sums[i / kN * kParts + i % kN / kPartWidth] += want[i] * want[i];
   verdict.check(name, c.host(), want);
   verdict.check("  its squares", squares.host(), sums);
 }
@@ -55,7 +54,7 @@ void on_f32_units(const Problem& p, const char* name, Verdict& verdict) {
   using Tile = LargeSimtTile;
   Values<__nv_bfloat16> a(p.a), b(p.b);
   Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN);
-  const StoreEpilogue<float> epilogue{c, bias, addend, nullptr, kN, kN, true};
+  const StoreEpilogue<float> epilogue{c, bias, addend, nullptr, nullptr, nullptr, kN, kN, 8};
   const dim3 grid((kN + Tile::kCols - 1) / Tile::kCols, (kM + Tile::kRows - 1) / Tile::kRows);
   matmul_simt_kernel<Tile, __nv_bfloat16, false, kTransposeB, StoreEpilogue<float>>
       <<<grid, Tile::kThreads>>>(a, kK, true, b, kTransposeB ? kK : kN, true, kM, kN, kK, epilogue);

@@ -70,7 +70,7 @@ std::vector<double> product(const std::vector<__nv_bfloat16>& a, const std::vect
 
 template <typename Tile, bool kTransposeB>
 void stored(const char* name, Verdict& verdict) {
-  constexpr int kN = 264, kParts = (kN + kSquaresWidth - 1) / kSquaresWidth;
+  constexpr int kN = 264, kParts = (kN + kPartWidth - 1) / kPartWidth;
   const auto a_host = to_bf16(normal(size_t{kM} * kK, 1)), b_host = to_bf16(normal(size_t{kN} * kK, 2));
   const auto bias_host = normal(kN, 3), addend_host = normal(size_t{kM} * kN, 4);
   Values<__nv_bfloat16> a(a_host), b(b_host);
@@ -78,12 +78,12 @@ void stored(const char* name, Verdict& verdict) {
   const CUtensorMap map_b = kTransposeB ? tensor_map(b, {kK, kN}, {kK}, {64, Tile::kCols})
                                         : tensor_map(b, {kN, kK}, {kN}, {Tile::kAcross, 64});
   run<Tile, kTransposeB>(a, map_b, kN, PairedColumns{},
-                         StoreEpilogue<float>{c, bias, addend, squares, kN, kN, true}, name);
+                         StoreEpilogue<float>{c, bias, addend, squares, nullptr, nullptr, kN, kN, 8}, name);
   auto want = product(a_host, b_host, kN, kTransposeB);
   std::vector<double> sums(size_t{kM} * kParts);
   for (size_t i = 0; i < want.size(); ++i) {
     want[i] += double(bias_host[i % kN]) + double(addend_host[i]);
-    sums[i / kN * kParts + i % kN / kSquaresWidth] += want[i] * want[i];
+    sums[i / kN * kParts + i % kN / kPartWidth] += want[i] * want[i];
   }
   verdict.check(name, c.host(), want);
   verdict.check("  its squares", squares.host(), sums);
@@ -119,7 +119,7 @@ void rotated(int half, const char* name, Verdict& verdict) {
       v(size_t{kM} * kKv * d);
   const Paired p = paired<Tile>(b, half, kAll);
   run<Tile, true>(a, p.map, n, p.columns,
-                  RotaryEpilogue<float>{{q, k, v, kHeads, kKv, half}, table, bias, half, true}, name);
+                  RotaryEpilogue<float>{{q, k, v, kHeads, kKv, half}, table, nullptr, bias, half, 4}, name);
   const auto c = product(a_host, b_host, n, true);
   std::vector<double> want[3];
   for (int row = 0; row < kM; ++row)
@@ -151,8 +151,8 @@ void gated(int f, const char* name, Verdict& verdict) {
   Values<__nv_bfloat16> a(a_host), b(b_host);
   Values<float> bias(bias_host), gate(size_t{kM} * f), up(size_t{kM} * f), out(size_t{kM} * f);
   const Paired p = paired<Tile>(b, f, 1);
-  run<Tile, true>(a, p.map, 2 * f, p.columns, SwigluEpilogue<float, float>{gate, up, out, bias, f, true},
-                  name);
+  run<Tile, true>(a, p.map, 2 * f, p.columns,
+                  SwigluEpilogue<float, float>{gate, up, out, nullptr, bias, f, 4}, name);
   const auto c = product(a_host, b_host, 2 * f, true);
   std::vector<double> gates, ups, want;
   for (int row = 0; row < kM; ++row)

@@ -14,7 +14,7 @@ int main() {
       y_d(size_t{kN} * kC);
   Values<__nv_bfloat16> y16_d(size_t{kN} * kC);
   const dim3 grid((kN + kRows - 1) / kRows), block(kWarp, kRows);
-  row_rstd_kernel<4, kRows><<<grid, block>>>(x_d, alone_d, kN, kC, float(kEps));
+  row_rstd_kernel<4, kRows, 1><<<grid, block>>>(x_d, nullptr, alone_d, nullptr, kN, kC, float(kEps));
   finished("row_rstd_kernel");
   normalise_kernel<float, 4, kRows, true>
       <<<grid, block>>>(x_d, nullptr, gain_d, rstd_d, y_d, kN, kC, float(kEps));

@@ -10,6 +10,7 @@
 
 #include "cuda/cuda_device.h"
 #include "cuda/runtime/blaslt.h"
+#include "cuda/runtime/gemm_choices.h"
 #include "cuda/runtime/handle.h"
 #include "tests/support/compare.h"
 #include "tests/support/fill.h"
@@ -153,17 +154,19 @@ class CudaMatmul : public testing::TestWithParam<int> {
   // The first of the tiles against truth, the others against its bits.
   void tiles_agree(const Product& p, std::span<const MatmulKernel> tiles);
 
-  bool open_library(CudaGemm gemm) {
+  bool open_library(Gemm gemm) {
     std::string why;
     library_ = BlasLt::open(size_t{1} << 20, &why);
     context_.gemm = gemm;
     context_.library = library_.get();
+    context_.choices = &choices_;
     return library_ != nullptr;
   }
 
   Context context_;  // of compute capability 8.0, where a test does not say otherwise
   int device_capability_ = 0;
   std::unique_ptr<BlasLt> library_;
+  GemmChoices choices_;
 
  private:
   Stream stream_;
@@ -299,7 +302,7 @@ TEST_P(CudaMatmul, TheTileIsOfTheDevice) {
 }
 
 TEST_P(CudaMatmul, TheLibraryMatchesTruth) {
-  if (!open_library(CudaGemm::kCublasLt)) GTEST_SKIP() << "no cuBLASLt on this machine";
+  if (!open_library(Gemm::kCublasLt)) GTEST_SKIP() << "no cuBLASLt on this machine";
   for (const DType type : {DType::kF32, DType::kBF16})
     for (const bool transpose_a : {false, true})
       for (const bool transpose_b : {false, true})
@@ -316,13 +319,13 @@ TEST_P(CudaMatmul, TheLibraryMatchesTruth) {
 
 // Timed once for a shape (rows by powers of two), into memory of its own; never while the stream is captured.
 TEST_P(CudaMatmul, AutoTimesEachShapeOnce) {
-  if (!open_library(CudaGemm::kAuto)) GTEST_SKIP() << "no cuBLASLt on this machine";
+  if (!open_library(Gemm::kAuto)) GTEST_SKIP() << "no cuBLASLt on this machine";
   const Product p{.m = 33, .n = 40, .k = 24, .more = true};
   check(p, MatmulKernel::kChosen, "first");
   check({.m = 60, .n = 40, .k = 24, .more = true}, MatmulKernel::kChosen, "as many rows, nearly");
-  EXPECT_EQ(library_->faster.size(), 1u);
+  EXPECT_EQ(choices_.size(), 1u);
   check({.m = 65, .n = 40, .k = 24, .more = true}, MatmulKernel::kChosen, "more rows");
-  EXPECT_EQ(library_->faster.size(), 2u);
+  EXPECT_EQ(choices_.size(), 2u);
   const Matmul other{
       .m = 8, .n = 8, .k = 8, .a = nullptr, .lda = 8, .b = nullptr, .ldb = 8, .c = nullptr, .ldc = 8};
   GT_CUDA(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal));
@@ -330,13 +333,13 @@ TEST_P(CudaMatmul, AutoTimesEachShapeOnce) {
   cudaGraph_t graph = nullptr;
   GT_CUDA(cudaStreamEndCapture(context_.stream, &graph));
   const Graph owned(graph);
-  EXPECT_EQ(library_->faster.size(), 2u);
+  EXPECT_EQ(choices_.size(), 2u);
 }
 
-TEST(CudaGemmOption, IsCheckedAndNamed) {
-  EXPECT_EQ(parse_cuda_gemm("auto", "GANTRAIN_GEMM"), CudaGemm::kAuto);
+TEST(GemmOption, IsCheckedAndNamed) {
+  EXPECT_EQ(parse_gemm("auto", "GANTRAIN_GEMM"), Gemm::kAuto);
   try {
-    (void)parse_cuda_gemm("cublas", "GANTRAIN_GEMM");
+    (void)parse_gemm("cublas", "GANTRAIN_GEMM");
     FAIL() << "took an unknown name";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("GANTRAIN_GEMM: 'cublas', expected own, cublaslt or auto"),

@@ -69,6 +69,7 @@ WITH_PRODUCT(18, attention_backward, 17, AttentionBackward)
 WITH_PRODUCT(15, project_forward, 14, ProjectForward)
 WITH_PRODUCT(16, project_backward, 15, ProjectBackward)
 WITH_PRODUCT(15, gate_up_forward, 13, GateUpForward)
+WITH_PRODUCT(13, down_backward, 12, DownBackward)
 WITH_PRODUCT(16, gate_up_backward, 14, GateUpBackward)
 WITH_PRODUCT(9, head_loss, 8, HeadLoss)
 

@@ -92,10 +92,22 @@ TEST_P(OpCounts, Products) {
                         .scratch = {}};
   EXPECT_EQ(gate_up_forward_bytes(g), (6 + 2 + 3) * 4 + 24 * 2 + 8 * 4 + 3 * 8 * 2);
   EXPECT_EQ(gate_up_forward_flops(g), 2 * 2 * 3 * 8);
-  const GateUpBackward gb{
-      .x = x, .rstd = r, .gain = gain, .w = gate_up, .g = f, .u = f, .da = f, .dx = x, .scratch = {}};
-  EXPECT_EQ(gate_up_backward_bytes(gb), (6 + 2 + 3) * 4 + 24 * 2 + 3 * 8 * 2 + 2 * 6 * 4);
+  const Tensor dy = m.of({kN, 2 * kF}, kBF16), xb = m.of({kN, kC}, kBF16);
+  const GateUpBackward gb{.x = x,
+                          .rstd = r,
+                          .gain = gain,
+                          .w = gate_up,
+                          .dy = dy,
+                          .dx = x,
+                          .scratch = {},
+                          .dot = r,
+                          .dx_bf16 = xb};
+  EXPECT_EQ(gate_up_backward_bytes(gb), (6 + 2 + 3) * 4 + 24 * 2 + 2 * 8 * 2 + 2 * 4 + 2 * 6 * 4 + 6 * 2);
   EXPECT_EQ(gate_up_backward_flops(gb), 2 * 2 * 3 * 8);
+  const DownBackward db{
+      .dout = x, .w = down, .g = f, .u = f, .dy = dy, .scratch = {}, .dout_bf16 = xb, .dot = r};
+  EXPECT_EQ(down_backward_bytes(db), 6 * 2 + 12 * 2 + 4 * 8 * 2 + 2 * 4);
+  EXPECT_EQ(down_backward_flops(db), 2 * 2 * 4 * 3);
   const ProjectForward p{.a = f, .w = down, .bias = {}, .residual = x, .out = x, .rstd = r, .scratch = {}};
   EXPECT_EQ(project_forward_bytes(p), 8 * 2 + 12 * 2 + (6 + 6 + 2) * 4);
   EXPECT_EQ(project_forward_flops(p), 2 * 2 * 4 * 3);

@@ -356,7 +356,8 @@ TEST_P(LoraOps, GateUpBackwardIsTheGradient) {
     for (const MlpCase& p : mlp_cases()) {
       const MlpData a = mlp_data(p, t.weights);
       const auto kept = mlp_run(device(), p, a, t);
-      const auto da = rounded_to(t.weights, random_normal(p.n * p.f, 11)), dx0 = random_normal(p.n * p.c, 12);
+      const auto dy = rounded_to(t.weights, random_normal(2 * p.n * p.f, 11)),
+                 dx0 = random_normal(p.n * p.c, 12);
       const auto got = run_deterministic([&](Device& d) {
         GuardedMemory m(d);
         const auto w = frozen(d, a.w, 2 * p.f, p.c, t.weights);
@@ -365,9 +366,7 @@ TEST_P(LoraOps, GateUpBackwardIsTheGradient) {
                          .rstd = m.input(a.rstd, {p.n}),
                          .gain = m.input(a.gain, {p.c}),
                          .w = w.get(),
-                         .g = m.input(kept[1], {p.n, p.f}, t.kept),
-                         .u = m.input(kept[2], {p.n, p.f}, t.kept),
-                         .da = m.input(da, {p.n, p.f}, t.weights),
+                         .dy = m.input(dy, {p.n, 2 * p.f}, t.weights),
                          .dx = m.accumulator(dx0, {p.n, p.c}),
                          .scratch = {},
                          .lora = lora.parts};
@@ -379,9 +378,68 @@ TEST_P(LoraOps, GateUpBackwardIsTheGradient) {
       });
       check_gradients("gate and up ", t, got, a.x, dx0, a.w, p.adapters, [&](const VC& x, const VC& w) {
         const auto y = reference::gate_up(x, in_type<Complex>(a.gain), w, VC{}, z(p.c), z(p.f), kEps);
-        return dot(reference::swiglu(y.g, y.u), to_double(da));
+        Complex sum = 0;
+        for (int64_t i = 0; i < p.n; ++i)
+          for (int64_t k = 0; k < p.f; ++k)
+            sum += y.g[z(i * p.f + k)] * static_cast<double>(dy[z(2 * i * p.f + k)]) +
+                   y.u[z(i * p.f + k)] * static_cast<double>(dy[z((2 * i + 1) * p.f + k)]);
+        return sum;
       });
     }
+}
+
+// Behind the adapted down projection: the da that project_backward gives, and the same adapters' gradients.
+TEST_P(LoraOps, DownBackwardIsProjectBackwardAndSwiglu) {
+  for (const Types& t : kTypes) {
+    const int64_t n = 9, f = 40, c = 24;
+    const Adapter lora = adapter(3, f, c, 0, 0.5f, 43);
+    const auto dout = random_normal(n * c, 1), w = rounded_to(t.weights, random_normal(c * f, 2)),
+               g = rounded_to(t.kept, random_normal(n * f, 3)),
+               u = rounded_to(t.kept, random_normal(n * f, 4)),
+               a = rounded_to(t.weights, random_normal(n * f, 5)), saved = random_normal(n * 3, 6);
+    const auto got = run_deterministic([&](Device& d) {
+      GuardedMemory m(d);
+      const auto matrix = frozen(d, w, c, f, t.weights);
+      const Backward one(m, {lora}, n, {saved}), other(m, {lora}, n, {saved});
+      const ConstTensor out = m.input(dout, {n, c}), input = m.input(a, {n, f}, t.weights);
+      DownBackward b{.dout = out,
+                     .w = matrix.get(),
+                     .g = m.input(g, {n, f}, t.kept),
+                     .u = m.input(u, {n, f}, t.kept),
+                     .dy = m.output({n, 2 * f}, t.weights),
+                     .scratch = {},
+                     .dot = m.output({n}),
+                     .lora = one.parts,
+                     .a = input};
+      b.scratch = m.scratch(down_backward_scratch(d, b));
+      down_backward(d, b);
+      ProjectBackward p{.dout = out,
+                        .w = matrix.get(),
+                        .da = m.output({n, f}, t.weights),
+                        .scratch = {},
+                        .lora = other.parts,
+                        .a = input};
+      p.scratch = m.scratch(project_backward_scratch(d, p));
+      project_backward(d, p);
+      std::vector<std::vector<float>> all{m.read(b.dy), m.read(p.da)};
+      one.read(m, all);
+      other.read(m, all);
+      return all;
+    });
+    const V want = reference::swiglu_gradient(to_double(g), to_double(u), to_double(got[1]), z(f));
+    // dy's own rounding, and a few units of the sigmoid and its derivative, at most 1 + |g| times the value.
+    V terms;
+    for (size_t i = 0; i < want.size(); ++i) {
+      const size_t at = i / z(2 * f) * z(f) + i % z(f);
+      terms.push_back(std::abs(want[i]) + std::abs(static_cast<double>(got[1][at])) *
+                                              (std::abs(static_cast<double>(u[at])) + 1) *
+                                              (1 + std::abs(static_cast<double>(g[at]))));
+    }
+    EXPECT_TRUE(within("dy", got[0], want, rounding_limits(1.0, t.unit(), 12.0, terms))) << t.name;
+    const size_t grads = (got.size() - 2) / 2;
+    for (size_t i = 0; i < grads; ++i)
+      EXPECT_TRUE(bitwise_equal("da, db", got[2 + i], got[2 + grads + i])) << t.name;
+  }
 }
 
 // ---- o, down

@@ -28,6 +28,12 @@ struct Problem {
 struct Data {
   Problem p;
   std::vector<float> x, gain, w, bias, rstd;
+  // x * gain, as it may come in bf16.
+  std::vector<float> scaled() const {
+    std::vector<float> y = x;
+    for (size_t i = 0; !gain.empty() && i < y.size(); ++i) y[i] *= gain[i % gain.size()];
+    return y;
+  }
 };
 Data make(const Problem& p, DType weights) {
   Data a{p, random_normal(p.n * p.c, 1, 2.0f), {}, {}, {}, {}};
@@ -47,8 +53,10 @@ reference::GateUp<T> truth(const Data& a, const std::vector<T>& x) {
   return reference::gate_up(x, std::vector<T>(gain.begin(), gain.end()), std::vector<T>(w.begin(), w.end()),
                             std::vector<T>(bias.begin(), bias.end()), z(a.p.c), z(a.p.f), kEps);
 }
-// a, g, u; `keep` false: g and u are not asked for and come back empty.
-std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t, bool keep = true) {
+// a, g, u; `keep` false: g and u are not asked for and come back empty. `rounded`: x * gain comes in bf16
+// besides.
+std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t, bool keep = true,
+                                        bool rounded = false) {
   GuardedMemory m(d);
   const auto& [n, c, f, gain, bias] = a.p;
   const auto w = frozen(d, a.w, 2 * f, c, t.weights);
@@ -60,7 +68,8 @@ std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t
                      .g = keep ? m.output({n, f}, t.kept) : Tensor{},
                      .u = keep ? m.output({n, f}, t.kept) : Tensor{},
                      .a = m.output({n, f}, t.weights),
-                     .scratch = {}};
+                     .scratch = {},
+                     .x_bf16 = rounded ? m.input(a.scaled(), {n, c}, DType::kBF16) : ConstTensor{}};
   call.scratch = m.scratch(gate_up_forward_scratch(d, call));
   gate_up_forward(d, call);
   EXPECT_EQ(gate_up_forward_flops(call), 4 * n * c * f);
@@ -80,26 +89,29 @@ constexpr Problem kProblems[] = {{1, 8, 1, false, false},
 
 TEST_P(MlpOps, ForwardMatchesTruth) {
   for (const Types& t : kTypes)
-    for (const Problem& p : kProblems) {
-      const Data a = make(p, t.weights);
-      const auto got = run_deterministic([&](Device& d) { return forward(d, a, t); });
-      const auto want = truth(a, to_double(a.x));
-      Data size = a;
-      for (float& v : size.w) v = std::abs(v);
-      for (float& v : size.bias) v = std::abs(v);
-      const auto terms = truth(size, absolute(to_double(a.x)));
-      const auto limits = [&](const V& y) {
-        return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 6), y);
-      };
-      EXPECT_TRUE(within("g", got[1], want.g, limits(terms.g))) << t.name;
-      EXPECT_TRUE(within("u", got[2], want.u, limits(terms.u))) << t.name;
-      EXPECT_TRUE(unbiased("g", got[1], want.g, t.input_unit())) << t.name;
-      EXPECT_TRUE(unbiased("u", got[2], want.u, t.input_unit())) << t.name;
-      // a is exact in the g and u that were kept, but for its own rounding and the sigmoid's few units.
-      const V act = reference::swiglu(to_double(got[1]), to_double(got[2]));
-      EXPECT_TRUE(within("a", got[0], act, rounding_limits(1.0, t.unit(), 8.0, absolute(act)))) << t.name;
-      EXPECT_TRUE(unbiased("a", got[0], act, t.input_unit())) << t.name;
-    }
+    for (const Problem& p : kProblems)
+      for (const bool rounded :
+           {false, true}) {  // x * gain comes in bf16 besides, and rows may be scaled after
+        if (rounded && t.weights != DType::kBF16) continue;
+        const Data a = make(p, t.weights);
+        const auto got = run_deterministic([&](Device& d) { return forward(d, a, t, true, rounded); });
+        const auto want = truth(a, to_double(a.x));
+        Data size = a;
+        for (float& v : size.w) v = std::abs(v);
+        for (float& v : size.bias) v = std::abs(v);
+        const auto terms = truth(size, absolute(to_double(a.x)));
+        const auto limits = [&](const V& y) {
+          return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 6), y);
+        };
+        EXPECT_TRUE(within("g", got[1], want.g, limits(terms.g))) << t.name;
+        EXPECT_TRUE(within("u", got[2], want.u, limits(terms.u))) << t.name;
+        EXPECT_TRUE(unbiased("g", got[1], want.g, t.input_unit())) << t.name;
+        EXPECT_TRUE(unbiased("u", got[2], want.u, t.input_unit())) << t.name;
+        // a is exact in the g and u that were kept, but for its own rounding and the sigmoid's few units.
+        const V act = reference::swiglu(to_double(got[1]), to_double(got[2]));
+        EXPECT_TRUE(within("a", got[0], act, rounding_limits(1.0, t.unit(), 8.0, absolute(act)))) << t.name;
+        EXPECT_TRUE(unbiased("a", got[0], act, t.input_unit())) << t.name;
+      }
 }
 
 // Inference, which keeps nothing, sees the same values as a forward that keeps what this device likes to
@@ -130,35 +142,149 @@ TEST_P(MlpOps, ARowDoesNotDependOnItsNeighbours) {
   }
 }
 
+// Widths that tensor cores take (multiples of 8) and others; few rows, and so many that tiles of 64 x 128 are
+// taken, for which a lane has eight neighbours, with rests of both.
+constexpr Problem kBackward[] = {{1, 8, 1, false, false},    {5, 24, 31, true, true},
+                                 {3, 40, 300, true, false},  {19, 64, 96, false, false},
+                                 {70, 16, 40, true, true},   {300, 408, 8, true, false},
+                                 {300, 8, 408, false, false}};
+
+// dy and the sum of dg g + du u, or without the sum; dout as it comes, or handed over rounded.
+std::vector<std::vector<float>> down(Device& d, const Problem& p, const Types& t,
+                                     const std::vector<float>& dout, const std::vector<float>& w,
+                                     const std::vector<float>& g, const std::vector<float>& u, bool dot,
+                                     bool rounded) {
+  GuardedMemory m(d);
+  const auto matrix = frozen(d, w, p.c, p.f, t.weights);
+  DownBackward b{.dout = m.input(dout, {p.n, p.c}),
+                 .w = matrix.get(),
+                 .g = m.input(g, {p.n, p.f}, t.kept),
+                 .u = m.input(u, {p.n, p.f}, t.kept),
+                 .dy = m.output({p.n, 2 * p.f}, t.weights),
+                 .scratch = {},
+                 .dout_bf16 = rounded ? m.input(dout, {p.n, p.c}, DType::kBF16) : ConstTensor{},
+                 .dot = dot ? m.output({p.n}) : Tensor{}};
+  b.scratch = m.scratch(down_backward_scratch(d, b));
+  down_backward(d, b);
+  EXPECT_EQ(down_backward_flops(b), 2 * p.n * p.c * p.f);
+  if (!dot) return {m.read(b.dy)};
+  return {m.read(b.dy), m.read(b.dot)};
+}
+
+TEST_P(MlpOps, DownBackwardMatchesTruth) {
+  for (const Types& t : kTypes)
+    for (const Problem& p : kBackward) {
+      const auto dout = random_normal(p.n * p.c, 1),
+                 w = rounded_to(t.weights,
+                                random_normal(p.c * p.f, 2, 1.5f / std::sqrt(static_cast<float>(p.c)))),
+                 g = rounded_to(t.kept, random_normal(p.n * p.f, 3, 2.0f)),
+                 u = rounded_to(t.kept, random_normal(p.n * p.f, 4));
+      const auto got =
+          run_deterministic([&](Device& d) { return down(d, p, t, dout, w, g, u, true, false); });
+      V wt(w.size());
+      for (int64_t i = 0; i < p.c; ++i)
+        for (int64_t j = 0; j < p.f; ++j) wt[z(j * p.c + i)] = static_cast<double>(w[z(i * p.f + j)]);
+      const V gd = to_double(g), ud = to_double(u);
+      const V da = reference::linear(to_double(dout), wt, V{}, z(p.n), z(p.c), z(p.f));
+      const V want = reference::swiglu_gradient(gd, ud, da, z(p.f));
+      // da is a sum of c terms of inputs that were rounded, and may itself be rounded before SwiGLU; the
+      // sigmoid and its derivative cost a few units, at most 1 + |g| times |da u|.
+      const V da_terms =
+          reference::linear(absolute(to_double(dout)), absolute(wt), V{}, z(p.n), z(p.c), z(p.f));
+      V terms;
+      for (size_t i = 0; i < gd.size(); i += z(p.f))
+        for (const bool gate : {true, false})
+          for (size_t j = i; j < i + z(p.f); ++j)
+            terms.push_back(da_terms[j] * (gate ? std::abs(ud[j]) * (1 + std::abs(gd[j])) : std::abs(gd[j])) *
+                            reference::sigmoid(gd[j]));
+      EXPECT_TRUE(
+          within("dy", got[0], want,
+                 rounding_limits(1.0, t.input_unit() + 2 * t.unit(), static_cast<double>(p.c + 12), terms)))
+          << t.name;
+      // Against the dy that was given out: it may be summed before or after dy's own rounding.
+      const V dy = to_double(got[0]);
+      V dot, dot_terms;
+      for (size_t i = 0; i < z(p.n); ++i) {
+        dot.push_back(0), dot_terms.push_back(0);
+        for (size_t j = 0; j < z(2 * p.f); ++j) {
+          const double y = j < z(p.f) ? gd[i * z(p.f) + j] : ud[i * z(p.f) + j - z(p.f)];
+          dot.back() += dy[i * z(2 * p.f) + j] * y;
+          dot_terms.back() += std::abs(dy[i * z(2 * p.f) + j] * y);
+        }
+      }
+      EXPECT_TRUE(within("dot", got[1], dot,
+                         rounding_limits(1.0, t.unit(), static_cast<double>(2 * p.f + 4), dot_terms)))
+          << t.name;
+      EXPECT_TRUE(
+          bitwise_equal("dy without dot", down(device(), p, t, dout, w, g, u, false, false)[0], got[0]));
+      if (t.weights == DType::kBF16) {
+        EXPECT_TRUE(bitwise_equal("dout handed over rounded",
+                                  down(device(), p, t, dout, w, g, u, false, true)[0], got[0]));
+      }
+    }
+}
+
 TEST_P(MlpOps, BackwardIsTheGradientAndAccumulates) {
   for (const Types& t : kTypes)
-    for (const Problem& p :
-         {Problem{1, 8, 1, false, false}, Problem{5, 24, 31, true, true}, Problem{3, 40, 300, true, false}}) {
-      const Data a = make(p, t.weights);
-      const auto kept = forward(device(), a, t);
-      const auto da = rounded_to(t.weights, random_normal(p.n * p.f, 11)), dx0 = random_normal(p.n * p.c, 12);
-      const auto got = run_deterministic([&](Device& d) {
-        GuardedMemory m(d);
-        const auto w = frozen(d, a.w, 2 * p.f, p.c, t.weights);
-        GateUpBackward b{.x = m.input(a.x, {p.n, p.c}),
-                         .rstd = m.input(a.rstd, {p.n}),
-                         .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
-                         .w = w.get(),
-                         .g = m.input(kept[1], {p.n, p.f}, t.kept),
-                         .u = m.input(kept[2], {p.n, p.f}, t.kept),
-                         .da = m.input(da, {p.n, p.f}, t.weights),
-                         .dx = m.accumulator(dx0, {p.n, p.c}),
-                         .scratch = {}};
-        b.scratch = m.scratch(gate_up_backward_scratch(d, b));
-        gate_up_backward(d, b);
-        return std::vector<std::vector<float>>{m.read(b.dx)};
-      });
-      const V want = complex_step_gradient(to_double(a.x), [&](const VC& x) {
-        const auto y = truth(a, x);
-        return dot(reference::swiglu(y.g, y.u), to_double(da));
-      });
-      EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), gradient_limit(t, want) + 1e-6)) << t.name;
-    }
+    for (const Problem& p : kBackward)
+      for (const bool handed :
+           {false, true}) {              // the dot product of dy and forward's g and u, and a rounded dx
+        if (handed && p.bias) continue;  // the identity is one of products without bias
+        const Data a = make(p, t.weights);
+        const auto kept = forward(device(), a, t);
+        const auto dy = rounded_to(t.weights, random_normal(2 * p.n * p.f, 11)),
+                   dx0 = random_normal(p.n * p.c, 12);
+        std::vector<float> y, dot;
+        for (int64_t i = 0; i < p.n; ++i) {
+          double sum = 0;
+          for (int64_t j = 0; j < 2 * p.f; ++j) {
+            y.push_back(j < p.f ? kept[1][z(i * p.f + j)] : kept[2][z(i * p.f + j - p.f)]);
+            sum += static_cast<double>(dy[z(2 * i * p.f + j)]) * static_cast<double>(y.back());
+          }
+          dot.push_back(static_cast<float>(sum));
+        }
+        const bool rounded = handed && t.weights == DType::kBF16;
+        const auto got = run_deterministic([&](Device& d) {
+          GuardedMemory m(d);
+          const auto w = frozen(d, a.w, 2 * p.f, p.c, t.weights);
+          GateUpBackward b{.x = m.input(a.x, {p.n, p.c}),
+                           .rstd = m.input(a.rstd, {p.n}),
+                           .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
+                           .w = w.get(),
+                           .dy = m.input(dy, {p.n, 2 * p.f}, t.weights),
+                           .dx = m.accumulator(dx0, {p.n, p.c}),
+                           .scratch = {},
+                           .dot = handed ? m.input(dot, {p.n}) : ConstTensor{},
+                           .dx_bf16 = rounded ? m.output({p.n, p.c}, DType::kBF16) : Tensor{}};
+          b.scratch = m.scratch(gate_up_backward_scratch(d, b));
+          gate_up_backward(d, b);
+          return std::vector<std::vector<float>>{m.read(b.dx),
+                                                 rounded ? m.read(b.dx_bf16) : std::vector<float>{}};
+        });
+        const V want = reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w),
+                                                        to_double(dy), z(p.c), kEps);
+        // The y that was kept is off by its own rounding and by that of the product's input.
+        const double unit = handed ? unit_of(t.kept) + t.input_unit() : 0.0;
+        EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)),
+                           norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy, y, unit, dx0)))
+            << t.name;
+        if (rounded) {
+          EXPECT_TRUE(bitwise_equal("dx_bf16", got[1], rounded_to(DType::kBF16, got[0]))) << t.name;
+        }
+        if (p.n * p.c > 200) continue;
+        // The same by complex step through the forward's formula.
+        const V gradient = complex_step_gradient(to_double(a.x), [&](const VC& x) {
+          const auto forward_y = truth(a, x);
+          Complex sum = 0;
+          for (int64_t i = 0; i < p.n; ++i)
+            for (int64_t j = 0; j < p.f; ++j)
+              sum += forward_y.g[z(i * p.f + j)] * static_cast<double>(dy[z(2 * i * p.f + j)]) +
+                     forward_y.u[z(i * p.f + j)] * static_cast<double>(dy[z((2 * i + 1) * p.f + j)]);
+          return sum;
+        });
+        EXPECT_TRUE(within("reference", std::vector<float>(want.begin(), want.end()), gradient,
+                           2 * kUnitF32 * (1 + largest(gradient))));
+      }
 }
 
 }  // namespace

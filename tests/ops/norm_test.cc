@@ -42,7 +42,8 @@ TEST_P(NormOps, ForwardMatchesTruth) {
         const auto x = random_normal(n * c, 1, scale), w = random_normal(c, 2);
         const auto got = run_deterministic([&, n = n, c = c](Device& d) {
           GuardedMemory m(d);
-          const Tensor y = m.output({n, c}), rstd = m.output({n}), alone = m.output({n});
+          const Tensor y = m.output({n, c}), rstd = m.output({n}), alone = m.output({n}),
+                       beside = m.output({n}), rounded = m.output({n, c}, DType::kBF16);
           const ConstTensor in = m.input(x, {n, c});
           rmsnorm_forward(d, {.x = in,
                               .w = gain ? m.input(w, {c}) : ConstTensor{},
@@ -50,7 +51,13 @@ TEST_P(NormOps, ForwardMatchesTruth) {
                               .rstd = rstd,
                               .eps = static_cast<float>(kEps)});
           row_rstd(d, {.x = in, .rstd = alone, .eps = static_cast<float>(kEps)});
-          return std::vector<std::vector<float>>{m.read(y), m.read(rstd), m.read(alone)};
+          row_rstd(d, {.x = in,
+                       .rstd = beside,
+                       .eps = static_cast<float>(kEps),
+                       .x_bf16 = rounded,
+                       .gain = gain ? m.input(w, {c}) : ConstTensor{}});
+          return std::vector<std::vector<float>>{m.read(y), m.read(rstd), m.read(alone), m.read(beside),
+                                                 m.read(rounded)};
         });
         const V xd = to_double(x), want_rstd = inverse_rms(xd, z(c));
         const V want = reference::rmsnorm(xd, gain ? to_double(w) : V{}, z(c), kEps);
@@ -58,6 +65,10 @@ TEST_P(NormOps, ForwardMatchesTruth) {
         EXPECT_TRUE(within("y", got[0], want, rounding_limits(1.0, 0.0, n_terms, absolute(want))));
         EXPECT_TRUE(within("rstd", got[1], want_rstd, rounding_limits(1.0, 0.0, n_terms, want_rstd)));
         EXPECT_TRUE(bitwise_equal("row_rstd alone", got[1], got[2]));
+        EXPECT_TRUE(bitwise_equal("row_rstd beside a rounded copy", got[1], got[3]));
+        std::vector<float> scaled = x;
+        for (size_t i = 0; gain && i < scaled.size(); ++i) scaled[i] *= w[i % z(c)];
+        EXPECT_TRUE(bitwise_equal("x_bf16", got[4], rounded_to(DType::kBF16, scaled)));
       }
 }
 

@@ -42,11 +42,13 @@ std::vector<std::vector<float>> forward(Device& d, const Problem& p, const Types
                    .out = out,
                    .rstd = m.output({p.n}),
                    .eps = static_cast<float>(kEps),
-                   .scratch = {}};
+                   .scratch = {},
+                   .out_bf16 = m.output({p.n, p.c}, DType::kBF16),
+                   .out_gain = p.bias ? m.input(b, {p.c}) : ConstTensor{}};
   f.scratch = m.scratch(project_forward_scratch(d, f));
   project_forward(d, f);
   EXPECT_EQ(project_forward_flops(f), 2 * p.n * p.in * p.c);
-  return {m.read(f.out), m.read(f.rstd)};
+  return {m.read(f.out), m.read(f.rstd), m.read(f.out_bf16)};
 }
 
 // The input comes in the weights' type (MLP) or as it was kept (attention output).
@@ -80,6 +82,10 @@ TEST_P(ProjectionOps, ForwardMatchesTruth) {
       const auto in_place =
           run_deterministic([&](Device& d) { return forward(d, p, t, input, true, a, w, b, residual); });
       EXPECT_TRUE(bitwise_equal("in place", in_place[0], got[0])) << t.name;
+      // The gain is the bias here, where there is one.
+      std::vector<float> scaled = got[0];
+      for (size_t i = 0; p.bias && i < scaled.size(); ++i) scaled[i] *= b[i % z(p.c)];
+      EXPECT_TRUE(bitwise_equal("out_bf16", got[2], rounded_to(DType::kBF16, scaled))) << t.name;
     }
 }
 
@@ -139,17 +145,22 @@ TEST_P(ProjectionOps, BackwardIsTheTransposedProduct) {
     if (t.kept == DType::kF16) continue;  // gradients have the weights' type
     for (const Problem& p : kProblems) {
       const auto dout = random_normal(p.n * p.c, 1), w = rounded_to(t.weights, random_normal(p.c * p.in, 2));
-      const auto got = run_deterministic([&](Device& d) {
+      const auto backward = [&](Device& d, bool rounded) {
         GuardedMemory m(d);
         const auto matrix = frozen(d, w, p.c, p.in, t.weights);
         ProjectBackward b{.dout = m.input(dout, {p.n, p.c}),
                           .w = matrix.get(),
                           .da = m.output({p.n, p.in}, t.weights),
-                          .scratch = {}};
+                          .scratch = {},
+                          .dout_bf16 = rounded ? m.input(dout, {p.n, p.c}, DType::kBF16) : ConstTensor{}};
         b.scratch = m.scratch(project_backward_scratch(d, b));
         project_backward(d, b);
         return std::vector<std::vector<float>>{m.read(b.da)};
-      });
+      };
+      const auto got = run_deterministic([&](Device& d) { return backward(d, false); });
+      if (t.weights == DType::kBF16) {
+        EXPECT_TRUE(bitwise_equal("dout handed over rounded", backward(device(), true)[0], got[0]));
+      }
       V wt(w.size());
       for (int64_t i = 0; i < p.c; ++i)
         for (int64_t j = 0; j < p.in; ++j) wt[z(j * p.c + i)] = static_cast<double>(w[z(i * p.in + j)]);

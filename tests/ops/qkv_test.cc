@@ -31,6 +31,12 @@ struct Data {
   std::vector<float> x, gain, w, bias, inv_freq, rstd;
   std::vector<int32_t> positions;
   int64_t out() const { return (p.h + 2 * p.k) * p.d; }
+  // x * gain, as it may come in bf16.
+  std::vector<float> scaled() const {
+    std::vector<float> y = x;
+    for (size_t i = 0; !gain.empty() && i < y.size(); ++i) y[i] *= gain[i % gain.size()];
+    return y;
+  }
 };
 Data make(const Problem& p, DType weights, uint64_t seed = 1) {
   Data a{p, random_normal(p.n * p.c, seed, 2.0f), {}, {}, {}, {}, {}, {}};
@@ -55,7 +61,8 @@ reference::Qkv<T> truth(const Data& a, const std::vector<T>& x) {
                         std::vector<T>(bias.begin(), bias.end()), a.positions, to_double(a.inv_freq),
                         z(a.p.h), z(a.p.k), z(a.p.c), kEps);
 }
-std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t) {
+// q, k, v; `rounded`: x * gain comes in bf16 besides.
+std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t, bool rounded = false) {
   GuardedMemory m(d);
   const auto& [n, c, h, k, dim, gain, bias, far] = a.p;
   const auto w = frozen(d, a.w, a.out(), c, t.weights);
@@ -69,7 +76,8 @@ std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t
                .q = m.output({n, h, dim}, t.kept),
                .k = m.output({n, k, dim}, t.kept),
                .v = m.output({n, k, dim}, t.kept),
-               .scratch = {}};
+               .scratch = {},
+               .x_bf16 = rounded ? m.input(a.scaled(), {n, c}, DType::kBF16) : ConstTensor{}};
   f.scratch = m.scratch(qkv_forward_scratch(d, f));
   qkv_forward(d, f);
   EXPECT_EQ(qkv_forward_flops(f), 2 * n * c * a.out());
@@ -92,33 +100,36 @@ constexpr Problem kProblems[] = {
 
 TEST_P(QkvOps, ForwardMatchesTruth) {
   for (const Types& t : kTypes)
-    for (const Problem& p : kProblems) {
-      const Data a = make(p, t.weights);
-      const auto got = run_deterministic([&](Device& d) { return forward(d, a, t); });
-      const auto want = truth(a, to_double(a.x));
-      // Sums of |terms| of both halves of a pair: a rotation mixes them.
-      Data size = a;
-      for (float& v : size.w) v = std::abs(v);
-      for (float& v : size.bias) v = std::abs(v);
-      size.positions.assign(size.positions.size(), 0);
-      auto terms = truth(size, absolute(to_double(a.x)));
-      const auto paired = [&](V y) {
-        const size_t half = z(p.d / 2);
-        for (size_t i = 0; i < y.size(); i += 2 * half)
-          for (size_t j = i; j < i + half; ++j) y[j] = y[j + half] = y[j] + y[j + half];
-        return y;
-      };
-      // An angle is position * inv_freq with inv_freq in f32: exact in f64, so only its table is rounded.
-      const auto limits = [&](const V& y) {
-        return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 8), y);
-      };
-      EXPECT_TRUE(within("q", got[0], want.q, limits(paired(terms.q)))) << t.name;
-      EXPECT_TRUE(within("k", got[1], want.k, limits(paired(terms.k)))) << t.name;
-      EXPECT_TRUE(within("v", got[2], want.v, limits(terms.v))) << t.name;
-      EXPECT_TRUE(unbiased("q", got[0], want.q, t.input_unit())) << t.name;
-      EXPECT_TRUE(unbiased("k", got[1], want.k, t.input_unit())) << t.name;
-      EXPECT_TRUE(unbiased("v", got[2], want.v, t.input_unit())) << t.name;
-    }
+    for (const Problem& p : kProblems)
+      for (const bool rounded :
+           {false, true}) {  // x * gain comes in bf16 besides, and rows may be scaled after
+        if (rounded && t.weights != DType::kBF16) continue;
+        const Data a = make(p, t.weights);
+        const auto got = run_deterministic([&](Device& d) { return forward(d, a, t, rounded); });
+        const auto want = truth(a, to_double(a.x));
+        // Sums of |terms| of both halves of a pair: a rotation mixes them.
+        Data size = a;
+        for (float& v : size.w) v = std::abs(v);
+        for (float& v : size.bias) v = std::abs(v);
+        size.positions.assign(size.positions.size(), 0);
+        auto terms = truth(size, absolute(to_double(a.x)));
+        const auto paired = [&](V y) {
+          const size_t half = z(p.d / 2);
+          for (size_t i = 0; i < y.size(); i += 2 * half)
+            for (size_t j = i; j < i + half; ++j) y[j] = y[j + half] = y[j] + y[j + half];
+          return y;
+        };
+        // An angle is position * inv_freq with inv_freq in f32: exact in f64, so only its table is rounded.
+        const auto limits = [&](const V& y) {
+          return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 8), y);
+        };
+        EXPECT_TRUE(within("q", got[0], want.q, limits(paired(terms.q)))) << t.name;
+        EXPECT_TRUE(within("k", got[1], want.k, limits(paired(terms.k)))) << t.name;
+        EXPECT_TRUE(within("v", got[2], want.v, limits(terms.v))) << t.name;
+        EXPECT_TRUE(unbiased("q", got[0], want.q, t.input_unit())) << t.name;
+        EXPECT_TRUE(unbiased("k", got[1], want.k, t.input_unit())) << t.name;
+        EXPECT_TRUE(unbiased("v", got[2], want.v, t.input_unit())) << t.name;
+      }
 }
 
 TEST_P(QkvOps, ARowDoesNotDependOnItsNeighbours) {
@@ -144,41 +155,90 @@ TEST_P(QkvOps, ARowDoesNotDependOnItsNeighbours) {
   }
 }
 
+// Widths that tensor cores take (multiples of 8) and others; few rows, and so many that tiles of 64 x 128 are
+// taken, for which a lane has eight neighbours, with rests of both.
+constexpr Problem kBackward[] = {{1, 8, 1, 1, 2, false, false},    {4, 24, 3, 1, 6, true, true},
+                                 {9, 40, 2, 2, 16, true, false},   {19, 64, 6, 2, 64, false, false},
+                                 {70, 16, 2, 1, 100, true, false}, {300, 408, 1, 1, 8, false, false}};
+
 TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
-  for (const Types& t : kTypes) {
-    if (t.kept == DType::kF16) continue;  // gradients have the weights' type, and nothing kept is read
-    for (const Problem& p : {Problem{1, 8, 1, 1, 2, false, false}, Problem{4, 24, 3, 1, 6, true, true},
-                             Problem{9, 40, 2, 2, 16, true, false}}) {
-      const Data a = make(p, t.weights);
-      const auto dq = rounded_to(t.weights, random_normal(p.n * p.h * p.d, 11)),
-                 dk = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 12)),
-                 dv = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 13)),
-                 dx0 = random_normal(p.n * p.c, 14);
-      const auto got = run_deterministic([&](Device& d) {
-        GuardedMemory m(d);
-        const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
-        QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
-                      .rstd = m.input(a.rstd, {p.n}),
-                      .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
-                      .w = w.get(),
-                      .positions = m.input(a.positions, {p.n}),
-                      .inv_freq = m.input(a.inv_freq, {p.d / 2}),
-                      .dq = m.input(dq, {p.n, p.h, p.d}, t.weights),
-                      .dk = m.input(dk, {p.n, p.k, p.d}, t.weights),
-                      .dv = m.input(dv, {p.n, p.k, p.d}, t.weights),
-                      .dx = m.accumulator(dx0, {p.n, p.c}),
-                      .scratch = {}};
-        b.scratch = m.scratch(qkv_backward_scratch(d, b));
-        qkv_backward(d, b);
-        return std::vector<std::vector<float>>{m.read(b.dx)};
-      });
-      const V want = complex_step_gradient(to_double(a.x), [&](const VC& x) {
-        const auto y = truth(a, x);
-        return dot(y.q, to_double(dq)) + dot(y.k, to_double(dk)) + dot(y.v, to_double(dv));
-      });
-      EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), gradient_limit(t, want) + 1e-6)) << t.name;
-    }
-  }
+  for (const Types& t : kTypes)
+    for (const Problem& p : kBackward)
+      for (const bool handed : {false, true}) {          // forward's q, k and v, and a rounded dx
+        if (handed && p.bias) continue;                  // the identity is one of products without bias
+        if (!handed && t.kept == DType::kF16) continue;  // nothing kept is read
+        const Data a = make(p, t.weights);
+        const auto kept = forward(device(), a, t);
+        const auto dq = rounded_to(t.weights, random_normal(p.n * p.h * p.d, 11)),
+                   dk = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 12)),
+                   dv = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 13)),
+                   dx0 = random_normal(p.n * p.c, 14);
+        const bool rounded = handed && t.weights == DType::kBF16;
+        const auto got = run_deterministic([&](Device& d) {
+          GuardedMemory m(d);
+          const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
+          const auto heads = [&](const std::vector<float>& values, int64_t h, DType type) {
+            return m.input(values, {p.n, h, p.d}, type);
+          };
+          QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
+                        .rstd = m.input(a.rstd, {p.n}),
+                        .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
+                        .w = w.get(),
+                        .positions = m.input(a.positions, {p.n}),
+                        .inv_freq = m.input(a.inv_freq, {p.d / 2}),
+                        .dq = heads(dq, p.h, t.weights),
+                        .dk = heads(dk, p.k, t.weights),
+                        .dv = heads(dv, p.k, t.weights),
+                        .dx = m.accumulator(dx0, {p.n, p.c}),
+                        .scratch = {},
+                        .q = handed ? heads(kept[0], p.h, t.kept) : ConstTensor{},
+                        .k = handed ? heads(kept[1], p.k, t.kept) : ConstTensor{},
+                        .v = handed ? heads(kept[2], p.k, t.kept) : ConstTensor{},
+                        .dx_bf16 = rounded ? m.output({p.n, p.c}, DType::kBF16) : Tensor{}};
+          b.scratch = m.scratch(qkv_backward_scratch(d, b));
+          qkv_backward(d, b);
+          return std::vector<std::vector<float>>{m.read(b.dx),
+                                                 rounded ? m.read(b.dx_bf16) : std::vector<float>{}};
+        });
+        // dy: dq and dk turned back, beside dv.
+        V inverse = to_double(a.inv_freq);
+        for (double& f : inverse) f = -f;
+        const V dq0 = reference::rope(to_double(dq), a.positions, inverse, z(p.h)),
+                dk0 = reference::rope(to_double(dk), a.positions, inverse, z(p.k));
+        const auto rows = [&](const auto& q, const auto& k, const auto& v) {
+          std::decay_t<decltype(q)> all;
+          for (int64_t i = 0; i < p.n; ++i) {
+            all.insert(all.end(), q.begin() + i * p.h * p.d, q.begin() + (i + 1) * p.h * p.d);
+            all.insert(all.end(), k.begin() + i * p.k * p.d, k.begin() + (i + 1) * p.k * p.d);
+            all.insert(all.end(), v.begin() + i * p.k * p.d, v.begin() + (i + 1) * p.k * p.d);
+          }
+          return all;
+        };
+        const V dy = rows(dq0, dk0, to_double(dv));
+        const V want = reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w), dy,
+                                                        z(p.c), kEps);
+        // What is turned back is rounded to T before the product: every term of it may be off by that too.
+        const std::vector<float> dy_float(dy.begin(), dy.end());
+        const auto y = rows(kept[0], kept[1], kept[2]);
+        V limits = norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy_float, y,
+                                        handed ? unit_of(t.kept) + t.input_unit() : 0.0, dx0);
+        const V sums =
+            norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy_float, y, 0.0, std::vector<float>(dx0.size()));
+        const double per_sum = kUnitF32 * static_cast<double>(a.out() + p.c + 10);
+        for (size_t i = 0; i < limits.size(); ++i) limits[i] += sums[i] / per_sum * t.unit();
+        EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), limits)) << t.name;
+        if (rounded) {
+          EXPECT_TRUE(bitwise_equal("dx_bf16", got[1], rounded_to(DType::kBF16, got[0]))) << t.name;
+        }
+        if (p.n * p.c > 400) continue;
+        // The same by complex step through the forward's formula.
+        const V gradient = complex_step_gradient(to_double(a.x), [&](const VC& x) {
+          const auto y = truth(a, x);
+          return dot(y.q, to_double(dq)) + dot(y.k, to_double(dk)) + dot(y.v, to_double(dv));
+        });
+        EXPECT_TRUE(within("reference", std::vector<float>(want.begin(), want.end()), gradient,
+                           2 * kUnitF32 * (1 + largest(gradient))));
+      }
 }
 
 }  // namespace

@@ -143,6 +143,41 @@ GateUp<T> gate_up(const std::vector<T>& x, const std::vector<T>& gain, const std
   return r;
 }
 
+// The gradients of g and u under SwiGLU, from that of a = silu(g) * u: dg, then du of each row of f.
+inline std::vector<double> swiglu_gradient(const std::vector<double>& g, const std::vector<double>& u,
+                                           const std::vector<double>& da, size_t f) {
+  std::vector<double> dy;
+  for (size_t i = 0; i < g.size(); i += f)
+    for (const bool gate : {true, false})
+      for (size_t j = i; j < i + f; ++j) {
+        const double s = sigmoid(g[j]);
+        dy.push_back(gate ? da[j] * u[j] * s * (1 + g[j] * (1 - s)) : da[j] * g[j] * s);
+      }
+  return dy;
+}
+// The gradient of <dy, (x * rstd * gain) w^T> in x, rstd being 1 / rms(x): d = dy w * gain, xhat = x * rstd,
+// dx = rstd (d - xhat mean(d xhat)). w (out, width).
+inline std::vector<double> norm_product_gradient(const std::vector<double>& x,
+                                                 const std::vector<double>& gain,
+                                                 const std::vector<double>& w, const std::vector<double>& dy,
+                                                 size_t width, double eps) {
+  const size_t n = x.size() / width, out = w.size() / width;
+  std::vector<double> dx(x.size());
+  for (size_t i = 0; i < n; ++i) {
+    const double* xi = x.data() + i * width;
+    double squares = 0, dot = 0;
+    for (size_t j = 0; j < width; ++j) squares += xi[j] * xi[j];
+    const double rstd = 1 / std::sqrt(squares / static_cast<double>(width) + eps);
+    std::vector<double> d(width);
+    for (size_t o = 0; o < out; ++o)
+      for (size_t j = 0; j < width; ++j) d[j] += dy[i * out + o] * w[o * width + j];
+    for (size_t j = 0; j < width; ++j) dot += (d[j] *= gain.empty() ? 1 : gain[j]) * xi[j] * rstd;
+    for (size_t j = 0; j < width; ++j)
+      dx[i * width + j] = rstd * (d[j] - xi[j] * rstd * dot / static_cast<double>(width));
+  }
+  return dx;
+}
+
 // log softmax of one row
 template <typename T>
 std::vector<T> log_softmax(const std::vector<T>& l) {

@@ -5,7 +5,7 @@ usage: engine.py ROOT BUILD [--method gan|lora] [--dtype f32|bf16] [--loss rloo|
 
 Trains a conditional generator, or low-rank adapters on every linear layer, on a handful of sentences with both devices, from the same seed, and compares the losses of
 every step. In f32 they agree to 1e-4; a sampled token that differs would show at once. In bf16 both round on their own way,
-so tokens may differ: the cross-entropy of the warm-up is compared, and everything must be finite. With --resume the CUDA
+so tokens may differ, and with them whose turn it is: the warm-up is compared, and everything must be finite. With --resume the CUDA
 run is continued from its middle and must end with the bits that it had when it was left alone. With --same there is one more
 CUDA run under these words, which must end with the same bits; with --no-graphs among them every buffer is an allocation of its
 own as well, so that the software GPU knows the bounds of each.
@@ -112,7 +112,8 @@ def main():
         software = [a.root / "tools" / "softgpu", "--build", a.build, "--seed", a.seed, gantrain]
 
         def run(program, *words, **environment):
-            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True, env={**os.environ, **environment})
+            done = subprocess.run([str(w) for w in [*program, *words]], capture_output=True, text=True,
+                                  env={**os.environ, "GANTRAIN_CACHE": str(folder / "cache"), **environment})
             if done.returncode != 0:
                 print(f"FAIL: {' '.join(map(str, words))}: exit status {done.returncode}\n{done.stderr[-2000:]}")
             return done.returncode == 0
@@ -127,14 +128,15 @@ def main():
             tokens += got["tokens"]
             for key in COMPARED:
                 x, y = want.get(key), got.get(key)
-                if (x is None) != (y is None) or x is None:
+                finite &= y is None or math.isfinite(y)
+                if a.dtype != "f32" and want["phase"] != "warmup":
+                    continue  # other tokens, another accuracy, and so another player's turn
+                if x is None or y is None:
                     good &= x is None and y is None
                     continue
-                finite &= math.isfinite(y)
-                if a.dtype == "f32" or want["phase"] == "warmup":
-                    error = abs(x - y) / max(1.0, abs(x))
-                    if not error <= worst.get(key, (0.0, 0))[0]:
-                        worst[key] = (error, want["step"])
+                error = abs(x - y) / max(1.0, abs(x))
+                if not error <= worst.get(key, (0.0, 0))[0]:
+                    worst[key] = (error, want["step"])
         limit = 1e-4 if a.dtype == "f32" else 3e-2
         for key, (error, step) in worst.items():
             mine = limit * (10 if key.startswith("grad") else 1)  # a norm's f32 sums differ by more than a mean's

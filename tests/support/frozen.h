@@ -62,4 +62,39 @@ inline double gradient_limit(const Types& t, const std::vector<double>& want) {
   return (t.weights == DType::kF32 ? 4e-6 : 1.6e-2) * largest(want);
 }
 
+// What dx += RMSNorm backward of (dy w * gain) may be off by, inputs being exact (tests/reference/frozen.h,
+// norm_product_gradient). The product sums `out` terms in f32 and a few roundings follow. The mean in it may
+// be taken from dy and a y that was kept with the relative error `unit` (0: it is not): then dx_j is off by
+// rstd |xhat_j| / C * unit * sum |dy y| besides.
+inline std::vector<double> norm_gradient_limits(const std::vector<float>& x, const std::vector<float>& rstd,
+                                                const std::vector<float>& gain, const std::vector<float>& w,
+                                                const std::vector<float>& dy, const std::vector<float>& y,
+                                                double unit, const std::vector<float>& dx0) {
+  const size_t n = rstd.size(), c = x.size() / n, out = w.size() / c;
+  std::vector<double> limits;
+  for (size_t i = 0; i < n; ++i) {
+    double kept = 0, all = 0;
+    std::vector<double> terms(c);
+    const auto at = [i](const std::vector<float>& v, size_t width, size_t j) {
+      return std::abs(static_cast<double>(v[i * width + j]));
+    };
+    for (size_t o = 0; o < out; ++o) {
+      kept += at(dy, out, o) * at(y, out, o);
+      for (size_t j = 0; j < c; ++j) terms[j] += at(dy, out, o) * std::abs(static_cast<double>(w[o * c + j]));
+    }
+    const double r = rstd[i], mean = 1 / static_cast<double>(c);
+    for (size_t j = 0; j < c; ++j) {
+      terms[j] *= gain.empty() ? 1 : std::abs(static_cast<double>(gain[j]));
+      all += terms[j] * at(x, c, j) * r;
+    }
+    for (size_t j = 0; j < c; ++j) {
+      const double xhat = at(x, c, j) * r;
+      // f32: the product's sum, the dot's over c (or out) values, ten roundings for what follows.
+      limits.push_back(r * kUnitF32 * static_cast<double>(out + c + 10) * (terms[j] + xhat * mean * all) +
+                       r * xhat * mean * unit * kept + kUnitF32 * at(dx0, c, j));
+    }
+  }
+  return limits;
+}
+
 }  // namespace gantrain::test

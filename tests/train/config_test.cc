@@ -118,7 +118,8 @@ TEST(Config, OverridesTakeBareWordsAndToml) {
 // arrived (so no key shares another's field).
 TEST(Config, WrittenConfigurationLoadsBackTheSame) {
   const std::string given =
-      "model=\"a\\\"b\\\\c\"\ndevice='cuda'\ndtype='bf16'\nthreads=3\nseed=9223372036854775807\noutput="
+      "model=\"a\\\"b\\\\c\"\ndevice='cuda'\ngemm='auto'\ndtype='bf16'\nthreads=3\nseed="
+      "9223372036854775807\noutput="
       "\"x\\ty\"\n"
       "memory_limit=12345\nmethod='ptuning'\nadapter='z'\n"
       "[data]\ntrain='t'\nvalid='v'\ntest='w'\nformat='csv'\nencoding='latin1'\nprompt_template=\"{x}"

@@ -9,7 +9,7 @@ namespace gantrain::cli {
 Action add_eval(CLI::App& program, const VerbTable& verbs) {
   struct Flags {
     EvalOptions options;
-    std::string model, data;
+    std::string model, data, gemm;
     bool no_generate = false;
   };
   auto flags = std::make_shared<Flags>();
@@ -29,6 +29,7 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("--drift", o.drift_file, "a text: the loss on it with the prompt on and off");
   verb.add_option("--json", o.json_file,
                   "write the results here as JSON; -: to standard output instead of the table");
+  verb.add_option("--gemm", flags->gemm, std::string(kGemmHelp) + "; as gemm=WHO");
   verb.add_flag("--no-generate", flags->no_generate, "loss and label likelihood only");
   verb.add_option("settings", o.overrides, "key=value settings over the run's own");
   return [flags, run = verbs.eval] {
@@ -40,6 +41,7 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
     for (const std::string& word : options.overrides)
       if (word.find('=') == std::string::npos) fail_usage("eval: expected key=value, got '{}'", word);
     if (!flags->model.empty()) options.overrides.push_back("model=" + flags->model);
+    if (!flags->gemm.empty()) options.overrides.push_back("gemm=" + flags->gemm);
     if (!flags->data.empty()) {
       // A file of its own: nothing of it is split off, and none of the run's files is read beside it.
       for (const char* setting :

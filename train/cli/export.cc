@@ -32,7 +32,7 @@ Action add_export(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("--device", flags->device, "cpu or cuda")
       ->envname("GANTRAIN_DEVICE")
       ->capture_default_str();
-  verb.add_option("--threads", o.threads, "CPU threads; 0: one a core")
+  verb.add_option("--threads", o.device.threads, "CPU threads; 0: one a core")
       ->envname("GANTRAIN_THREADS")
       ->capture_default_str();
   return [flags, run = verbs.export_run] {
@@ -44,8 +44,8 @@ Action add_export(CLI::App& program, const VerbTable& verbs) {
     check_range("--seed", static_cast<double>(options.seed), 0, 9.3e18);
     if (!options.prompt.empty() && !options.input_file.empty())
       fail_usage("export: --prompt and --input: give one or the other");
-    DeviceFlags device{.device = flags->device, .dtype = "f32", .threads = options.threads};
-    options.device = device_kind(device);
+    DeviceFlags device{.device = flags->device, .dtype = "f32", .threads = options.device.threads};
+    options.device = device_choice(device);
     return run(options);
   };
 }

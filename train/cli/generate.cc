@@ -57,9 +57,8 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
     check_range("--top-p", options.top_p, 1e-6, 1.0);
     check_range("--seed", static_cast<double>(options.seed), 0, 9.3e18);
     check_choice("--chat-template", options.chat_template, {"none", "auto", "chatml", "llama2", "llama3"});
-    options.device = device_kind(flags->device);
+    options.device = device_choice(flags->device);
     options.dtype = dtype_choice(flags->device);
-    options.threads = flags->device.threads;
     return run(options);
   };
 }

@@ -15,15 +15,22 @@ void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dt
           "storage of weights and activations: f32, bf16, or auto: bf16 where the hardware multiplies it")
       ->envname("GANTRAIN_DTYPE")
       ->capture_default_str();
+  verb.add_option("--gemm", flags.gemm, kGemmHelp)->capture_default_str();
   verb.add_option("--threads", flags.threads, "CPU threads; 0: one a core")
       ->envname("GANTRAIN_THREADS")
       ->capture_default_str();
 }
 
-DeviceKind device_kind(const DeviceFlags& flags) {
+DeviceChoice device_choice(const DeviceFlags& flags) {
   check_choice("--device", flags.device, {"cpu", "cuda"});
+  check_choice("--gemm", flags.gemm, {"default", "own", "cublaslt", "auto"});
   check_range("--threads", flags.threads, 0, 1024);
-  return flags.device == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda;
+  return {.kind = flags.device == "cpu" ? DeviceKind::kCpu : DeviceKind::kCuda,
+          .threads = flags.threads,
+          .gemm = flags.gemm == "own"        ? Gemm::kOwn
+                  : flags.gemm == "cublaslt" ? Gemm::kCublasLt
+                  : flags.gemm == "auto"     ? Gemm::kAuto
+                                             : Gemm::kDefault};
 }
 
 DTypeChoice dtype_choice(const DeviceFlags& flags) {

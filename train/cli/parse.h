@@ -24,14 +24,18 @@ Action add_probe(CLI::App& program, const VerbTable& verbs);
 Action add_tokenize(CLI::App& program);
 Action add_inspect(CLI::App& program);
 
-// --device, --dtype and --threads, also read from GANTRAIN_DEVICE, GANTRAIN_DTYPE and GANTRAIN_THREADS.
-// The words arrive in strings; the two functions below turn them into values.
+inline constexpr const char* kGemmHelp =
+    "on a GPU, products by our own kernels (own), by cuBLASLt (cublaslt) or by what timing finds faster "
+    "(auto); "
+    "default: $GANTRAIN_GEMM, else own";
+// --device, --gemm, --dtype and --threads, all but --gemm also read from GANTRAIN_DEVICE, GANTRAIN_DTYPE and
+// GANTRAIN_THREADS. The words arrive in strings; the two functions below turn them into values.
 struct DeviceFlags {
-  std::string device = "cpu", dtype;
+  std::string device = "cpu", dtype, gemm = "default";
   int threads = 0;
 };
 void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dtype);
-DeviceKind device_kind(const DeviceFlags& flags);
+DeviceChoice device_choice(const DeviceFlags& flags);
 DTypeChoice dtype_choice(const DeviceFlags& flags);
 
 // Throws a usage Error, with a suggestion, unless `value` is one of `choices`.

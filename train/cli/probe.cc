@@ -28,9 +28,8 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
     need(!options.model.empty(), "probe", "--model");
     need(!options.input.empty(), "probe", "--input");
     need(!options.output.empty(), "probe", "--output");
-    options.device = device_kind(flags->device);
+    options.device = device_choice(flags->device);
     options.dtype = dtype_choice(flags->device);
-    options.threads = flags->device.threads;
     return run(options);
   };
 }

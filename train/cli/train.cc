@@ -13,7 +13,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   struct Flags {
     std::vector<std::string> words;
     std::string output;
-    std::string device, dtype, profile;
+    std::string device, gemm, dtype, profile;
     bool dry_run = false, resume = false, allow_config_change = false, no_graphs = false, help_config = false;
   };
   auto flags = std::make_shared<Flags>();
@@ -22,6 +22,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("config", flags->words, "a TOML file (optional), then key=value settings that win over it");
   verb.add_option("-o,--output", flags->output, "run folder, as output=FOLDER");
   verb.add_option("--device", flags->device, "cpu or cuda, as device=DEVICE");
+  verb.add_option("--gemm", flags->gemm, std::string(kGemmHelp) + "; as gemm=WHO");
   verb.add_option("--dtype", flags->dtype, "f32, bf16 or auto, as dtype=TYPE");
   verb.add_option("--profile", flags->profile,
                   "A:B: a profiler records steps A to B - 1 alone (tools/profile), counted from 0");
@@ -53,6 +54,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
     }
     if (!flags->output.empty()) options.overrides.push_back("output=" + flags->output);
     if (!flags->device.empty()) options.overrides.push_back("device=" + flags->device);
+    if (!flags->gemm.empty()) options.overrides.push_back("gemm=" + flags->gemm);
     if (!flags->dtype.empty()) options.overrides.push_back("dtype=" + flags->dtype);
     if (!flags->profile.empty()) {
       const size_t colon = flags->profile.find(':');

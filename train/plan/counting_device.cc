@@ -29,6 +29,7 @@ class CountingOps final : public Ops {
   void project_forward(const ProjectForward&) override {}
   void project_backward(const ProjectBackward&) override {}
   void gate_up_forward(const GateUpForward&) override {}
+  void down_backward(const DownBackward&) override {}
   void gate_up_backward(const GateUpBackward&) override {}
   void swiglu(const Swiglu&) override {}
   void head_logits(const HeadLogits&) override {}
@@ -42,6 +43,7 @@ class CountingOps final : public Ops {
   int64_t scratch(const ProjectForward& a) const override { return real_.scratch(a); }
   int64_t scratch(const ProjectBackward& a) const override { return real_.scratch(a); }
   int64_t scratch(const GateUpForward& a) const override { return real_.scratch(a); }
+  int64_t scratch(const DownBackward& a) const override { return real_.scratch(a); }
   int64_t scratch(const GateUpBackward& a) const override { return real_.scratch(a); }
   int64_t scratch(const HeadLogits& a) const override { return real_.scratch(a); }
   int64_t scratch(const HeadLoss& a) const override { return real_.scratch(a); }

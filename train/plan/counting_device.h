@@ -37,6 +37,7 @@ class CountingDevice final : public Device {
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) override;
   uint64_t hash(const FrozenMatrix&) override { return 0; }
   DType kept_dtype(DType weights) const override { return real_.kept_dtype(weights); }
+  bool fuses_norms(DType weights) const override { return real_.fuses_norms(weights); }
   bool has_fast_bf16() const override { return real_.has_fast_bf16(); }
   void range_begin(const char* name) override { ranges_.push_back(name); }
   void range_end() override { ranges_.pop_back(); }

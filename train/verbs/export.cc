@@ -74,7 +74,7 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
   TrainConfig config = checkpoint_config(checkpoint, {});
   const std::string model = options.model.empty() ? config.model : options.model;
   // f32: what is written is f32, and --verify compares without the rounding of a storage type.
-  Session session = open_session(model, options.device, options.threads, DTypeChoice::kF32, devices);
+  Session session = open_session(model, options.device, DTypeChoice::kF32, devices);
   Device& device = *session.device;
   const Llama& llama = *session.llama;
   const LlamaConfig& shape = llama.config();

@@ -20,13 +20,17 @@ DType choose_dtype(DTypeChoice choice, const Device& device) {
   return device.has_fast_bf16() ? DType::kBF16 : DType::kF32;
 }
 
-Session open_session(const std::string& model, DeviceKind kind, int threads, DTypeChoice dtype,
+DeviceChoice device_choice(const TrainConfig& config) {
+  return {.kind = config.device, .threads = static_cast<int>(config.threads), .gemm = config.gemm};
+}
+
+Session open_session(const std::string& model, const DeviceChoice& device, DTypeChoice dtype,
                      const DeviceFactory& devices) {
   if (model.empty())
     fail_usage("no model given; --model FOLDER_OR_FILE (or model = \"...\" in the configuration)");
   const auto start = std::chrono::steady_clock::now();
   Session s;
-  s.device = devices(kind, threads);
+  s.device = devices(device);
   std::shared_ptr<const Weights> weights = open_weights(model);
   for (const std::string& note : weights->notes()) fmt::print(stderr, "{}: {}\n", model, note);
   s.tokenizer = open_tokenizer(model);

@@ -18,8 +18,10 @@ struct Session {
 };
 DType choose_dtype(DTypeChoice choice, const Device& device);
 // Opens the model with a progress line on standard error; says in one line what was opened.
-Session open_session(const std::string& model, DeviceKind kind, int threads, DTypeChoice dtype,
+Session open_session(const std::string& model, const DeviceChoice& device, DTypeChoice dtype,
                      const DeviceFactory& devices);
+// The device a run's configuration asks for.
+DeviceChoice device_choice(const TrainConfig& config);
 
 // The generator of a checkpoint, with the weights that are deployed, or as it was after its warm-up (nullptr
 // if the run had none). Throws Error if the checkpoint belongs to another base model.

@@ -12,8 +12,13 @@
 
 namespace gantrain {
 
-// Makes the device of a kind with a number of threads (0: one a core). The composition root provides it.
-using DeviceFactory = std::function<std::unique_ptr<Device>(DeviceKind kind, int threads)>;
+struct DeviceChoice {
+  DeviceKind kind = DeviceKind::kCpu;
+  int threads = 0;  // of the CPU; 0: one a core
+  Gemm gemm = Gemm::kDefault;
+};
+// Makes such a device. The composition root provides it.
+using DeviceFactory = std::function<std::unique_ptr<Device>(const DeviceChoice&)>;
 
 struct TrainOptions {
   std::string config_file;             // TOML, may be empty
@@ -54,8 +59,7 @@ struct GenerateOptions {
   std::string chat_template = "none";  // none, auto, chatml, llama2, llama3: each prompt is a user's turn
   std::string system;
   DTypeChoice dtype = DTypeChoice::kAuto;
-  DeviceKind device = DeviceKind::kCpu;
-  int threads = 0;
+  DeviceChoice device;
 };
 int run_generate(const GenerateOptions& options, const DeviceFactory& devices);
 
@@ -69,16 +73,14 @@ struct ExportOptions {
   std::string input_file;       // the same for each line, into OUTPUT/1, OUTPUT/2, ...
   int64_t seed = 1;             // of the generator's noise
   bool verify = false;          // read what was written and hold its logits against the run's
-  DeviceKind device = DeviceKind::kCpu;
-  int threads = 0;
+  DeviceChoice device;
 };
 int run_export(const ExportOptions& options, const DeviceFactory& devices);
 
 struct ProbeOptions {
   std::string model, input, output, adapter;
   DTypeChoice dtype = DTypeChoice::kF32;
-  DeviceKind device = DeviceKind::kCpu;
-  int threads = 0;
+  DeviceChoice device;
 };
 int run_probe(const ProbeOptions& options, const DeviceFactory& devices);
 

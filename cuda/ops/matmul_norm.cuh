@@ -1,0 +1,112 @@
+// Products around RMSNorm, which the QKV and the gate and up families share.
+#pragma once
+
+#include "cuda/ops/elementwise.h"
+#include "cuda/ops/lora.h"
+#include "cuda/ops/matmul_tensor.cuh"
+#include "cuda/ops/norm.h"
+
+namespace gantrain::cuda {
+
+// x * rstd * gain of an op's arguments, in `type`.
+template <typename Args>
+void normalise(const Context& context, const Args& a, DType type, void* y) {
+  normalise_rows(context,
+                 {.x = raw<float>(a.x),
+                  .rows = nullptr,
+                  .gain = raw<float>(a.gain),
+                  .rstd = const_cast<float*>(raw<float>(a.rstd)),  // read only: no statistic is asked for
+                  .statistic = false,
+                  .eps = 0,
+                  .type = type,
+                  .y = y,
+                  .n = a.x.dim(0),
+                  .c = a.x.dim(1)});
+}
+// What forward's product reads, and what its rows are scaled by afterwards: where the epilogue is ours, x *
+// gain in bf16 if it was handed over, and rstd; else the normalised rows, in `piece`, and null.
+struct NormInput {
+  const void* rows;
+  const float* scale;
+};
+template <typename Forward>
+NormInput norm_input(const Context& context, const Forward& a, bool fuses, void* piece) {
+  if (fuses && !a.x_bf16.empty() && aligned_to(16, a.x_bf16.raw()))
+    return {a.x_bf16.raw(), raw<float>(a.rstd)};
+  normalise(context, a, a.w->dtype(), piece);
+  return {piece, nullptr};
+}
+
+// dy w of a backward, (n, c), and RMSNorm's backward behind it.
+template <typename Backward>
+Matmul norm_product(const Backward& a, const void* dy, float* dnormed) {
+  const int64_t c = a.x.dim(1), out = a.w->rows();
+  return {.m = a.x.dim(0),
+          .n = c,
+          .k = out,
+          .a = dy,
+          .lda = out,
+          .b = as_cuda(*a.w).data(),
+          .ldb = c,
+          .dtype = a.w->dtype(),
+          .c = dnormed,
+          .ldc = c,
+          .fused = true};
+}
+struct NormBackwardPieces {
+  float* dnormed;              // f32 rows between the two; null: they never leave their kernel
+  float *input, *dy_f32, *dz;  // with adapters
+};
+template <typename Backward>
+NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a, bool has_dot) {
+  const int64_t n = a.x.dim(0), c = a.x.dim(1);
+  NormBackwardPieces s{};
+  const bool fuses =
+      has_dot && a.lora.empty() && matmul_always_fuses(context, norm_product(a, nullptr, nullptr));
+  if (!fuses) s.dnormed = p.take<float>(n * c);
+  if (a.lora.empty()) return s;
+  s.input = p.take<float>(n * c);
+  if (a.w->dtype() != DType::kF32) s.dy_f32 = p.take<float>(n * a.w->rows());
+  s.dz = p.take<float>(n * lora_ranks(a.lora));
+  return s;
+}
+// Whether the norm's backward is done at the end of the product, for which `dot` is needed.
+template <typename Backward>
+bool norm_backward_fuses(const Context& context, const Backward& a, const void* dy,
+                         const NormBackwardPieces& s) {
+  return a.lora.empty() && matmul_fuses(context, norm_product(a, dy, s.dnormed));
+}
+// `dot` (n): <dy, y> of each row, or null: then it is taken from dxhat.
+template <typename Backward>
+void norm_product_backward(const Context& context, const Backward& a, const void* dy,
+                           const NormBackwardPieces& s, const float* dot) {
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
+  const float *x = raw<float>(a.x), *rstd = raw<float>(a.rstd), *gain = raw<float>(a.gain);
+  float* dx = raw<float>(a.dx);
+  auto* rounded = raw<__nv_bfloat16>(a.dx_bf16);
+  const Matmul product = norm_product(a, dy, s.dnormed);
+  if (dot && norm_backward_fuses(context, a, dy, s)) {
+    const NormBackwardEpilogue epilogue{.x = x,
+                                        .rstd = rstd,
+                                        .gain = gain,
+                                        .dot = dot,
+                                        .dx = dx,
+                                        .rounded = rounded,
+                                        .n = c,
+                                        .width = common_width([&](int64_t values) {
+                                          return c % values == 0 && aligned_to(16, x, gain, dx) &&
+                                                 side_by_side(values, rounded, sizeof(*rounded));
+                                        })};
+    return launch_matmul_tensor<false>(context, product, epilogue);
+  }
+  matmul(context, product);
+  if (!a.lora.empty()) {
+    normalise(context, a, DType::kF32, s.input);
+    lora_backward(context, a.lora, n, s.input, in_f32(context, dy, a.w->dtype(), s.dy_f32, n * out), out,
+                  s.dnormed, s.dz);
+  }
+  norm_backward_rows(context, x, rstd, gain, s.dnormed, dx, n, c);
+  if (rounded) round_to_bf16(context, dx, DType::kF32, rounded, n * c);
+}
+
+}  // namespace gantrain::cuda
