@@ -63,7 +63,7 @@ TEST(AttentionProvider, AskingInVainGivesOneLine) {
   std::string why;
   if (cuda_unavailable().empty() && cuda::Cudnn::open(&why)) GTEST_SKIP() << "cuDNN can be used here";
   try {
-    make_cuda_device({.index = 0, .gemm = CudaGemm::kOwn, .attention = CudaAttention::kCudnn});
+    make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kCudnn});
     FAIL() << "a device was made";
   } catch (const Error& e) {
     const std::string text = e.what();
@@ -121,7 +121,7 @@ std::vector<std::vector<float>> run(Device& dev, const AttentionPlan& plan, int6
 
 TEST_P(CudaAttentionProvider, OwnOpensNoLibrary) {
   const bool before = cudnn_is_open();  // by another case of this process
-  const auto dev = make_cuda_device({.index = 0, .gemm = CudaGemm::kOwn, .attention = CudaAttention::kOwn});
+  const auto dev = make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kOwn});
   const AttentionPlan plan = sequences({20, 3});
   (void)run(*dev, plan, 23);
   EXPECT_EQ(cudnn_is_open(), before);
@@ -132,9 +132,9 @@ TEST_P(CudaAttentionProvider, CudnnAgreesWithOurs) {
   std::string why;
   if (!cuda::Cudnn::open(&why)) GTEST_SKIP() << why;
   const AttentionPlan plan = sequences({130, 1, 64, 33});
-  const auto own = make_cuda_device({.index = 0, .gemm = CudaGemm::kOwn, .attention = CudaAttention::kOwn});
+  const auto own = make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kOwn});
   const auto cudnn =
-      make_cuda_device({.index = 0, .gemm = CudaGemm::kOwn, .attention = CudaAttention::kCudnn});
+      make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kCudnn});
   const auto want = run(*own, plan, 228), got = run(*cudnn, plan, 228);
   const char* names[] = {"o", "lse", "dq", "dk", "dv"};
   for (size_t i = 0; i < 5; ++i) {

@@ -35,6 +35,7 @@ class CountingOps final : public Ops {
   void head_logits(const HeadLogits&) override {}
   void head_loss(const HeadLoss&) override {}
   void sample(const Sample&) override {}
+  void dequantize(const Dequantize&) override {}
 
   int64_t scratch(const QkvForward& a) const override { return real_.scratch(a); }
   int64_t scratch(const QkvBackward& a) const override { return real_.scratch(a); }

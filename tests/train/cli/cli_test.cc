@@ -105,7 +105,7 @@ TEST(Cli, Generate) {
   EXPECT_EQ(ran.generate.seed, 9);
   EXPECT_EQ(ran.generate.samples, 2);
   EXPECT_EQ(ran.generate.dtype, DTypeChoice::kBF16);
-  EXPECT_EQ(ran.generate.threads, 2);
+  EXPECT_EQ(ran.generate.device.threads, 2);
   EXPECT_EQ(ran.generate.chat_template, "chatml");
   EXPECT_TRUE(ran.generate.json);
   const char* m = "m";
@@ -129,8 +129,8 @@ TEST(Cli, EnvironmentMirrors) {
   const Ran from_environment = run({"generate", "-m", "m", "-p", "x"});
   const Ran flag_wins = run({"generate", "-m", "m", "-p", "x", "--threads", "1"});
   ::unsetenv("GANTRAIN_THREADS");
-  EXPECT_EQ(from_environment.generate.threads, 3);
-  EXPECT_EQ(flag_wins.generate.threads, 1);
+  EXPECT_EQ(from_environment.generate.device.threads, 3);
+  EXPECT_EQ(flag_wins.generate.device.threads, 1);
 }
 
 TEST(Cli, Probe) {
