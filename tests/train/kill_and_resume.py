@@ -143,10 +143,12 @@ def events(run):
 
 
 def summary(run):
-    """The summary without what a clock and the system say."""
+    """The summary without what a clock and the system say, and what is counted of one process (its device, its memory)."""
     out = json.loads((run / "summary.json").read_text())
     out["cost"] = {
-        k: v for k, v in out["cost"].items() if "second" not in k and k != "peak_memory_bytes"
+        k: v
+        for k, v in out["cost"].items()
+        if "second" not in k and k not in ("device", "peak_memory_bytes", "planned_memory_bytes")
     }
     return out
 
