@@ -28,9 +28,9 @@ struct Context {
   Gemm gemm = Gemm::kOwn;
   BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
   GemmChoices* choices = nullptr;  // cuda/runtime/gemm_choices.h; with kAuto and a library
-  Cudnn* attention = nullptr;  // cuda/runtime/cudnn.h; null with CudaAttention::kOwn
-  Memory* memory = nullptr;    // cuda/runtime/memory.h: what buffers are made of
-  Staging* staging = nullptr;  // cuda/runtime/staging.h: pinned, for copies that do not wait
+  Cudnn* attention = nullptr;      // cuda/runtime/cudnn.h; null with CudaAttention::kOwn
+  Memory* memory = nullptr;        // cuda/runtime/memory.h: what buffers are made of
+  Staging* staging = nullptr;      // cuda/runtime/staging.h: pinned, for copies that do not wait
 };
 
 }  // namespace gantrain::cuda

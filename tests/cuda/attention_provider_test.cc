@@ -133,8 +133,7 @@ TEST_P(CudaAttentionProvider, CudnnAgreesWithOurs) {
   if (!cuda::Cudnn::open(&why)) GTEST_SKIP() << why;
   const AttentionPlan plan = sequences({130, 1, 64, 33});
   const auto own = make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kOwn});
-  const auto cudnn =
-      make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kCudnn});
+  const auto cudnn = make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kCudnn});
   const auto want = run(*own, plan, 228), got = run(*cudnn, plan, 228);
   const char* names[] = {"o", "lse", "dq", "dk", "dv"};
   for (size_t i = 0; i < 5; ++i) {
