@@ -348,9 +348,9 @@ TEST_P(AttentionOps, ScoresThatGrowFromTileToTile) {
       const auto got = forward(device(), p, a, x, t);
       const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v),
                                                      seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a));
-      // A score of some hundreds is one large product and d - 1 small ones: each addition of its lane (d / 8, in
-      // vectors of eight) and the four that join lanes round at its size, and exp makes that error one of the
-      // weights.
+      // A score of some hundreds is one large product and d - 1 small ones: each addition of its lane (d / 8,
+      // in vectors of eight) and the four that join lanes round at its size, and exp makes that error one of
+      // the weights.
       const double most = largest(want.lse) * kUnitF32 * (static_cast<double>(a.d) / 8 + 4);
       V limits = output_limits(p, a, x, want.o, t.kept);
       for (double& l : limits) l += 4 * most;  // values are below 4
