@@ -97,8 +97,8 @@ int64_t pair_loss_bytes(const PairLoss& a) {  // scores in, seeds out, for the c
 int64_t generator_pair_loss_bytes(const GeneratorPairLoss& a) {
   return a.dr.bytes() + a.df.bytes() + a.loss.bytes() + a.ddf.bytes();
 }
-int64_t rms_penalty_bytes(const RmsPenalty& a) {  // read for the statistic, again for the gradient
-  return 2 * a.prompt.bytes() + a.loss.bytes() + a.rms.bytes() + 2 * a.dprompt.bytes();
+int64_t rms_penalty_bytes(const RmsPenalty& a) {
+  return a.prompt.bytes() + a.loss.bytes() + a.rms.bytes() + 2 * a.dprompt.bytes();
 }
 
 }  // namespace gantrain

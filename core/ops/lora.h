@@ -7,6 +7,7 @@
 #pragma once
 
 #include <span>
+#include <type_traits>
 
 #include "core/tensor.h"
 
@@ -29,11 +30,13 @@ struct LoraPartBackward {
   Tensor db;      // (O, R) f32  +=
 };
 
-// Arithmetic beside the frozen product's, for N rows.
+// Arithmetic beside the frozen product's, for N rows: a product with a and one with b forward, two each
+// backward.
 template <typename Part>
 int64_t lora_flops(std::span<const Part> parts, int64_t n) {
+  constexpr int64_t kProducts = std::is_same_v<Part, LoraPartBackward> ? 2 : 1;
   int64_t flops = 0;
-  for (const Part& p : parts) flops += 2 * n * (p.a.count() + p.b.count());
+  for (const Part& p : parts) flops += kProducts * 2 * n * (p.a.count() + p.b.count());
   return flops;
 }
 inline int64_t lora_bytes(std::span<const LoraPart> parts) {

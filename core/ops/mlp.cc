@@ -97,14 +97,14 @@ int64_t down_backward_bytes(const DownBackward& a) {
          lora_bytes(a.lora);
 }
 int64_t down_backward_flops(const DownBackward& a) {
-  return 2 * a.dout.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.dout.dim(0));
+  return 2 * a.dout.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.dout.dim(0));
 }
 int64_t gate_up_backward_bytes(const GateUpBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) + a.dy.bytes() +
          contract::bytes_of(a.dot) + 2 * a.dx.bytes() + contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora);
 }
 int64_t gate_up_backward_flops(const GateUpBackward& a) {
-  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.x.dim(0));
+  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
 }
 int64_t swiglu_bytes(const Swiglu& a) { return a.g.bytes() + a.u.bytes() + a.a.bytes(); }
 

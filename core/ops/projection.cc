@@ -54,7 +54,7 @@ int64_t project_backward_bytes(const ProjectBackward& a) {
          a.da.bytes() + contract::bytes_of(a.a) + lora_bytes(a.lora);
 }
 int64_t project_backward_flops(const ProjectBackward& a) {
-  return 2 * a.dout.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.dout.dim(0));
+  return 2 * a.dout.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.dout.dim(0));
 }
 
 }  // namespace gantrain

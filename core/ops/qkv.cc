@@ -81,7 +81,7 @@ int64_t qkv_backward_bytes(const QkvBackward& a) {
          contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora);
 }
 int64_t qkv_backward_flops(const QkvBackward& a) {
-  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + 2 * lora_flops(a.lora, a.x.dim(0));
+  return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
 }
 
 }  // namespace gantrain

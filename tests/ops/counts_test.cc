@@ -209,5 +209,101 @@ TEST_P(OpCounts, TrainableNetworks) {
   EXPECT_EQ(activation_backward_bytes({.x = x, .kind = Activation::kSilu, .dy = x, .dx = x}), 4 * 6 * 4);
 }
 
+// P = 3 positions, C = 5, B = 2 of a batch; then N = 9 rows of C = 3, of which R = 4 different ones are
+// named.
+TEST_P(OpCounts, BroadcastsAndRows) {
+  Maker m(device());
+  const Tensor base = m.of({3, 5}), batch = m.of({2, 5}), large = m.of({2, 3, 5}), s = m.of({1});
+  EXPECT_EQ(broadcast_add_forward_bytes({.a = base, .c = batch, .y = large}), (15 + 10 + 30) * 4);
+  EXPECT_EQ(broadcast_add_backward_bytes({.dy = large, .da = base, .dc = batch}), (30 + 2 * 15 + 2 * 10) * 4);
+  EXPECT_EQ(scaled_add_forward_bytes({.base = base, .x = large, .s = s, .y = large}), (15 + 30 + 1 + 30) * 4);
+  EXPECT_EQ(scaled_add_backward_bytes({.x = large, .s = s, .dy = large, .dbase = base, .dx = large, .ds = s}),
+            (30 + 1 + 30 + 2 * 15 + 2 * 30 + 2 * 1) * 4);
+  const Tensor x = m.of({9, 3}), some = m.of({4, 3}), rows = m.of({4}, kI32);
+  EXPECT_EQ(gather_rows_bytes({.x = x, .rows = rows, .y = some}), (4 * 3 + 4 + 12) * 4);
+  EXPECT_EQ(scatter_add_rows_bytes({.dy = some, .rows = rows, .dx = x}), (12 + 4 + 2 * 4 * 3) * 4);
+  EXPECT_EQ(axpy_bytes({.x = x, .a = 2, .y = x}), (27 + 2 * 27) * 4);
+  EXPECT_EQ(add_noise_bytes({.x = x, .sigma = 1, .key = 1, .counter = 0, .y = x}), (27 + 27) * 4);
+}
+
+// Two adapters of outputs of one product, I = 6: of rank 2 with O = 3, of rank 1 with O = 4; N = 5 rows.
+TEST_P(OpCounts, Adapters) {
+  Maker m(device());
+  const Tensor a = m.of({2, 6}), b = m.of({3, 2}), z = m.of({5, 2});
+  const Tensor a1 = m.of({1, 6}), b1 = m.of({4, 1}), z1 = m.of({5, 1});
+  const std::vector<LoraPart> forward{{.a = a, .b = b, .scale = 1, .first = 0, .z = z},
+                                      {.a = a1, .b = b1, .scale = 1, .first = 3, .z = z1}};
+  const std::vector<LoraPartBackward> backward{
+      {.a = a, .b = b, .scale = 1, .first = 0, .z = z, .da = a, .db = b},
+      {.a = a1, .b = b1, .scale = 1, .first = 3, .z = z1, .da = a1, .db = b1}};
+  EXPECT_EQ(lora_bytes(std::span(forward)), (12 + 6 + 10) * 4 + (6 + 4 + 5) * 4);
+  EXPECT_EQ(lora_bytes(std::span(backward)),
+            (12 + 6 + 10 + 2 * 12 + 2 * 6) * 4 + (6 + 4 + 5 + 2 * 6 + 2 * 4) * 4);
+  const int64_t down = 2 * 5 * 6 * 2 + 2 * 5 * 6 * 1, up = 2 * 5 * 2 * 3 + 2 * 5 * 1 * 4;  // x A^T, z B^T
+  EXPECT_EQ(lora_flops(std::span(forward), 5), down + up);
+  // dy^T z and dy B are as large as up, dz^T x and dz A as down.
+  EXPECT_EQ(lora_flops(std::span(backward), 5), 2 * up + 2 * down);
+  const FrozenMatrix* w = m.matrix(7, 6);
+  const Tensor in = m.of({5, 6}), out = m.of({5, 7});
+  EXPECT_EQ(project_backward_flops({.dout = out, .w = w, .da = in, .scratch = {}, .lora = backward, .a = in}),
+            2 * 5 * 6 * 7 + 2 * up + 2 * down);
+}
+
+// B = 3 pairs; N = 7 rows of C = 3 in S = 2 segments; a prompt of (4, 3).
+TEST_P(OpCounts, PlayersLosses) {
+  Maker m(device());
+  const Tensor x = m.of({7, 3}), offsets = m.of({3}, kI32), means = m.of({2, 3});
+  EXPECT_EQ(segment_mean_forward_bytes({.x = x, .offsets = offsets, .y = means}), (21 + 3 + 6) * 4);
+  EXPECT_EQ(segment_mean_backward_bytes({.dy = means, .offsets = offsets, .dx = x}), (6 + 3 + 2 * 21) * 4);
+  const Tensor pairs = m.of({3}), one = m.of({1}), prompt = m.of({4, 3});
+  PairLoss p{.dr = pairs,
+             .df = pairs,
+             .dr2 = {},
+             .df2 = {},
+             .loss = one,
+             .ddr = pairs,
+             .ddf = pairs,
+             .ddr2 = {},
+             .ddf2 = {}};
+  EXPECT_EQ(pair_loss_bytes(p), (2 * 3 + 1 + 2 * 3) * 4);
+  p.dr2 = p.df2 = pairs;
+  p.ddr2 = p.ddf2 = pairs;
+  EXPECT_EQ(pair_loss_bytes(p), (4 * 3 + 1 + 4 * 3) * 4);
+  EXPECT_EQ(generator_pair_loss_bytes({.dr = pairs, .df = pairs, .loss = one, .ddf = pairs}),
+            (2 * 3 + 1 + 3) * 4);
+  EXPECT_EQ(
+      rms_penalty_bytes(
+          {.prompt = prompt, .reference_rms = 1, .weight = 1, .loss = one, .rms = one, .dprompt = prompt}),
+      (12 + 1 + 1 + 2 * 12) * 4);
+}
+
+// Two tensors, of 6 and of 5 values; with the norm and without.
+TEST_P(OpCounts, OptimizerSteps) {
+  Maker m(device());
+  const std::vector<Tensor> t{m.of({2, 3}), m.of({5})};
+  const std::vector<ConstTensor> x(t.begin(), t.end());
+  const Tensor one = m.of({1});
+  EXPECT_EQ(gradient_norm_bytes({.grads = t, .out = one}), (6 + 5 + 1) * 4);
+  AdamW step{.params = t,
+             .grads = t,
+             .m = t,
+             .v = t,
+             .norm = {},
+             .clip = 0,
+             .lr = 1,
+             .beta1 = 0,
+             .beta2 = 0,
+             .eps = 1,
+             .weight_decay = 0,
+             .step = 1};
+  EXPECT_EQ(adamw_bytes(step), (2 * 11 + 11 + 2 * 11 + 2 * 11) * 4);
+  step.norm = one;
+  EXPECT_EQ(adamw_bytes(step), (2 * 11 + 11 + 2 * 11 + 2 * 11 + 1) * 4);
+  Ema average{.x = x, .decay = 0.5f, .ema = t, .norm = {}};
+  EXPECT_EQ(ema_bytes(average), (11 + 2 * 11) * 4);
+  average.norm = one;
+  EXPECT_EQ(ema_bytes(average), (11 + 2 * 11 + 1) * 4);
+}
+
 }  // namespace
 }  // namespace gantrain
