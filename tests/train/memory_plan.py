@@ -64,7 +64,7 @@ def settings(model, folder, completion, own):
         f"data.train={folder}/train.jsonl",
         f"data.valid={folder}/valid.jsonl",
         f"output={folder}/run",
-        "generator.prompt_length=8",
+        *([] if "method=lora" in own else ["generator.prompt_length=8"]),
         "optimizer.warmup_steps=0",
         f"train.steps={6 if adversarial else 3}",
         "train.warmup_ce_steps=2",
@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--model", help="SmolLM2; default: tools/fetch_model's")
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    data = pathlib.Path(os.environ.get("GANTRAIN_DATA") or ROOT / "shared" / "data")
+    data = pathlib.Path(os.environ.get("GANTRAIN_DATA") or ROOT.parent / "shared" / "data")
     stories = data / "ci" / "stories260K" / "stories260K.bin"
     if not stories.exists():
         print(f"SKIP: no {stories}: set GANTRAIN_DATA to the data folder")
