@@ -1,6 +1,6 @@
-"""Write RUN_FOLDER/report.html: one self-contained page about a training run.
+"""Write FOLDER/report.html: one self-contained page about a training run, or about a comparison (report_compare.py).
 
-usage: tools/report RUN_FOLDER
+usage: tools/report FOLDER
 
 Reads what the run left behind, and plots and tabulates what is there; what is missing is named at the end:
   config.toml    the resolved configuration
@@ -946,12 +946,33 @@ def subtitle(run):
     return " · ".join(html.escape(str(part)) for part in parts if part)
 
 
-def page(run):
-    """The whole page as text."""
+def shell(name, about, cards, sections, made_from):
+    """A page of sections (key, title, note, body); those without a body are left out."""
     with open(
         os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.css"), encoding="utf-8"
     ) as file:
         style = file.read()
+    sections = [section for section in sections if section[3]]
+    links = "".join(f' <a href="#{key}">{html.escape(title)}</a>' for key, title, _, _ in sections)
+    bodies = "".join(
+        f'<section><h2 id="{key}">{html.escape(title)}</h2>'
+        + (f'<p class="note">{html.escape(note)}</p>' if note else "")
+        + f"{body}</section>"
+        for key, title, note, body in sections
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(name)}</title><style>{style}</style></head><body><main>"
+        f'<header><h1>{html.escape(name)}</h1><p class="subtitle">{about}</p>'
+        f'{f"<div class={chr(34)}cards{chr(34)}>{cards}</div>" if cards else ""}<nav>{links}</nav></header>'
+        f"{bodies}<footer>Made by tools/report from {made_from}.</footer>"
+        "</main></body></html>\n"
+    )
+
+
+def page(run):
+    """The whole page as text."""
     name = os.path.basename(os.path.abspath(run.folder))
     sections = [
         (
@@ -1002,40 +1023,38 @@ def page(run):
             ),
         ),
     ]
-    sections = [section for section in sections if section[3]]
     missing = list(dict.fromkeys(run.missing))
     if missing:
         items = "".join(f"<li>{html.escape(text)}</li>" for text in missing)
         sections.append(("missing", "Not recorded", "", f"<ul>{items}</ul>"))
-    links = "".join(f' <a href="#{key}">{html.escape(title)}</a>' for key, title, _, _ in sections)
-    bodies = "".join(
-        f'<section><h2 id="{key}">{html.escape(title)}</h2>'
-        + (f'<p class="note">{html.escape(note)}</p>' if note else "")
-        + f"{body}</section>"
-        for key, title, note, body in sections
-    )
-    cards = headline(run)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(name)}: training report</title><style>{style}</style></head><body><main>"
-        f'<header><h1>{html.escape(name)}</h1><p class="subtitle">{subtitle(run)}</p>'
-        f'{f"<div class={chr(34)}cards{chr(34)}>{cards}</div>" if cards else ""}<nav>{links}</nav></header>'
-        f"{bodies}<footer>Made by tools/report from config.toml, events.jsonl and summary.json.</footer>"
-        "</main></body></html>\n"
-    )
+    files = "config.toml, events.jsonl and summary.json"
+    return shell(f"{name}: training report", subtitle(run), headline(run), sections, files)
 
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: tools/report RUN_FOLDER")
+        sys.exit("usage: tools/report FOLDER")
     folder = sys.argv[1]
     if not os.path.isdir(folder):
-        sys.exit(f"tools/report: {folder}: no such folder; expected the output folder of a training run")
+        sys.exit(f"tools/report: {folder}: no such folder; expected the output folder of a training run or a comparison")
     known = ("events.jsonl", "summary.json")
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in known):
-        sys.exit(f"tools/report: {folder}: neither events.jsonl nor summary.json is there: not a run folder")
-    text = page(Run(folder))
+    if os.path.isfile(os.path.join(folder, "results.json")):
+        import report_compare  # it builds on this module
+
+        try:
+            text = report_compare.page(folder)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            sys.exit(
+                f"tools/report: {folder}/results.json is not what gantrain compare writes ({error!r}); "
+                "run the comparison's command again"
+            )
+    elif any(os.path.isfile(os.path.join(folder, name)) for name in known):
+        text = page(Run(folder))
+    else:
+        sys.exit(
+            f"tools/report: {folder}: none of events.jsonl, summary.json and results.json is there: neither a "
+            "run's folder nor a comparison's"
+        )
     path = os.path.join(folder, "report.html")
     try:
         with open(path + ".part", "w", encoding="utf-8") as file:

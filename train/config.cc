@@ -726,7 +726,8 @@ int64_t parse_bytes(const std::string& text, const std::string& place) {
 }
 
 TrainConfig parse_train_config(std::string_view text, const std::string& name,
-                               const std::vector<std::string>& overrides) {
+                               const std::vector<std::string>& overrides,
+                               const std::vector<std::string>& own) {
   TrainConfig config;
   if (const size_t bad = find_bad_utf8(text); bad != std::string::npos)
     fail_usage("{}:{}: not UTF-8 at byte {} of the file (0x{:02x}); save it as UTF-8", name,
@@ -740,16 +741,18 @@ TrainConfig parse_train_config(std::string_view text, const std::string& name,
   }
   Seen file, line;
   apply_table(config, file, table, "", name);
-  for (const std::string& override_text : overrides) apply_override(config, line, override_text);
+  for (const std::string& text_of : overrides) apply_override(config, own.empty() ? line : file, text_of);
+  for (const std::string& text_of : own) apply_override(config, line, text_of);
   resolve_method(config, file, line);
   resolve(config);
   check_together(config);
   return config;
 }
 
-TrainConfig load_train_config(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
-  if (file.empty()) return parse_train_config("", "(no file)", overrides);
-  return parse_train_config(read_text_file(file, int64_t{16} << 20), file.string(), overrides);
+TrainConfig load_train_config(const std::filesystem::path& file, const std::vector<std::string>& overrides,
+                              const std::vector<std::string>& own) {
+  if (file.empty()) return parse_train_config("", "(no file)", overrides, own);
+  return parse_train_config(read_text_file(file, int64_t{16} << 20), file.string(), overrides, own);
 }
 
 std::string to_toml(const TrainConfig& config) {

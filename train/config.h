@@ -153,12 +153,16 @@ struct TrainConfig {
 // override may be bare (train.batch=8, data.train=my file.jsonl) or TOML ("a\tb", [0.7, 1.0], {"0"="no"}); a
 // list may be bare words with commas. Throws Error of kind usage with file, line, key, expected and got;
 // unknown keys come with a suggestion.
+// `own`: settings of one run among several that share file and overrides: they win over both, and a shared
+// one that this run's method has no use for is no contradiction.
 TrainConfig load_train_config(const std::filesystem::path& file,
-                              const std::vector<std::string>& overrides = {});
+                              const std::vector<std::string>& overrides = {},
+                              const std::vector<std::string>& own = {});
 
 // The same over TOML text already in memory; `name` stands for the file in messages.
 TrainConfig parse_train_config(std::string_view text, const std::string& name,
-                               const std::vector<std::string>& overrides = {});
+                               const std::vector<std::string>& overrides = {},
+                               const std::vector<std::string>& own = {});
 
 // Every key with its value, as TOML that loads back to the same configuration.
 std::string to_toml(const TrainConfig& config);

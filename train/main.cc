@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   return run_cli(argc, argv,
                  {.train = [&](const TrainOptions& options) { return run_train(options, devices); },
                   .eval = [&](const EvalOptions& options) { return run_eval(options, devices); },
+                  .compare = run_compare,
                   .generate = [&](const GenerateOptions& options) { return run_generate(options, devices); },
                   .probe = [&](const ProbeOptions& options) { return run_probe(options, devices); },
                   .export_run = [&](const ExportOptions& options) { return run_export(options, devices); }});

@@ -81,4 +81,28 @@ std::string latin1_to_utf8(std::string_view text) {
   return out;
 }
 
+namespace {
+
+std::string shell_word(const std::string& word) {
+  if (!word.empty() && word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                              "_-+=./:,@%") == std::string::npos)
+    return word;
+  std::string out(1, '\'');
+  for (const char c : word) {
+    if (c == '\'')
+      out.append("'\\''");
+    else
+      out.push_back(c);
+  }
+  out.push_back('\'');
+  return out;
+}
+}  // namespace
+
+std::string shell_line(const std::vector<std::string>& words) {
+  std::string out = "gantrain";
+  for (const std::string& word : words) out.append(" ").append(shell_word(word));
+  return out;
+}
+
 }  // namespace gantrain

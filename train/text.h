@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace gantrain {
 
@@ -18,5 +19,8 @@ size_t find_bad_utf8(std::string_view text);
 
 // Latin-1 to UTF-8: every byte is one character.
 std::string latin1_to_utf8(std::string_view text);
+
+// "gantrain WORD ...", each word quoted where a shell would take it apart.
+std::string shell_line(const std::vector<std::string>& words);
 
 }  // namespace gantrain

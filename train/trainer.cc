@@ -900,6 +900,13 @@ int64_t Trainer::step_number() const { return s_->step; }
 int64_t Trainer::total_steps() const { return s_->total; }
 Phase Trainer::phase() const { return done() ? Phase::kDone : s_->phase; }
 const std::vector<std::string>& Trainer::new_alarms() const { return s_->raised; }
+std::map<std::string, int64_t> Trainer::alarms_raised() const {
+  std::map<std::string, int64_t> out;
+  for (size_t k = 0; k < kAlarmKinds; ++k)
+    if (const auto kind = static_cast<AlarmKind>(k); s_->alarms.times_raised(kind) > 0)
+      out[alarm_name(kind)] = s_->alarms.times_raised(kind);
+  return out;
+}
 const Totals& Trainer::totals() const { return s_->totals; }
 const SignalCheck& Trainer::signal() const { return s_->signal; }
 int64_t Trainer::generator_parameters() const { return s_->generator->parameters().count(); }

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -92,6 +93,8 @@ class Trainer {
   PromptMaker* warm();  // nullptr before the adversarial phase
 
   const std::vector<std::string>& new_alarms() const;  // raised by the last step
+  // How often each alarm went off over the run, by name (train/losses/alarms.h).
+  std::map<std::string, int64_t> alarms_raised() const;
   const Totals& totals() const;
   const SignalCheck& signal() const;  // measured when the discriminator's own phase ends
   int64_t generator_parameters() const, deployed_parameters() const, discriminator_parameters() const;

@@ -329,10 +329,13 @@ class Report(unittest.TestCase):
                 self.report(folder)
 
     def test_wrong_folders_are_refused(self):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as compared:
+            with open(os.path.join(compared, "results.json"), "w", encoding="utf-8") as file:
+                json.dump({"arms": 3}, file)
             for wrong, words in (
                 (os.path.join(folder, "none"), "no such folder"),
-                (folder, "not a run folder"),
+                (folder, "neither a run"),
+                (compared, "not what gantrain compare writes"),
             ):
                 run = run_report(wrong)
                 self.assertNotEqual(run.returncode, 0)

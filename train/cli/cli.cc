@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "train/cli/parse.h"
 #include "train/suggest.h"
+#include "train/text.h"
 
 namespace gantrain {
 namespace {
@@ -34,6 +35,13 @@ std::string version_text() {
   return fmt::format("gantrain {} (g++ {}.{}, {})", GANTRAIN_VERSION, __GNUC__, __GNUC_MINOR__, instructions);
 }
 
+// The words as a shell would read them again.
+std::string command_line(int argc, const char* const* argv) {
+  std::vector<std::string> words;
+  for (int i = 1; i < argc; ++i) words.emplace_back(argv[i]);
+  return shell_line(words);
+}
+
 // Every "-x" and "--long" of a verb.
 std::vector<std::string> flag_names(const CLI::App& verb) {
   std::vector<std::string> names;
@@ -53,6 +61,8 @@ int parse_and_run(int argc, const char* const* argv, const VerbTable& table) {
   std::map<std::string, cli::Action> actions;
   if (table.train) actions["train"] = cli::add_train(program, table);
   if (table.eval) actions["eval"] = cli::add_eval(program, table);
+  if (table.compare)
+    actions["compare"] = cli::add_compare(program, table, command_line(argc, argv), version_text());
   if (table.generate) actions["generate"] = cli::add_generate(program, table);
   if (table.export_run) actions["export"] = cli::add_export(program, table);
   if (table.probe) actions["probe"] = cli::add_probe(program, table);

@@ -13,6 +13,7 @@ namespace gantrain {
 struct VerbTable {
   std::function<int(const TrainOptions&)> train;
   std::function<int(const EvalOptions&)> eval;
+  std::function<int(const CompareOptions&)> compare;
   std::function<int(const GenerateOptions&)> generate;
   std::function<int(const ProbeOptions&)> probe;
   std::function<int(const ExportOptions&)> export_run;

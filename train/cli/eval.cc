@@ -31,12 +31,28 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
                   "write the results here as JSON; -: to standard output instead of the table");
   verb.add_option("--gemm", flags->gemm, std::string(kGemmHelp) + "; as gemm=WHO");
   verb.add_flag("--no-generate", flags->no_generate, "loss and label likelihood only");
+  verb.add_option("--arms", o.arms, "which to measure: none, warm, trained, with commas; default all")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  verb.add_option(
+          "--judges", o.judges,
+          "train this many fresh judges an arm and temperature, and say how often they tell its answers "
+          "from references")
+      ->capture_default_str();
+  verb.add_option("--judge-pairs", o.judge_pairs,
+                  "held-out pairs that a judge is asked about; it learns from twice as many")
+      ->capture_default_str();
   verb.add_option("settings", o.overrides, "key=value settings over the run's own");
   return [flags, run = verbs.eval] {
     EvalOptions& options = flags->options;
     need(!options.run.empty(), "eval", "--run");
     check_choice("--split", options.split, {"test", "valid", "train"});
     for (const double t : options.temperatures) check_range("--temperatures", t, 0.0, 10.0);
+    for (const std::string& arm : options.arms) check_choice("--arms", arm, {"none", "warm", "trained"});
+    check_range("--judges", static_cast<double>(options.judges), 0, 1000);
+    check_range("--judge-pairs", static_cast<double>(options.judge_pairs), 1, 1e9);
+    if (flags->no_generate && options.judges > 0)
+      fail_usage("eval: --judges reads generated answers; leave --no-generate out");
     check_range("--max-items", static_cast<double>(options.max_items), -1, 1e12);
     for (const std::string& word : options.overrides)
       if (word.find('=') == std::string::npos) fail_usage("eval: expected key=value, got '{}'", word);

@@ -18,6 +18,9 @@ using Action = std::function<int()>;
 
 Action add_train(CLI::App& program, const VerbTable& verbs);
 Action add_eval(CLI::App& program, const VerbTable& verbs);
+// `command`, `version`: the command line as it was given and the program, for the report.
+Action add_compare(CLI::App& program, const VerbTable& verbs, const std::string& command,
+                   const std::string& version);
 Action add_generate(CLI::App& program, const VerbTable& verbs);
 Action add_export(CLI::App& program, const VerbTable& verbs);
 Action add_probe(CLI::App& program, const VerbTable& verbs);

@@ -33,8 +33,10 @@ std::optional<std::vector<int32_t>> canonical_tokens(const Tokenizer& tokenizer,
 
 std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                               const Prompts& prompts, ExampleSpan inputs, Placement placement,
-                              std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel) {
+                              std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel,
+                              double temperature) {
   SamplingParams params;
+  params.temperature = static_cast<float>(temperature);
   params.max_new = static_cast<int32_t>(max_new);
   params.stop = tokenizer.end_ids();
   params.gumbel = gumbel;

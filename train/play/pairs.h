@@ -30,11 +30,12 @@ struct RolloutGroup {
   int64_t samples = 1;
   uint64_t key = 0;
 };
-// The groups' answers at temperature 1, nothing cut, all decoded together; group after group, input after
-// input.
+// The groups' answers, nothing cut, all decoded together; group after group, input after input. Training
+// samples at temperature 1; 0 is greedy.
 std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                               const Prompts& prompts, ExampleSpan inputs, Placement placement,
-                              std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel);
+                              std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel,
+                              double temperature = 1.0);
 
 // The tokens a tokenizer gives for the text of `tokens` inside a longer text; nullopt if that text is not
 // valid UTF-8.

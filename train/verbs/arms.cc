@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "core/rng.h"
 #include "train/metrics/accuracy.h"
 
 namespace gantrain {
@@ -43,6 +44,20 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
           r.samples.push_back(texts[i]);
     }
   }
+  if (settings.judges > 0 && settings.generate) {
+    for (double temperature : settings.temperatures) {
+      const auto pairs = [&](ExampleSpan from, int64_t count, uint64_t purpose) {
+        return answer_pairs(runner, tokenizer, *arm.maker, from, settings.placement, count, settings.max_new,
+                            temperature, derive_key(settings.seed, purpose));
+      };
+      JudgeSettings judge;
+      judge.judges = settings.judges;
+      judge.seed = settings.seed;
+      r.verdicts.push_back(judge_answers(runner.device(), runner.llama().config().vocab_size,
+                                         pairs(settings.judge_train, 2 * settings.judge_pairs, 6),
+                                         pairs(merged, settings.judge_pairs, 7), judge));
+    }
+  }
   if (!settings.drift_text.empty())
     r.drift =
         evaluate_drift(runner, tokenizer, *arm.maker, settings.drift_text, 128, 32, settings.placement).ce;
@@ -70,6 +85,11 @@ std::string to_json(const ArmResult& r) {
                                  {"self_bleu_5", s.self_bleu[3]},
                                  {"length", s.mean_length},
                                  {"texts", s.texts}});
+  for (size_t i = 0; i < r.verdicts.size(); ++i)
+    j["temperatures"][i].update({{"judge_accuracy", r.verdicts[i].accuracy},
+                                 {"judge_error", r.verdicts[i].standard_error},
+                                 {"judge_accuracies", r.verdicts[i].accuracies},
+                                 {"judge_pairs", r.verdicts[i].held_out_pairs}});
   return j.dump();
 }
 
@@ -93,6 +113,9 @@ std::string arms_table(const std::vector<ArmResult>& results) {
   if (temperatures == 0) return out;
   out += fmt::format("\n{:<12} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>9} {:>7}\n", "arm", "T", "BLEU",
                      "ROUGE-L", "exact", "dist-1", "dist-2", "sBLEU-4", "words");
+  const bool judged =
+      std::any_of(results.begin(), results.end(), [](const ArmResult& r) { return !r.verdicts.empty(); });
+  if (judged) out.insert(out.size() - 1, fmt::format(" {:>13}", "judge"));
   for (size_t t = 0; t < temperatures; ++t)
     for (const ArmResult& r : results) {
       if (t >= r.texts.size()) continue;
@@ -100,6 +123,9 @@ std::string arms_table(const std::vector<ArmResult>& results) {
       out += fmt::format("{:<12} {:>5.2f} {:>7.2f} {:>7.2f} {:>6.1f}% {:>7.3f} {:>7.3f} {:>9.2f} {:>7.1f}\n",
                          r.name, s.temperature, s.bleu, s.rouge_l, s.exact_match, s.distinct_1, s.distinct_2,
                          s.self_bleu[2], s.mean_length);
+      if (t < r.verdicts.size())
+        out.insert(out.size() - 1,
+                   fmt::format(" {:.3f} +- {:.3f}", r.verdicts[t].accuracy, r.verdicts[t].standard_error));
     }
   return out;
 }

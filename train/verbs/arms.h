@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "train/play/evaluate.h"
+#include "train/play/judging.h"
 
 namespace gantrain {
 
@@ -22,13 +23,17 @@ struct ArmSettings {
   int64_t max_generate = 100;  // items texts are generated for
   uint64_t seed = 1;
   bool generate = true;
-  std::string drift_text;  // may be empty
+  std::string drift_text;      // may be empty
+  int64_t judges = 0;          // fresh judges a temperature; 0: none
+  int64_t judge_pairs = 2000;  // held out, of `merged`; they learn from twice as many of judge_train
+  ExampleSpan judge_train;
 };
 struct ArmResult {
   std::string name;
   LossResult loss;
   double label_accuracy = -1;        // -1: not a classification task
   std::vector<TextScores> texts;     // one a temperature
+  std::vector<Verdict> verdicts;     // of the judges, one a temperature
   double drift = -1;                 // cross-entropy on the second text; -1: not asked for
   std::vector<std::string> samples;  // the first items' texts at the first temperature
 };

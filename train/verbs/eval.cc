@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -42,12 +43,16 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   NoPrompt none;
   GeneratorPrompts trained_prompts(runner, *trained, config.generator);
   std::unique_ptr<GeneratorPrompts> warm_prompts;
-  std::vector<Arm> arms{{"no prompt", &none}};
-  if (warm) {
+  const auto wanted = [&](const char* name) {
+    return std::find(options.arms.begin(), options.arms.end(), name) != options.arms.end();
+  };
+  std::vector<Arm> arms;
+  if (wanted("none")) arms.push_back({"no prompt", &none});
+  if (warm && wanted("warm")) {
     warm_prompts = std::make_unique<GeneratorPrompts>(runner, *warm, config.generator);
     arms.push_back({"warm", warm_prompts.get()});
   }
-  arms.push_back({"trained", &trained_prompts});
+  if (wanted("trained")) arms.push_back({"trained", &trained_prompts});
 
   const int64_t most = options.max_items >= 0 ? options.max_items : config.eval.max_items;
   const auto items = pointers(*split, most), merged_items = pointers(*merged, most);
@@ -61,6 +66,12 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   settings.max_generate = static_cast<int64_t>(merged_items.size());
   settings.seed = static_cast<uint64_t>(config.seed);
   settings.generate = options.generate;
+  const auto train_items = pointers(data.train);
+  settings.judges = options.judges;
+  settings.judge_pairs = options.judge_pairs;
+  settings.judge_train = train_items;
+  if (options.judges > 0 && train_items.empty())
+    fail_usage("--judges needs the run's training items to learn from: leave --data out, or set data.train");
   if (!options.drift_file.empty())
     settings.drift_text = read_text_file(options.drift_file, int64_t{64} << 20);
 

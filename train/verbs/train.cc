@@ -454,6 +454,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                     signal.discriminator_steps, signal.accuracy, signal.standard_error, signal.pairs,
                     signal.accuracy > kSignal ? "" : ": there is no adversarial signal"));
   summary["alarms"] = alarms;
+  summary["alarms_raised"] = trainer.alarms_raised();
   summary["nearest_tokens"] = nearest_tokens(llama, tokenizer, trainer.prompt_table());
   // Answers of a model need not be UTF-8.
   folder.write(folder.summary_file(), summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n");

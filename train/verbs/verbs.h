@@ -41,8 +41,28 @@ struct EvalOptions {
   std::string drift_file;              // a text: loss on it with the prompt on and off
   std::string json_file;               // the results as JSON; "-": standard output instead of the table
   bool generate = true;                // texts and their scores; else loss and label likelihood only
+  std::vector<std::string> arms = {"none", "warm", "trained"};
+  int64_t judges = 0;          // fresh judges an arm and temperature; 0: none
+  int64_t judge_pairs = 2000;  // held-out pairs of a reference and an answer that they are asked about
 };
 int run_eval(const EvalOptions& options, const DeviceFactory& devices);
+
+struct CompareOptions {
+  std::string config_file;             // TOML, may be empty: what all arms share
+  std::vector<std::string> overrides;  // "section.key=value"
+  std::vector<std::string> methods;    // as train/verbs/compare.h reads them
+  std::vector<std::string> arms;       // "NAME: METHOD KEY=VALUE ..."
+  std::vector<int64_t> seeds;
+  double seconds = 0;  // > 0: also at equal wall clock, this long a run
+  int64_t jobs = 1;    // runs side by side
+  int64_t judges = 0, judge_pairs = 2000;
+  std::string drift_file;  // a text: what training forgets of it
+  bool dry_run = false;    // list the runs and their commands
+  std::string command;     // the command line as it was given, for the report
+  std::string version;
+};
+// Trains and measures every arm with every seed, each in a process of its own; writes tables into `output`.
+int run_compare(const CompareOptions& options);
 
 struct GenerateOptions {
   std::string model;       // needed without a run

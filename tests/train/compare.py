@@ -1,0 +1,118 @@
+"""`gantrain compare` from end to end: tables, going on after a stop, runs that fail, configurations that changed.
+
+usage: compare.py GANTRAIN
+
+On the tiny model of bad_inputs.py with 60 items. A comparison that was stopped and goes on gives the figures of one that was not;
+a third call runs nothing. Python's standard library only, but for the page, which tools/report makes with its own packages.
+"""
+
+import csv
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import bad_inputs  # noqa: E402
+
+METHODS = "zero-shot,few-shot:2,prompt,lora+rloo"
+SHARED = ["model=model", "data.train=items.jsonl", "data.valid_fraction=0.1", "data.test_fraction=0.3", "train.steps=4",
+          "train.warmup_ce_steps=2", "train.discriminator_steps=1", "train.batch=2", "train.max_new_tokens=4", "loss.samples=2",
+          "discriminator.width=8", "dtype=f32", "eval.max_items=6", "eval.samples=1", "eval.temperatures=1.0,0.5",
+          "generator.prompt_length=2", "lora.rank=2"]  # fmt: skip
+ASKED = ["--methods", METHODS, "--arm", "wide: lora lora.rank=4", "--seeds", "1,2", "--judges", "1", "--judge-pairs", "24",
+         "--drift", "drift.txt"]  # fmt: skip
+ARMS = ["zero-shot", "few-shot-2", "prompt", "lora+rloo", "wide"]
+
+
+def main():
+    program = str(pathlib.Path(sys.argv[1]).resolve())
+
+    def fail(text):
+        sys.exit(f"FAIL: {text}")
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        bad_inputs.trained()(folder)
+        items = [{"prompt": f"p{i}", "completion": f" w{i % 7}x{i % 3}"} for i in range(60)]
+        (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        (folder / "drift.txt").write_text("w1 p2 x " * 40)
+
+        def run(*words, status=0):
+            done = subprocess.run([program, "compare", *words], cwd=folder, capture_output=True, text=True, errors="replace")
+            if done.returncode != status:
+                fail(f"gantrain compare {' '.join(words)}: exit status {done.returncode}, expected {status}\n{done.stderr}")
+            return done
+
+        def figures(out):
+            """What does not depend on the clock."""
+            runs = json.loads((folder / out / "results.json").read_text())["runs"]
+            keep = ("ce", "bleu", "judge_accuracy", "drift", "parameters_trained", "steps")
+            return {(r["arm"], r["seed"]): (r["status"], [r["figures"].get(k) for k in keep], r["curve"]) for r in runs}
+
+        listed = run(*SHARED, *ASKED, "-o", "dry", "--dry-run").stdout.splitlines()
+        if len(listed) != 2 * 2 * len(ARMS) or (folder / "dry").exists():
+            fail(f"--dry-run: {len(listed)} lines, or a folder")
+
+        done = run(*SHARED, *ASKED, "-o", "whole")
+        whole = folder / "whole"
+        results = json.loads((whole / "results.json").read_text())
+        if [row["arm"] for row in results["arms"]] != ARMS or any(row["runs"] != 2 or row["failed"] for row in results["arms"]):
+            fail(f"arms {[(row['arm'], row['runs'], row['failed']) for row in results['arms']]}")
+        for row in results["arms"]:
+            if not {"ce", "bleu", "judge_accuracy", "drift", "train_seconds", "peak_memory_bytes"} <= row["figures"].keys():
+                fail(f"{row['arm']}: figures {sorted(row['figures'])}")
+        by_arm = {row["arm"]: row["figures"] for row in results["arms"]}
+        if by_arm["zero-shot"]["drift"]["median"] != 0 or by_arm["zero-shot"]["parameters_trained"]["median"] != 0:
+            fail("zero-shot trained something")
+        if by_arm["wide"]["parameters_trained"]["median"] != 2 * by_arm["lora+rloo"]["parameters_trained"]["median"]:
+            fail("an arm's own settings were not used")
+        rows = list(csv.DictReader((whole / "results.csv").read_text().splitlines()))
+        if len(rows) != 2 * 2 * len(ARMS) or {row["temperature"] for row in rows} != {"1", "0.5"}:
+            fail(f"results.csv: {len(rows)} lines")
+        if done.stdout != (whole / "results.md").read_text() or "few-shot-2" not in done.stdout:
+            fail("standard output is not results.md")
+        peft = json.loads((whole / "peft" / "wide--seed-2.json").read_text())
+        if peft["train_info"]["status"] != "success" or peft["train_info"]["num_trainable_params"] <= 0:
+            fail(f"peft: {peft['train_info']}")
+        page = (whole / "report.html").read_text()
+        if "wide" not in page or "<svg" not in page or "http://" in page.replace("http://www.w3.org", ""):
+            fail("report.html is no page, or needs something beside itself")
+
+        # Stopped after the first run was there; then to its end; then once more.
+        words = [*SHARED, *ASKED, "-o", "stopped"]
+        child = subprocess.Popen([program, "compare", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while child.poll() is None and not list((folder / "stopped").glob("runs/*/*/*/summary.json")):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        said = child.communicate()[1]
+        if child.returncode != 143 or "the same command goes on" not in said:
+            fail(f"stopped: exit status {child.returncode}, {said}")
+        there = len(list((folder / "stopped").glob("runs/*/*/*/summary.json")))
+        if not 1 <= there < 2 * len(ARMS):
+            fail(f"{there} runs are there after the stop")
+        run(*words)
+        if figures("stopped") != figures("whole"):
+            fail("a comparison that was stopped has other figures than one that was not")
+        if f"{2 * len(ARMS)} of {2 * len(ARMS)} runs are there already" not in run(*words).stderr:
+            fail("a finished comparison ran something again")
+
+        # Another configuration in the same folder; an arm that cannot run beside one that can.
+        changed = run(*[w.replace("train.batch=2", "train.batch=3") for w in words], status=2).stderr
+        if "train.batch: 2 -> 3" not in changed or "another" not in changed:
+            fail(changed)
+        failed = run(*SHARED, "--methods", "prompt", "--arm", "bad: lora adapter=nowhere", "-o", "bad", status=1)
+        if "1 of 2 runs failed" not in failed.stderr or "nowhere" not in failed.stdout:
+            fail(f"a failed run: {failed.stdout}\n{failed.stderr}")
+        timed = run(*SHARED, "--methods", "zero-shot,prompt", "--seconds", "0.2", "--jobs", "2", "-o", "timed")
+        results = json.loads((folder / "timed" / "results.json").read_text())
+        if [row["budget"] for row in results["arms"]] != ["none", "tokens", "seconds"] or "At equal wall clock" not in timed.stdout:
+            fail("no runs at equal wall clock")
+    print(f"{len(ARMS)} arms with 2 seeds: stopped and whole agree")
+
+
+if __name__ == "__main__":
+    main()

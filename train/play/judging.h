@@ -1,0 +1,42 @@
+// Fresh judges: how well a network that no training saw tells a model's answers from the references
+// (docs/method.md, 6). About 0.5 is the best an answerer can do.
+#pragma once
+
+#include <vector>
+
+#include "model/runner.h"
+#include "train/config.h"
+#include "train/play/pairs.h"
+
+namespace gantrain {
+
+struct JudgeSettings {
+  int64_t judges = 3;  // independent ones: other weights, another order of the pairs
+  int64_t width = 64;  // of a token's embedding and of the head
+  int64_t epochs = 8;  // over the training pairs at most; the best epoch on pairs set aside for that counts
+  int64_t batch = 32;  // pairs a step
+  double lr = 3e-3;
+  uint64_t seed = 1;
+};
+
+struct Verdict {
+  int64_t train_pairs = 0, held_out_pairs = 0;
+  std::vector<double> accuracies;  // of each judge: answers it named rightly, real and false alike, 0 to 1
+  double accuracy = 0.5;           // their median
+  double standard_error = 0;       // of the median judge's accuracy, over the held-out pairs
+};
+
+// Trains judges on pairs and asks them about held-out ones. Each judge reads its own embedding of the tokens
+// (0 .. vocabulary - 1) and knows nothing of the model. A tenth of `train`, at least one pair, chooses the
+// epoch. Throws Error where there are fewer than 20 pairs to train on or none held out.
+Verdict judge_answers(Device& device, int64_t vocabulary, const std::vector<AnswerPair>& train,
+                      const std::vector<AnswerPair>& held_out, const JudgeSettings& settings);
+
+// `count` pairs of references and the maker's answers at this temperature, over all inputs evenly: of each
+// the first answers, as many as it takes. Cut as the discriminator's pairs are (pairs.h); empty answers give
+// none.
+std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
+                                     ExampleSpan inputs, Placement placement, int64_t count, int64_t max_new,
+                                     double temperature, uint64_t seed);
+
+}  // namespace gantrain
