@@ -47,14 +47,41 @@ def issue_bound(mix, card):
     return 1 / max(1, mix["instructions"] / tensor, 8 * mix.get("MUFU", 0) / tensor, (16 * wide + 4 * narrow) / tensor)
 
 
-def wave_share(launch, row, card):
-    """Share of the last wave of blocks, and of all before, that does work."""
-    blocks = max(1, audit_machine.occupancy({**row, "threads": launch["threads"]}, card["arch"], launch["dynamic"])[0])
-    waves = launch["blocks"] / (card["processors"] * blocks)
-    return waves / -(-launch["blocks"] // (card["processors"] * blocks))
+def tiles_of(op, index, count, row):
+    """(tiles, blocks a multiprocessor) of product `index` of `count` in a call, by Hopper's kernel, whose blocks take tiles in turn
+    (the grid says nothing then); None for another kernel."""
+    match = re.match(r"matmul_wgmma_kernel<WgmmaTile<(\d+), (\d+), \d+, (\d+)>", row["name"])
+    if not match:
+        return None
+    tile_rows, tile_columns, blocks = map(int, match.groups())
+    # The head's two products come in turn, chunk by chunk: the logits, then their gradient.
+    backward = op["name"].endswith("_backward") or (op["name"] == "head_loss" and index % 2 == 1)
+    columns = op["weight"][1 if backward else 0]
+    rows = round(op["flops"] / (2 * op["weight"][0] * op["weight"][1] * count))
+    return -(-rows // tile_rows) * -(-columns // tile_columns), blocks
 
 
-def predict_op(op, ratio, rows, card):
+def wave_share(launch, row, card, tiles=None):
+    """Share of the last wave of blocks (or of a persistent kernel's tiles), and of all before, that does work."""
+    blocks, each = tiles or (launch["blocks"], audit_machine.occupancy({**row, "threads": launch["threads"]}, card["arch"], launch["dynamic"])[0])
+    at_once = card["processors"] * max(1, each)
+    return blocks / (at_once * -(-blocks // at_once))
+
+
+def shares(op, launches, rows, per_block):
+    """What part of an op's products each launch does. Kernels alike do as much; between others blocks times what was counted for
+    one decides, because a launch of a few blocks may stand beside one of thousands."""
+    kinds = [rows[n["kernel"]]["name"].split("<")[0] for n in launches]
+    if len(set(kinds)) == 1:
+        return [1 / len(launches)] * len(launches)
+    missing = [k for k in kinds if (op["name"], k) not in per_block]
+    if missing:
+        sys.exit(f"predict: {op['name']} launches {', '.join(missing)}, which the counted step does not: give COUNTED a shape that does")
+    work = [n["blocks"] * per_block[op["name"], k] for n, k in zip(launches, kinds)]
+    return [w / sum(work) for w in work]
+
+
+def predict_op(op, ratio, per_block, rows, card):
     """[(kernel, launches, bound by, seconds at the bound, seconds expected)] of one call of an op."""
     kind = "attention" if op["name"].startswith("attention") else "product"
     multiplying = [n for n in op["launches"] if mma_count(rows[n["kernel"]]["body"])]
@@ -63,10 +90,10 @@ def predict_op(op, ratio, rows, card):
     between = 2 * op["scratch"] / card["memory"] * (1 if op["scratch"] > card["l2"] / 2 else 1 / 3) if len(op["launches"]) > 1 else 0
     out = []
     if op["flops"] and multiplying:
-        weight = 1 / len(multiplying)
-        for launch in multiplying:
+        for index, (launch, weight) in enumerate(zip(multiplying, shares(op, multiplying, rows, per_block))):
             row = rows[launch["kernel"]]
-            compute = op["flops"] * ratio * weight / (card["tensor"] * issue_bound(main_loop(row), card) * wave_share(launch, row, card))
+            busy = wave_share(launch, row, card, tiles_of(op, index, len(multiplying), row))
+            compute = op["flops"] * ratio * weight / (card["tensor"] * issue_bound(main_loop(row), card) * busy)
             memory = op["bytes"] * weight / card["memory"]
             out.append((launch["kernel"], 1, "compute" if compute > memory else "memory", max(compute, memory),
                         max(compute / REACHED[kind], memory / REACHED["streaming"])))  # fmt: skip
@@ -91,24 +118,30 @@ def machine_rows(root, cache):
     return out
 
 
-def ratios(root, build, card, head):
-    """Op -> multiply-adds executed, times two, over `_flops`."""
+def counted_products(root, build, card, head, rows):
+    """Op -> multiply-adds executed, times two, over `_flops`; and (op, kernel) -> multiply-adds of one block."""
     _, ops = step_walk.walk(root, build, card["softgpu"], COUNTED[head], (1, 512, 20, 256), counted=True)
-    counted, wanted = {}, {}
+    counted, wanted, madds, blocks = {}, {}, {}, {}
     for op in ops:
         counted[op["name"]] = counted.get(op["name"], 0) + 2 * sum(n["madds"] for n in op["launches"])
         wanted[op["name"]] = wanted.get(op["name"], 0) + op["flops"]
-    return {name: counted[name] / wanted[name] if wanted[name] and counted[name] else 1.0 for name in wanted}
+        for launch in op["launches"]:
+            key = op["name"], rows[launch["kernel"]]["name"].split("<")[0]
+            madds[key] = madds.get(key, 0) + launch["madds"]
+            blocks[key] = blocks.get(key, 0) + launch["blocks"]
+    return ({name: counted[name] / wanted[name] if wanted[name] and counted[name] else 1.0 for name in wanted},
+            {key: madds[key] / blocks[key] for key in madds if madds[key]})  # fmt: skip
 
 
 def predict(root, build, model, card_name, machine):
     """Lines of the table: (op, kernel) -> launches, seconds at the bound, expected seconds, bounds; and the launches."""
     card, shape = CARDS[card_name], step_walk.MODELS[model]
-    ratio = ratios(root, build, card, shape[4])
+    code = machine[card["arch"]]
+    ratio, per_block = counted_products(root, build, card, shape[4], code)
     rows, ops = step_walk.walk(root, build, card["softgpu"], (3, *shape[1:]), BATCH)
     lines = {}
     for op, times in step_walk.whole_model(ops, 3, shape[0]):
-        for kernel, launches, bound, least, expected in predict_op(op, ratio[op["name"]], machine[card["arch"]], card):
+        for kernel, launches, bound, least, expected in predict_op(op, ratio[op["name"]], per_block, code, card):
             line = lines.setdefault((op["name"], kernel), {"launches": 0, "bound": set(), "least": 0.0, "expected": 0.0})
             line["launches"] += launches * times
             line["bound"].add(bound)

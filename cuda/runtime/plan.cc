@@ -21,7 +21,14 @@ int32_t task_keys(const AttentionPlan& plan, const QueryTask& t) {
   return t.span_keys + (plan.segments[static_cast<size_t>(t.segment)].kv_begin >= 0 ? t.begin + t.count : 0);
 }
 
-// Tasks of at most `few` queries come last.
+// Whether a task is all of a segment of at most `few` queries. The last few of a longer segment are not:
+// blocks beside theirs walk as many keys, so that cutting theirs into pieces shortens nothing and costs a
+// launch.
+bool of_few(const AttentionPlan& plan, const QueryTask& t, int32_t few) {
+  return plan.segments[static_cast<size_t>(t.segment)].q_count <= few;
+}
+
+// Tasks of segments of at most `few` queries come last.
 std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int32_t block, int32_t few) {
   std::vector<QueryTask> tasks;
   for (size_t s = 0; s < plan.segments.size(); ++s) {
@@ -31,7 +38,7 @@ std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int32_t block, int
   }
   // Later queries of a causal segment see more keys: the longest tasks start first.
   std::stable_sort(tasks.begin(), tasks.end(), [&](const auto& a, const auto& b) {
-    return std::pair(a.count <= few, -a.begin) < std::pair(b.count <= few, -b.begin);
+    return std::pair(of_few(plan, a, few), -a.begin) < std::pair(of_few(plan, b, few), -b.begin);
   });
   return tasks;
 }
@@ -41,7 +48,7 @@ std::vector<int32_t> list_keys(const AttentionPlan& plan, const PlanShape& shape
                                std::vector<QueryTask>& tasks) {
   std::vector<int32_t> list, begins(plan.segments.size(), -1);
   for (QueryTask& t : tasks) {
-    if (shape.lists == PlanShape::Lists::kMany && t.count <= shape.few_queries) continue;
+    if (shape.lists == PlanShape::Lists::kMany && of_few(plan, t, shape.few_queries)) continue;
     const AttentionSegment& s = plan.segments[static_cast<size_t>(t.segment)];
     int32_t& begin = begins[static_cast<size_t>(t.segment)];
     if (begin < 0) {
@@ -130,9 +137,9 @@ void add_pieces(const AttentionPlan& plan, const PlanShape& shape, const std::ve
   }
 }
 
-int32_t few_from(const std::vector<QueryTask>& tasks, int32_t few) {
+int32_t few_from(const AttentionPlan& plan, const std::vector<QueryTask>& tasks, int32_t few) {
   return static_cast<int32_t>(
-      std::count_if(tasks.begin(), tasks.end(), [&](const QueryTask& t) { return t.count > few; }));
+      std::count_if(tasks.begin(), tasks.end(), [&](const QueryTask& t) { return !of_few(plan, t, few); }));
 }
 
 // Appends the items' words at a multiple of 16 bytes; returns where they begin.
@@ -152,7 +159,7 @@ size_t append(std::vector<int32_t>& words, const std::vector<T>& items) {
 PartialResults partial_results(const AttentionPlan& plan, const PlanShape& shape) {
   PartialResults r;
   const std::vector<QueryTask> tasks = query_tasks(plan, shape.queries_per_task, shape.few_queries);
-  for (auto t = static_cast<size_t>(few_from(tasks, shape.few_queries)); t < tasks.size(); ++t) {
+  for (auto t = static_cast<size_t>(few_from(plan, tasks, shape.few_queries)); t < tasks.size(); ++t) {
     const int32_t keys = task_keys(plan, tasks[t]);
     if (keys <= shape.piece_keys) continue;
     r.slots += (keys + shape.piece_keys - 1) / shape.piece_keys;
@@ -216,7 +223,7 @@ void PlanCache::fill(Entry& entry) {
   const AttentionPlan& plan = entry.plan;
   const PlanShape& shape = entry.shape;
   std::vector<QueryTask> tasks = query_tasks(plan, shape.queries_per_task, shape.few_queries);
-  const int32_t few_begin = few_from(tasks, shape.few_queries);
+  const int32_t few_begin = few_from(plan, tasks, shape.few_queries);
   std::vector<int32_t> keys;
   if (shape.lists != PlanShape::Lists::kNone) keys = list_keys(plan, shape, tasks);
   std::vector<KeyPiece> pieces;

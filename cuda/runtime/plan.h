@@ -51,7 +51,7 @@ struct DevicePlan {
   const KeyPiece* pieces = nullptr;
   const PieceMerge* merges = nullptr;
   int32_t task_count = 0, key_blocks = 0, piece_count = 0, merge_count = 0;
-  int32_t few_begin = 0;        // tasks from here on have at most PlanShape::few_queries queries
+  int32_t few_begin = 0;        // tasks from here on are segments of at most PlanShape::few_queries queries
   bool covers_queries = false;  // every query row belongs to a segment
   bool operator==(const DevicePlan&) const = default;
 };
@@ -66,8 +66,8 @@ struct PlanShape {
   int32_t keys_per_block;  // 0: no blocks of keys (forward)
   int32_t few_queries;
   int64_t query_rows, key_rows;
-  int32_t piece_keys = 0;  // of tasks of few queries; 0: no pieces
-  // Whether rows of keys are listed: not at all, for tasks of more than few queries, for all.
+  int32_t piece_keys = 0;  // of segments of few queries; 0: no pieces
+  // Whether rows of keys are listed: not at all, for segments of more than few queries, for all.
   enum class Lists : uint8_t { kNone, kMany, kAll } lists = Lists::kNone;
   int32_t run_queries = 0;           // queries of a tile of key backward; 0: no runs, but parts
   int32_t run_heads = 0, group = 0;  // heads a tile takes of the `group` that share a key head

@@ -1,8 +1,8 @@
 // A door to what a training step issues: one step of prompt tuning on a Llama of the given shape, on the CUDA
-// device. A line to standard error before each op of the frozen model: its name, `_bytes`, `_flops` and
-// scratch; beside them `tools/softgpu --dry --trace -` writes a line for each launch, so that no value is
-// ever computed. Weights are zeros. usage: step_door LAYERS C H K D F V TIED SEQUENCES TOKENS PROMPT SCORED
-// (SCORED rows of each sequence)
+// device. A line to standard error before each op of the frozen model: its name, `_bytes`, `_flops`, scratch
+// and weight (rows, columns; 0 0 without one); beside them `tools/softgpu --dry --trace -` writes a line for
+// each launch, so that no value is ever computed. Weights are zeros. usage: step_door LAYERS C H K D F V TIED
+// SEQUENCES TOKENS PROMPT SCORED (SCORED rows of each sequence)
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -41,9 +41,13 @@ class ZeroWeights : public Weights {
   std::vector<TensorEntry> entries_;
 };
 
-void note(const char* op, int64_t bytes, int64_t flops, int64_t scratch) {
-  std::fprintf(stderr, "op %s bytes %lld flops %lld scratch %lld\n", op, static_cast<long long>(bytes),
-               static_cast<long long>(flops), static_cast<long long>(scratch));
+template <typename Args>
+void note(const char* op, const Args& a, int64_t bytes, int64_t flops, int64_t scratch) {
+  int64_t rows = 0, columns = 0;
+  if constexpr (requires { a.w->cols(); }) rows = a.w->rows(), columns = a.w->cols();
+  std::fprintf(stderr, "op %s bytes %lld flops %lld scratch %lld weight %lld %lld\n", op,
+               static_cast<long long>(bytes), static_cast<long long>(flops), static_cast<long long>(scratch),
+               static_cast<long long>(rows), static_cast<long long>(columns));
 }
 
 }  // namespace
@@ -55,7 +59,7 @@ void note(const char* op, int64_t bytes, int64_t flops, int64_t scratch) {
   void wrap_##NAME(Device&, const ARGS&) asm("__wrap__ZN8gantrain" #NAME_LENGTH #NAME      \
                                              "ERNS_6DeviceERKNS_" #ARGS_LENGTH #ARGS "E"); \
   void wrap_##NAME(Device& device, const ARGS& a) {                                        \
-    note(#NAME, NAME##_bytes(a), FLOPS, SCRATCH);                                          \
+    note(#NAME, a, NAME##_bytes(a), FLOPS, SCRATCH);                                       \
     real_##NAME(device, a);                                                                \
   }
 #define WITH_PRODUCT(L, NAME, M, ARGS) WRAPPED(L, NAME, M, ARGS, NAME##_flops(a), NAME##_scratch(device, a))
