@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 
+import bitsandbytes
 import gguf
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ import witness_peft as peft_witness
 from witness_peft import MODELS
 
 EXACT = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0, "q4_1": gguf.GGMLQuantizationType.Q4_1}
-# The mean of a tensor's scales is a sum of thousands in f32 there, in f64 here: it differs in its last bits, and with it, now and then,
-# which of two codes a scale is next to. Of all values at most this share may differ by more than rounding.
-OTHER_CODES = 1e-2
+# bitsandbytes' search for a scale's code on the CPU (0.50) misses the nearest of the 256 where a scale lies between two, by up to some 1e-5 of
+# the step: of a thousand scales one has the code beside. Such a scale is off by half the distance of two codes, 0.7 % of a step.
+# Everything else is the same but for roundings (the mean of the scales is summed in f32 there, in f64 here).
+OTHER_CODES = 5e-3
 
 
 def values_of(door, path, packing, work):
@@ -65,15 +67,19 @@ def compare_values(door, path, work):
             elif packing == "nf4" and matrix and want.shape[1] % 64 == 0 and name not in ("model.embed_tokens.weight", "lm_head.weight"):
                 q, state = functional.quantize_4bit(torch.from_numpy(want), blocksize=64, compress_statistics=True, quant_type="nf4")
                 scale = np.abs(want).reshape(-1, 64).max(axis=1).repeat(64).reshape(want.shape)
+                # A value midway between two of the sixteen, to f32's rounding of the quotient, may become either.
+                table = state.code.numpy().astype(np.float64)
+                midway = np.abs((want / scale)[..., None] - (table[1:] + table[:-1]) / 2).min(axis=-1) < 1e-6
                 want = functional.dequantize_4bit(q, state).numpy()
                 packed += 1
-                error = np.abs(got - want) / scale
+                error = np.where(midway, 0, np.abs(got - want) / scale)
+                if midway.sum() > 10:
+                    sys.exit(f"FAIL {path.name} {name}: {midway.sum()} values lie midway")
                 off = error > 1e-6
                 other += int(off.sum())
                 total += off.size
                 largest = max(largest, float(error[off].max(initial=0)))
-                # Another code of a scale is the next one: 2 % of the step away, which is no more than the scale itself.
-                if not largest <= 0.02:
+                if not largest <= 0.015:
                     sys.exit(f"FAIL {path.name} {name}: nf4 off by {largest:.2e} of the block's largest value")
                 continue
             if not np.array_equal(got, want):
@@ -88,7 +94,17 @@ def compare_values(door, path, work):
 def in_four_bits(path):
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=torch.float32)
-    return LlamaForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.float32, device_map="cpu")
+    model = LlamaForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.float32, device_map="cpu")
+    # The codes of scales as the layout means them, the nearest: what is compared from here on is the arithmetic.
+    stored = tensors(path)
+    for name, layer in model.named_modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            layer.support_avx512bf16_for_cpu = False  # else it multiplies in bf16 where no gradient is asked for
+            state = layer.weight.quant_state
+            scales = (stored[name + ".weight"].reshape(-1, 64).abs().amax(dim=1) - state.offset).double()
+            steps = state.state2.absmax.double().repeat_interleave(256)[:scales.numel()]
+            state.absmax = ((scales / steps)[:, None] - state.state2.code.double()[None]).abs().argmin(dim=1).to(torch.uint8)
+    return model
 
 
 def main():

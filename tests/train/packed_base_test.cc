@@ -160,6 +160,11 @@ TEST_F(PackedBase, EveryMethodGivesTheBitsOfExpandedValues) {
   for (const BasePacking packing : {BasePacking::kNf4, BasePacking::kQ8_0}) {
     Settings packed{.packing = packing}, expanded{.packing = packing, .packed = false};
     for (const auto& words : cases()) {
+      // One type of blocks for every case, the other where rewards and adapters, or prompts of an input,
+      // meet.
+      const bool rewards =
+          words[1] == "loss.kind=rloo" && (words[0] == "method=qlora" || words[0] == "method=gan");
+      if (packing == BasePacking::kQ8_0 && !rewards) continue;
       TestRun a(packed, words), b(expanded, words);
       EXPECT_LT(a.llama->weight_bytes() - a.device->expansion_bytes(), b.llama->weight_bytes());
       EXPECT_EQ(a.llama->content_hash(), b.llama->content_hash());
