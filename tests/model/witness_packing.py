@@ -29,6 +29,8 @@ import make_random_llamas
 import witness_peft as peft_witness
 from witness_peft import MODELS
 
+# Name, and whether QLoRA is run on it: not where a weight lies midway between two of the sixteen values and became the other one there.
+MODELS_HERE = (("tied_mha_d16", False), ("gqa4_d64_llama3", False), ("untied_gqa3_d64", True), ("one_layer_wide_mlp", True))
 EXACT = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0, "q4_1": gguf.GGMLQuantizationType.Q4_1}
 # bitsandbytes' search for a scale's code on the CPU (0.50) misses the nearest of the 256 where a scale lies between two, by up to some 1e-5 of
 # the step: of a thousand scales one has the code beside. Such a scale is off by half the distance of two codes, 0.7 % of a step.
@@ -109,7 +111,7 @@ def in_four_bits(path):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        for i, (name, qlora) in enumerate((("tied_mha_d16", False), ("untied_gqa3_d64", True), ("gqa4_d64_llama3", True))):
+        for i, (name, qlora) in enumerate(MODELS_HERE):
             work = pathlib.Path(folder) / str(i)
             work.mkdir()
             path = make_random_llamas.make(work, *MODELS[name])
@@ -117,7 +119,7 @@ def main():
             if not qlora:
                 continue
             what = f"QLoRA on {name}"
-            layers = peft_witness.ALL if i == 1 else ["q_proj", "v_proj"]
+            layers = peft_witness.ALL if name == "untied_gqa3_d64" else ["q_proj", "v_proj"]
             config = LoraConfig(r=8, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM")
             model = get_peft_model(in_four_bits(path), config)
             peft_witness.randomise(model, i)
