@@ -17,7 +17,9 @@ struct MethodRow {
   const char* name;
   bool adversarial;
   std::vector<std::string> overrides;
-  bool is_lora() const { return overrides.front() == "method=lora"; }  // has no prompt
+  bool is_lora() const {  // has no prompt
+    return overrides.front() == "method=lora" || overrides.front() == "method=qlora";
+  }
 };
 const std::vector<MethodRow>& methods() {
   static const std::vector<MethodRow> table{
@@ -28,6 +30,15 @@ const std::vector<MethodRow>& methods() {
       {"lora_all",
        false,
        {"method=lora", "lora.rank=8", "lora.alpha=16", "lora.targets=all", "loss.kind=ce"}},
+      // LoRA on two targets over a base that stays packed.
+      {"qlora_nf4",
+       false,
+       {"method=qlora", "model_quantize=nf4", "lora.rank=8", "lora.alpha=16", "lora.targets=q,v",
+        "loss.kind=ce"}},
+      {"qlora_q8_0",
+       false,
+       {"method=qlora", "model_quantize=q8_0", "lora.rank=8", "lora.alpha=16", "lora.targets=q,v",
+        "loss.kind=ce"}},
       // The conditional generator: C0 cross-entropy alone, C1 rewards, C2 straight-through Gumbel.
       {"gan_c0", false, {"method=gan", "loss.kind=ce"}},
       {"gan_c1", true, {"method=gan", "loss.kind=rloo"}},
@@ -95,7 +106,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
     std::unique_ptr<Trainer> trainer;
   };
   const auto run = std::make_shared<Run>();
-  run->model = open_bench_model(device, p.model, p.config, p.dtype);
+  run->model = open_bench_model(device, p.model, p.config, p.dtype, config.model_quantize);
   if (method.is_lora())
     run->lora =
         std::make_unique<OwnedLora>(device, run->model.llama->config(), lora_shape(config.lora), false);
@@ -124,6 +135,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
                   {"forward_backward_seconds", r.forward_backward_s},
                   {"optimizer_seconds", r.optimizer_s},
                   {"rows", static_cast<double>(r.tokens)},
+                  {"weight_bytes", static_cast<double>(run->model.llama->weight_bytes())},
                   {"parameters", static_cast<double>(run->trainer->generator_parameters())},
                   {"saved_activation_bytes",
                    static_cast<double>(saved_bytes(device, *run->model.llama, r.tokens,

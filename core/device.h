@@ -25,6 +25,9 @@ class FrozenMatrix {
   int64_t cols() const { return cols_; }
   DType dtype() const { return dtype_; }
   virtual int64_t bytes() const = 0;  // memory owned by this object; 0 if it borrows mapped file pages
+  // Whether its values lie packed (core/packed.h) and are expanded, rounded once to dtype(), by what reads
+  // them.
+  virtual bool packed() const { return false; }
   virtual DeviceKind device() const = 0;
 
  protected:
@@ -46,7 +49,12 @@ struct MatrixSource {
   // All rows as they lie packed, in order, if that is so: a device may expand them itself (the same bits) and
   // then asks for each row once, and never calls `read`.
   std::vector<PackedRows> packed{};
+  bool keep_packed = false;  // with `packed`: the matrix stays packed; it owns a copy of the blocks
+  // A table of embeddings or a head: its many rows are the inputs of no product but the head's backward,
+  // which takes kTallRows at a time.
+  bool tall = false;
 };
+inline constexpr int64_t kTallRows = 8192;
 
 // A copy of device memory on its way to the host.
 struct HostCopy {
@@ -112,6 +120,9 @@ class Device {
 
   // Stores the matrix as `dtype` (f32 or bf16), rounding once to nearest even.
   virtual std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) = 0;
+  // Memory that the device keeps for products with packed matrices, beside theirs: the part of one that is
+  // expanded at a time. Grows while matrices are frozen, not afterwards.
+  virtual int64_t expansion_bytes() const { return 0; }
   // A hash of the matrix as it is in memory now: proves that a frozen base was not written to.
   virtual uint64_t hash(const FrozenMatrix& matrix) = 0;
   // The type in which q, k, v, o, g and u of a layer are kept beside weights of this type (see

@@ -47,6 +47,10 @@ void release_aligned(void* p, int64_t bytes) noexcept {
     std::free(p);
 }
 
+std::shared_ptr<void> allocate_shared(int64_t bytes) {
+  return std::shared_ptr<void>(allocate_aligned(bytes), [bytes](void* p) { release_aligned(p, bytes); });
+}
+
 std::string cpu_name() {
   std::ifstream in("/proc/cpuinfo");
   for (std::string line; std::getline(in, line);) {
@@ -98,6 +102,18 @@ class CpuDevice final : public Device {
     GT_CHECK(s.rows > 0 && s.cols > 0, "a frozen matrix needs rows and columns, got ({}, {})", s.rows,
              s.cols);
     const int64_t size = dtype_size(dtype);
+    if (s.keep_packed) {
+      GT_CHECK(!s.packed.empty(), "a matrix that stays packed needs `packed`");
+      auto weights = std::make_unique<const PackedWeights>(pool_, s, dtype, expansion_);
+      if (const int64_t wanted = weights->wanted(); wanted > expansion_->bytes) {
+        expansion_->memory.reset();
+        expansion_->memory = allocate_shared(wanted);
+        std::memset(expansion_->memory.get(), 0,
+                    static_cast<size_t>(wanted));  // held from now on, not at first use
+        expansion_->bytes = wanted;
+      }
+      return std::make_unique<const CpuMatrix>(s.rows, s.cols, dtype, std::move(weights));
+    }
     if (!s.direct.empty()) {
       GT_CHECK(s.direct.shape() == (Shape{s.rows, s.cols}), "direct source is {}, expected ({}, {})",
                to_string(s.direct.shape()), s.rows, s.cols);
@@ -107,7 +123,7 @@ class CpuDevice final : public Device {
     }
     GT_CHECK(s.read || !s.direct.empty(), "a matrix source needs `read` or `direct`");
     const int64_t bytes = s.rows * s.cols * size;
-    std::shared_ptr<void> memory(allocate_aligned(bytes), [bytes](void* p) { release_aligned(p, bytes); });
+    const std::shared_ptr<void> memory = allocate_shared(bytes);
     const int64_t grain = std::clamp<int64_t>((1 << 16) / s.cols, 1, s.rows);
     pool_.parallel_ranges(s.rows, grain, [&](int64_t begin, int64_t end) {
       std::byte* to = static_cast<std::byte*>(memory.get()) + begin * s.cols * size;
@@ -128,24 +144,35 @@ class CpuDevice final : public Device {
 
   uint64_t hash(const FrozenMatrix& matrix) override {
     const CpuMatrix& m = as_cpu(matrix);
-    const int64_t bytes = m.rows() * m.cols() * dtype_size(m.dtype()), grain = int64_t{1} << 20;
+    uint64_t all = mix(static_cast<uint64_t>(m.rows()), static_cast<uint64_t>(m.cols()));
+    const auto add = [&](const void* data, int64_t bytes) {
+      for (const uint64_t part : hashes(data, bytes)) all = mix(all, part);
+    };
+    if (m.weights())
+      m.weights()->each_piece(add);
+    else
+      add(m.data(), m.rows() * m.cols() * dtype_size(m.dtype()));
+    return all;
+  }
+  int64_t expansion_bytes() const override { return expansion_->bytes; }
+
+ private:
+  // Of the bytes in pieces of 1 MiB.
+  std::vector<uint64_t> hashes(const void* data, int64_t bytes) {
+    const int64_t grain = int64_t{1} << 20;
     std::vector<uint64_t> parts(static_cast<size_t>((bytes + grain - 1) / grain));
     pool_.parallel_ranges(bytes, grain, [&](int64_t begin, int64_t end) {
       uint64_t h[4] = {1, 2, 3, 4};
       for (int64_t i = begin; i < end; i += 8) {
         uint64_t word = 0;
-        std::memcpy(&word, static_cast<const std::byte*>(m.data()) + i,
+        std::memcpy(&word, static_cast<const std::byte*>(data) + i,
                     static_cast<size_t>(std::min<int64_t>(8, end - i)));
         h[i / 8 % 4] = mix(h[i / 8 % 4], word);
       }
       parts[static_cast<size_t>(begin / grain)] = mix(mix(h[0], h[1]), mix(h[2], h[3]));
     });
-    uint64_t all = mix(static_cast<uint64_t>(m.rows()), static_cast<uint64_t>(m.cols()));
-    for (const uint64_t part : parts) all = mix(all, part);
-    return all;
+    return parts;
   }
-
- private:
   static void copy_bytes(void* to, const void* from, int64_t bytes) {
     if (bytes > 0) std::memmove(to, from, static_cast<size_t>(bytes));
   }
@@ -165,6 +192,7 @@ class CpuDevice final : public Device {
 
   ThreadPool pool_;
   CpuOps ops_;
+  const std::shared_ptr<Expansion> expansion_ = std::make_shared<Expansion>();
 };
 
 }  // namespace

@@ -6,6 +6,24 @@
 
 namespace gantrain {
 
+namespace {
+
+const bf16* bf16_row(const CpuMatrix& table, int64_t row) {
+  if (!table.weights()) return static_cast<const bf16*>(table.row(row));
+  auto* expanded = reinterpret_cast<bf16*>(thread_scratch(0, table.cols()));
+  table.weights()->expand_row(row, 0, table.cols(), expanded);
+  return expanded;
+}
+
+void f32_row(const CpuMatrix& table, int64_t row, float* to) {
+  if (table.weights())
+    table.weights()->expand_row(row, 0, table.cols(), to);
+  else
+    std::memcpy(to, table.row(row), static_cast<size_t>(table.cols()) * sizeof(float));
+}
+
+}  // namespace
+
 void CpuOps::embed_forward(const EmbedForward& a) {
   const CpuMatrix& table = as_cpu(*a.table);
   const int32_t* tokens = a.tokens.data<int32_t>();
@@ -15,13 +33,12 @@ void CpuOps::embed_forward(const EmbedForward& a) {
   pool_.parallel_ranges(a.tokens.dim(0), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = tokens[i];
-      const size_t bytes = static_cast<size_t>(c) * sizeof(float);
       if (token < 0)
-        std::memcpy(x + i * c, prompt + (-1 - token) * c, bytes);
+        std::memcpy(x + i * c, prompt + (-1 - token) * c, static_cast<size_t>(c) * sizeof(float));
       else if (table.dtype() == DType::kF32)
-        std::memcpy(x + i * c, table.row(token), bytes);
+        f32_row(table, token, x + i * c);
       else
-        convert_to_f32(static_cast<const bf16*>(table.row(token)), x + i * c, c);
+        convert_to_f32(bf16_row(table, token), x + i * c, c);
     }
   });
 }

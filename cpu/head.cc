@@ -14,7 +14,7 @@ namespace gantrain {
 namespace {
 
 constexpr int64_t kHeadRows = 128;
-constexpr int64_t kVocabularyRange = 8192;  // k range of the gradient product, summed in order
+constexpr int64_t kVocabularyRange = kTallRows;  // k range of the gradient product, summed in order
 
 bool present(const ConstTensor& t) { return !t.empty() || t.rank() > 0; }
 
@@ -54,17 +54,8 @@ void logits_of(ThreadPool& pool, const CpuMatrix& w, const float* gain, float ep
       normalise_row(row(i), rstd[i], gain, c, w.dtype(), static_cast<std::byte*>(normed) + i * c * size);
     }
   });
-  matmul(pool, {.m = rows,
-                .n = v,
-                .k = c,
-                .a = normed,
-                .lda = c,
-                .b = w.data(),
-                .ldb = c,
-                .transpose_b = true,
-                .dtype = w.dtype(),
-                .c = logits,
-                .ldc = v});
+  matmul(pool, w,
+         {.m = rows, .n = v, .k = c, .a = normed, .lda = c, .transpose_b = true, .c = logits, .ldc = v});
 }
 
 const float* optional(const ConstTensor& t) { return t.empty() ? nullptr : t.data<float>(); }
@@ -196,35 +187,24 @@ void CpuOps::head_loss(const HeadLoss& a) {
         convert_to_bf16(grad, static_cast<bf16*>(s.normed), rows * c);
         input = s.normed;
       }
-      matmul(pool_, {.m = rows,
-                     .n = v,
-                     .k = c,
-                     .a = input,
-                     .lda = c,
-                     .b = e.data(),
-                     .ldb = c,
-                     .transpose_b = true,
-                     .dtype = e.dtype(),
-                     .c = s.target,
-                     .ldc = v});
+      matmul(pool_, e,
+             {.m = rows, .n = v, .k = c, .a = input, .lda = c, .transpose_b = true, .c = s.target, .ldc = v});
     }
     logits_of(
         pool_, w, gain, a.eps, rows, [&](int64_t i) { return x + row[r0 + i] * c; }, s.normed, s.rstd,
         s.logits);
     pool_.parallel_for(rows, [&](int64_t i) { loss_row(a, s, r0 + i, i, v); });
     if (a.dx.empty()) continue;
-    matmul(pool_, {.m = rows,
-                   .n = c,
-                   .k = v,
-                   .a = s.seeds ? s.seeds : s.logits,
-                   .lda = v,
-                   .b = w.data(),
-                   .ldb = c,
-                   .dtype = w.dtype(),
-                   .c = s.dnormed,
-                   .ldc = c,
-                   .k_range = kVocabularyRange,
-                   .partials = s.partials});
+    matmul(pool_, w,
+           {.m = rows,
+            .n = c,
+            .k = v,
+            .a = s.seeds ? s.seeds : s.logits,
+            .lda = v,
+            .c = s.dnormed,
+            .ldc = c,
+            .k_range = kVocabularyRange,
+            .partials = s.partials});
     float* dx = a.dx.data<float>();
     for (int64_t i = 0; i < rows; ++i)
       norm_backward_row(x + row[r0 + i] * c, s.rstd[i], gain, s.dnormed + i * c, c, dx + row[r0 + i] * c);

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/packed_weights.h"
 #include "cpu/row_product.h"
 
 namespace gantrain {
@@ -169,6 +170,28 @@ void run_by_rows(ThreadPool& pool, const MatMul& p) {
   });
 }
 
+// The same against packed rows: a chunk expands some of them for itself, as many as its cache holds, and
+// takes all rows of a past them.
+void run_by_packed_rows(ThreadPool& pool, const MatMul& p) {
+  const int64_t size = dtype_size(p.dtype), most = (p.n + 3) / 4 * 4;
+  const int64_t width = std::min(most, std::clamp<int64_t>((1 << 17) / p.k, 8, 96) / 4 * 4);
+  pool.parallel_for((p.n + width - 1) / width, [&](int64_t index) {
+    const int64_t n0 = index * width, n = std::min(width, p.n - n0);
+    auto* b = reinterpret_cast<std::byte*>(thread_scratch(5, n * p.k));
+    for (int64_t i = 0; i < n; ++i) p.packed->expand_row(n0 + i, 0, p.k, b + i * p.k * size);
+    for (int64_t m0 = 0; m0 < p.m; m0 += kTileM)
+      row_product(p.dtype, std::min(kTileM, p.m - m0), n, p.k,
+                  static_cast<const std::byte*>(p.a) + m0 * p.lda * size, p.lda, b, p.k,
+                  static_cast<float*>(p.c) + m0 * p.ldc + n0, p.ldc, p.accumulate);
+  });
+}
+
+// What a tile reads of b: rows and columns are counted from its first ones.
+struct Operand {
+  const std::byte* data;
+  int64_t ld, row, column;
+};
+
 }  // namespace
 
 void matmul(ThreadPool& pool, const MatMul& p) {
@@ -179,21 +202,21 @@ void matmul(ThreadPool& pool, const MatMul& p) {
   GT_CHECK(p.c_dtype == DType::kF32 || (p.c_dtype == DType::kBF16 && !p.accumulate && p.k_range == 0),
            "matmul output is f32, or bf16 without accumulation, got {}", dtype_name(p.c_dtype));
   if (p.transpose_b && p.c_dtype == DType::kF32 && p.k_range == 0 && has_row_product(p.dtype))
-    return run_by_rows(pool, p);
+    return p.packed ? run_by_packed_rows(pool, p) : run_by_rows(pool, p);
   const int64_t size = dtype_size(p.dtype), c_size = dtype_size(p.c_dtype);
-  const int64_t width = tile_columns(p.n);
-  const int64_t tiles_m = (p.m + kTileM - 1) / kTileM, tiles_n = (p.n + width - 1) / width;
   const int64_t k_range = p.k_range > 0 && p.k_range < p.k ? p.k_range : p.k;
   const int64_t ranges = (p.k + k_range - 1) / k_range;
-  // Tiles of one column of tiles run one after the other: they share the part of b that was last read.
-  pool.parallel_for(tiles_m * tiles_n * ranges, [&](int64_t index) {
-    const int64_t tm = index % tiles_m, tn = index / tiles_m % tiles_n, range = index / tiles_m / tiles_n;
+  int64_t width = tile_columns(p.n);
+  const int64_t tiles_m = (p.m + kTileM - 1) / kTileM;
+  // Tile tn of columns, of rows tm, over range `range` of k.
+  const auto product = [&](int64_t tm, int64_t tn, int64_t range, const Operand& b) {
     const int64_t m0 = tm * kTileM, n0 = tn * width, k0 = range * k_range;
+    const int64_t row = (p.transpose_b ? n0 : k0) - b.row, column = (p.transpose_b ? k0 : n0) - b.column;
     Tile t{std::min(kTileM, p.m - m0),
            std::min(width, p.n - n0),
            std::min(k_range, p.k - k0),
            static_cast<const std::byte*>(p.a) + (m0 * p.lda + k0) * size,
-           static_cast<const std::byte*>(p.b) + (p.transpose_b ? n0 * p.ldb + k0 : k0 * p.ldb + n0) * size,
+           b.data + (row * b.ld + column) * size,
            static_cast<std::byte*>(p.c) + (m0 * p.ldc + n0) * c_size,
            p.ldc,
            p.c_dtype,
@@ -203,12 +226,58 @@ void matmul(ThreadPool& pool, const MatMul& p) {
       t.ldc = p.n;
       t.accumulate = false;
     }
+    MatMul by = p;
+    by.ldb = b.ld;
     const int64_t rows = padded_rows(t.m);
     if (rows == t.m)
-      run_tile(p, t);
+      run_tile(by, t);
     else
-      run_padded(p, t, rows);
-  });
+      run_padded(by, t, rows);
+  };
+  if (!p.packed) {
+    const int64_t tiles_n = (p.n + width - 1) / width;
+    // Tiles of one column of tiles run one after the other: they share the part of b that was last read.
+    pool.parallel_for(tiles_m * tiles_n * ranges, [&](int64_t index) {
+      product(index % tiles_m, index / tiles_m % tiles_n, index / tiles_m / tiles_n,
+              {static_cast<const std::byte*>(p.b), p.ldb, 0, 0});
+    });
+  } else {
+    GT_CHECK(!p.transpose_b || ranges == 1, "a packed, transposed product is not cut into ranges of k");
+    // As many columns of tiles at a time as the expansion has room for; narrower tiles where it has none for
+    // one.
+    const int64_t depth = p.transpose_b ? p.k : k_range, room = p.packed->room() / (depth * size);
+    const auto outward = [&](int64_t n0, int64_t n1) {  // columns, in whole blocks
+      constexpr int64_t kColumns = PackedWeights::kColumns;
+      if (p.transpose_b) return std::pair(n0, n1);
+      return std::pair(n0 / kColumns * kColumns, std::min(p.n, (n1 + kColumns - 1) / kColumns * kColumns));
+    };
+    const auto fits = [&](int64_t n0, int64_t n1) {
+      const auto [low, high] = outward(n0, n1);
+      return high - low <= room;
+    };
+    if (!fits(0, p.n) && room < width + 2 * PackedWeights::kColumns) width = PackedWeights::kColumns;
+    const int64_t tiles_n = (p.n + width - 1) / width;
+    for (int64_t range = 0; range < ranges; ++range)
+      for (int64_t first = 0; first < tiles_n;) {
+        const auto columns_to = [&](int64_t tile) { return std::min(p.n, tile * width); };
+        int64_t last = first + 1;
+        while (last < tiles_n && fits(first * width, columns_to(last + 1))) ++last;
+        const auto [low, high] = outward(first * width, columns_to(last));
+        const int64_t k0 = range * k_range, depth_here = std::min(k_range, p.k - k0);
+        Operand b{nullptr, high - low, k0, low};
+        if (p.transpose_b) {
+          b = {nullptr, p.k, low, 0};
+          b.data = static_cast<const std::byte*>(p.packed->expand(pool, low, high - low, 0, p.k));
+        } else {
+          b.data = static_cast<const std::byte*>(p.packed->expand(pool, k0, depth_here, low, high));
+        }
+        const int64_t tiles = last - first;
+        pool.parallel_for(tiles_m * tiles, [&](int64_t index) {
+          product(index % tiles_m, first + index / tiles_m, range, b);
+        });
+        first = last;
+      }
+  }
   if (ranges == 1) return;
   pool.parallel_ranges(p.m, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

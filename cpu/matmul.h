@@ -8,6 +8,8 @@
 
 namespace gantrain {
 
+class PackedWeights;
+
 // c (M, N) = or += a (M, K) b;  b is (N, K) and used transposed if `transpose_b`, else (K, N). All row-major
 // with leading dimensions in elements. a and b have one type, f32 or bf16; c is f32, or bf16 without
 // `accumulate`. Accumulation is in f32.
@@ -27,6 +29,8 @@ struct MatMul {
   // outputs and a long k. 0: one range. Needs `partials`: matmul_partials(...) floats.
   int64_t k_range = 0;
   float* partials = nullptr;
+  // In place of b: expanded some rows or columns at a time. The bits are those of the expanded matrix.
+  const PackedWeights* packed = nullptr;
 };
 void matmul(ThreadPool& pool, const MatMul& p);
 int64_t matmul_partials(const MatMul& p);  // floats

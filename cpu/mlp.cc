@@ -67,17 +67,15 @@ void forward(ThreadPool& pool, const GateUpForward& a) {
     const int64_t rows = std::min(block, n - r0);
     normalise_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, rows, c, w.dtype(),
                    s.normed);
-    matmul(pool, {.m = rows,
-                  .n = 2 * f,
-                  .k = c,
-                  .a = s.normed,
-                  .lda = c,
-                  .b = w.data(),
-                  .ldb = c,
-                  .transpose_b = true,
-                  .dtype = w.dtype(),
-                  .c = s.product,
-                  .ldc = 2 * f});
+    matmul(pool, w,
+           {.m = rows,
+            .n = 2 * f,
+            .k = c,
+            .a = s.normed,
+            .lda = c,
+            .transpose_b = true,
+            .c = s.product,
+            .ldc = 2 * f});
     if (!a.lora.empty())
       lora_forward_block(pool, a.lora, s.lora, r0, rows,
                          normed_f32(pool, a.x, a.rstd, gain, r0, rows, w.dtype(), s.normed, s.lora.x),
@@ -158,16 +156,7 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
     const T* dy = a.dy.data<T>() + r0 * f2;
-    matmul(pool, {.m = rows,
-                  .n = c,
-                  .k = f2,
-                  .a = dy,
-                  .lda = f2,
-                  .b = w.data(),
-                  .ldb = c,
-                  .dtype = w.dtype(),
-                  .c = s.dnormed,
-                  .ldc = c});
+    matmul(pool, w, {.m = rows, .n = c, .k = f2, .a = dy, .lda = f2, .c = s.dnormed, .ldc = c});
     if (!a.lora.empty())
       lora_backward_block(pool, a.lora, s.lora, r0, rows,
                           normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),

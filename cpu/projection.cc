@@ -94,18 +94,16 @@ void CpuOps::project_forward(const ProjectForward& a) {
       });
       input = rounded;
     }
-    matmul(pool_, {.m = rows,
-                   .n = c,
-                   .k = in,
-                   .a = input,
-                   .lda = in,
-                   .b = w.data(),
-                   .ldb = in,
-                   .transpose_b = true,
-                   .dtype = w.dtype(),
-                   .c = out + r0 * c,
-                   .ldc = c,
-                   .accumulate = true});
+    matmul(pool_, w,
+           {.m = rows,
+            .n = c,
+            .k = in,
+            .a = input,
+            .lda = in,
+            .transpose_b = true,
+            .c = out + r0 * c,
+            .ldc = c,
+            .accumulate = true});
     if (!a.lora.empty())
       lora_forward_block(pool_, a.lora, s.lora, r0, rows, rows_in_f32(pool_, a.a, r0, rows, s.lora.x),
                          out + r0 * c, c);
@@ -136,17 +134,15 @@ void CpuOps::project_backward(const ProjectBackward& a) {
     }
     void* da = static_cast<std::byte*>(a.da.raw()) + r0 * in * size;
     const bool sum_first = !a.lora.empty() && w.dtype() == DType::kBF16;
-    matmul(pool_, {.m = rows,
-                   .n = in,
-                   .k = c,
-                   .a = input,
-                   .lda = c,
-                   .b = w.data(),
-                   .ldb = in,
-                   .dtype = w.dtype(),
-                   .c = sum_first ? s.lora.y : da,
-                   .ldc = in,
-                   .c_dtype = sum_first ? DType::kF32 : w.dtype()});
+    matmul(pool_, w,
+           {.m = rows,
+            .n = in,
+            .k = c,
+            .a = input,
+            .lda = c,
+            .c = sum_first ? s.lora.y : da,
+            .ldc = in,
+            .c_dtype = sum_first ? DType::kF32 : w.dtype()});
     if (a.lora.empty()) continue;
     float* sum = sum_first ? s.lora.y : static_cast<float*>(da);
     lora_backward_block(pool_, a.lora, s.lora, r0, rows, rows_in_f32(pool_, a.a, r0, rows, s.lora.x), dout, c,

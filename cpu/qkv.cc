@@ -104,17 +104,15 @@ void forward(ThreadPool& pool, const QkvForward& a) {
     const int64_t rows = std::min(block, n - r0);
     normalise_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, rows, c, w.dtype(),
                    s.normed);
-    matmul(pool, {.m = rows,
-                  .n = out,
-                  .k = c,
-                  .a = s.normed,
-                  .lda = c,
-                  .b = w.data(),
-                  .ldb = c,
-                  .transpose_b = true,
-                  .dtype = w.dtype(),
-                  .c = s.product,
-                  .ldc = out});
+    matmul(pool, w,
+           {.m = rows,
+            .n = out,
+            .k = c,
+            .a = s.normed,
+            .lda = c,
+            .transpose_b = true,
+            .c = s.product,
+            .ldc = out});
     if (!a.lora.empty())
       lora_forward_block(pool, a.lora, s.lora, r0, rows,
                          normed_f32(pool, a.x, a.rstd, gain, r0, rows, w.dtype(), s.normed, s.lora.x),
@@ -157,16 +155,7 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
         std::memcpy(y + (h + k) * d, dv + row * k * d, static_cast<size_t>(k * d) * sizeof(T));
       }
     });
-    matmul(pool, {.m = rows,
-                  .n = c,
-                  .k = out,
-                  .a = s.dy,
-                  .lda = out,
-                  .b = w.data(),
-                  .ldb = c,
-                  .dtype = w.dtype(),
-                  .c = s.dnormed,
-                  .ldc = c});
+    matmul(pool, w, {.m = rows, .n = c, .k = out, .a = s.dy, .lda = out, .c = s.dnormed, .ldc = c});
     if (!a.lora.empty())
       lora_backward_block(pool, a.lora, s.lora, r0, rows,
                           normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),

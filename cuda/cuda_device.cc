@@ -4,6 +4,7 @@
 #include <nvtx3/nvToolsExt.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -178,6 +179,7 @@ class CudaDevice final : public Device {
     if (!s.direct.empty())
       GT_CHECK(s.direct.shape() == (Shape{s.rows, s.cols}), "direct source is {}, expected ({}, {})",
                to_string(s.direct.shape()), s.rows, s.cols);
+    if (s.keep_packed) return keep_packed(s, dtype);
     auto matrix = std::make_unique<cuda::CudaMatrix>(s.rows, s.cols, dtype);
     if (!s.packed.empty()) {
       expand(s, *matrix);
@@ -206,15 +208,17 @@ class CudaDevice final : public Device {
 
   uint64_t hash(const FrozenMatrix& matrix) override {
     const cuda::CudaMatrix& m = cuda::as_cuda(matrix);
-    const int64_t bytes = m.rows() * m.cols() * dtype_size(m.dtype());
+    const int64_t bytes = m.bytes();
     std::vector<uint64_t> words(static_cast<size_t>((bytes + 7) / 8), 0);
-    GT_CUDA(cudaMemcpyAsync(words.data(), m.data(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+    GT_CUDA(cudaMemcpyAsync(words.data(), m.memory(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
                             context_.stream));
     GT_CUDA(cudaStreamSynchronize(context_.stream));
     uint64_t all = mix(static_cast<uint64_t>(m.rows()), static_cast<uint64_t>(m.cols()));
     for (const uint64_t word : words) all = mix(all, word);
+    for (const cuda::PackedPart& part : m.parts()) all = mix(all, std::bit_cast<uint32_t>(part.mean));
     return all;
   }
+  int64_t expansion_bytes() const override { return expansion_->bytes; }
 
  private:
   static cuda::Context make_context(int index) {
@@ -279,9 +283,9 @@ class CudaDevice final : public Device {
     choices_ = std::make_unique<cuda::GemmChoices>(cuda::gemm_choices_file(identity), identity);
     context_.choices = choices_.get();
   }
-  // Packed rows go to the device as they are, some at a time, and are expanded there.
-  void expand(const MatrixSource& s, cuda::CudaMatrix& matrix) {
-    const int64_t size = dtype_size(matrix.dtype());
+  // f(part, begin, n, bytes) for some packed rows at a time, in order, made to lie one behind the other.
+  template <typename F>
+  static void packed_pieces(const MatrixSource& s, F f) {
     int64_t done = 0;
     std::vector<std::byte> rows;
     for (const PackedRows& part : s.packed) {
@@ -293,21 +297,108 @@ class CudaDevice final : public Device {
       const int64_t row = packed_row_bytes(part.type, s.cols),
                     step = std::clamp<int64_t>(kFreezeBytes / row, 1, part.rows);
       rows.resize(std::max(rows.size(), static_cast<size_t>(step * row)));
-      const Buffer staging(*this, step * row);
       for (int64_t begin = 0; begin < part.rows; begin += step) {
         const int64_t n = std::min(step, part.rows - begin);
         for (int64_t i = 0; i < n; ++i)
           std::memcpy(rows.data() + i * row, part.row(begin + i), static_cast<size_t>(row));
-        GT_CUDA(cudaMemcpyAsync(staging.data(), rows.data(), static_cast<size_t>(n * row),
-                                cudaMemcpyHostToDevice, context_.stream));
-        cuda::dequantize_blocks(
-            context_, part.type, staging.data(), matrix.dtype(),
-            static_cast<std::byte*>(matrix.mutable_data()) + (part.begin + begin) * s.cols * size,
-            n * s.cols / block.values);
-        synchronize();  // the rows' memory is used again
+        f(part, begin, n, rows.data());
       }
     }
     GT_CHECK(done == s.rows, "packed rows: {} of {}", done, s.rows);
+  }
+  // Packed rows go to the device as they are, and stay so.
+  std::unique_ptr<const FrozenMatrix> keep_packed(const MatrixSource& s, DType dtype) {
+    GT_CHECK(!s.packed.empty(), "a matrix that stays packed needs `packed`");
+    std::vector<cuda::PackedPart> parts;
+    int64_t bytes = 0;
+    const auto take = [&](int64_t size) {  // a place of its own, aligned
+      const int64_t at = bytes;
+      bytes += (size + 255) / 256 * 256;
+      return at;
+    };
+    struct Place {
+      int64_t blocks, codes, steps, values;
+    };
+    std::vector<Place> places;
+    for (const PackedRows& from : s.packed) {
+      const int64_t size = from.rows * packed_row_bytes(from.type, s.cols),
+                    blocks = from.rows * s.cols / packed_block(from.type).values;
+      const bool nf4 = from.type == PackedType::kNf4;
+      places.push_back({take(size), nf4 ? take(blocks) : 0,
+                        nf4 ? take((blocks + kNf4Group - 1) / kNf4Group * 4) : 0, nf4 ? take(256 * 4) : 0});
+      parts.push_back(
+          {.type = from.type, .begin = from.begin, .rows = from.rows, .blocks = nullptr, .bytes = size});
+    }
+    void* memory = nullptr;
+    GT_CUDA(cudaMalloc(&memory, static_cast<size_t>(bytes)));
+    const auto matrix_of = [&] {
+      return std::make_unique<const cuda::CudaMatrix>(s.rows, s.cols, dtype, std::move(parts), memory, bytes,
+                                                      expansion_);
+    };
+    auto* base = static_cast<unsigned char*>(memory);
+    const auto upload = [&](void* to, const void* from, int64_t size) {
+      GT_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(size), cudaMemcpyHostToDevice, context_.stream));
+      synchronize();  // the source is used again
+    };
+    try {
+      GT_CUDA(
+          cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), context_.stream));  // what lies between, too
+      size_t index = 0;
+      packed_pieces(s, [&](const PackedRows& from, int64_t begin, int64_t n, const std::byte* rows) {
+        if (begin == 0 && from.begin > 0) ++index;
+        const int64_t row = packed_row_bytes(from.type, s.cols);
+        upload(base + places[index].blocks + begin * row, rows, n * row);
+      });
+      for (size_t i = 0; i < parts.size(); ++i) {
+        cuda::PackedPart& part = parts[i];
+        const Place& at = places[i];
+        part.blocks = base + at.blocks;
+        if (part.type != PackedType::kNf4) continue;
+        GT_CHECK(s.packed[i].scales, "packed rows of NF4 need their scales");
+        const Nf4Quantised q = s.packed[i].scales();
+        const auto blocks = static_cast<size_t>(part.rows * s.cols / 64);
+        GT_CHECK(q.codes.size() == blocks && q.steps.size() == (blocks + kNf4Group - 1) / kNf4Group,
+                 "NF4 scales: {} codes and {} steps for {} blocks", q.codes.size(), q.steps.size(), blocks);
+        part.codes = base + at.codes;
+        part.steps = reinterpret_cast<float*>(base + at.steps);
+        part.values = reinterpret_cast<float*>(base + at.values);
+        part.mean = q.mean;
+        upload(part.codes, q.codes.data(), static_cast<int64_t>(q.codes.size()));
+        upload(part.steps, q.steps.data(), static_cast<int64_t>(q.steps.size() * sizeof(float)));
+        upload(part.values, nf4_scale_values(), 256 * sizeof(float));
+      }
+    } catch (...) {
+      (void)cudaFree(memory);
+      throw;
+    }
+    auto matrix = matrix_of();
+    // A product expands the whole matrix, the head's some of its rows.
+    const int64_t wanted = (s.tall ? std::min(s.rows, kTallRows) : s.rows) * s.cols * dtype_size(dtype);
+    if (wanted > expansion_->bytes) {
+      synchronize();
+      graphs_.forget();  // they know the old address
+      GT_CUDA(cudaFree(expansion_->data));
+      expansion_->data = nullptr;
+      expansion_->bytes = 0;
+      GT_CUDA(cudaMalloc(&expansion_->data, static_cast<size_t>(wanted)));
+      expansion_->bytes = wanted;
+    }
+    return matrix;
+  }
+  // Packed rows go to the device as they are, some at a time, and are expanded there.
+  void expand(const MatrixSource& s, cuda::CudaMatrix& matrix) {
+    const int64_t size = dtype_size(matrix.dtype());
+    packed_pieces(s, [&](const PackedRows& part, int64_t begin, int64_t n, const std::byte* rows) {
+      const int64_t row = packed_row_bytes(part.type, s.cols);
+      const Buffer staging(*this, n * row);
+      GT_CUDA(cudaMemcpyAsync(staging.data(), rows, static_cast<size_t>(n * row), cudaMemcpyHostToDevice,
+                              context_.stream));
+      cuda::dequantize_blocks(
+          context_, part.type, staging.data(), matrix.dtype(),
+          static_cast<std::byte*>(matrix.mutable_data()) + (part.begin + begin) * s.cols * size,
+          n * s.cols / packed_block(part.type).values);
+      synchronize();  // the rows' memory is used again
+    });
   }
   static void read_direct(const MatrixSource& s, int64_t begin, int64_t count, float* out) {
     const auto* from = static_cast<const std::byte*>(s.direct.raw());
@@ -334,6 +425,7 @@ class CudaDevice final : public Device {
   cuda::Staging staging_;
   cuda::Graphs graphs_;
   std::vector<UnderWay> under_way_;
+  const std::shared_ptr<cuda::Expansion> expansion_ = std::make_shared<cuda::Expansion>();
   int64_t synchronisations_ = 0;
   bool graphs_allowed_ = false, graphs_on_ = true, in_region_ = false;
   void* small_ = nullptr;

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <mutex>
 
 #include "core/ops.h"
@@ -29,14 +30,15 @@ uint64_t hash_row(const float* row, int64_t n, uint64_t place) {
 class Loader {
  public:
   Loader(Device& device, const Weights& weights, DType dtype,
-         const std::function<void(int64_t, int64_t)>& progress)
-      : device_(device), weights_(weights), dtype_(dtype), progress_(progress) {
+         const std::function<void(int64_t, int64_t)>& progress, bool keep_packed)
+      : device_(device), weights_(weights), dtype_(dtype), progress_(progress), keep_packed_(keep_packed) {
     total_ = static_cast<int64_t>(weights.tensors().size());
   }
 
-  // Stacks tensors of equal width, top to bottom, into one frozen matrix.
-  std::unique_ptr<const FrozenMatrix> matrix(const std::vector<std::string>& names,
-                                             bool measure_rms = false) {
+  // Stacks tensors of equal width, top to bottom, into one frozen matrix. The table of embeddings and the
+  // head are tall (MatrixSource).
+  std::unique_ptr<const FrozenMatrix> matrix(const std::vector<std::string>& names, bool measure_rms = false,
+                                             bool tall = false) {
     struct Part {
       std::string name;
       int64_t begin, rows;
@@ -57,6 +59,7 @@ class Loader {
     MatrixSource source;
     source.rows = rows;
     source.cols = cols;
+    source.tall = tall;
     const uint64_t salt = salt_++;
     // Rows [from, to) of the matrix, which are `part`'s: every row passes here once.
     const auto check = [&](const Part& part, int64_t from, int64_t to, const float* values) {
@@ -91,6 +94,7 @@ class Loader {
       }
     };
     // Packed blocks may go to the device as they are; the host expands each row only to check it.
+    std::vector<std::pair<PackedType, int64_t>> types;
     for (const Part& part : parts) {
       auto packed = weights_.packed(part.name);
       if (!packed) {
@@ -99,14 +103,31 @@ class Loader {
       }
       const auto row = packed->row;
       packed->begin = part.begin;
-      packed->row = [&part, &check, row, type = packed->type, cols](int64_t i) {
+      types.emplace_back(packed->type, part.rows * cols);
+      const auto scales = packed->scales ? std::make_shared<const Nf4Quantised>(packed->scales()) : nullptr;
+      packed->row = [&part, &check, row, scales, type = packed->type, cols](int64_t i) {
         const void* blocks = row(i);
         std::vector<float> values(static_cast<size_t>(cols));
-        unpack_blocks(type, blocks, cols / packed_block(type).values, values.data());
+        const int64_t row_blocks = cols / packed_block(type).values;
+        if (scales)
+          unpack_nf4(blocks,
+                     {.codes = scales->codes.data() + i * row_blocks,
+                      .steps = scales->steps.data(),
+                      .mean = scales->mean,
+                      .first = i * row_blocks},
+                     row_blocks, values.data());
+        else
+          unpack_blocks(type, blocks, row_blocks, values.data());
         check(part, part.begin + i, part.begin + i + 1, values.data());
         return blocks;
       };
       source.packed.push_back(std::move(*packed));
+    }
+    source.keep_packed = keep_packed_ && !source.packed.empty();
+    for (const auto& [type, count] : types) {
+      if (source.keep_packed) packed_[packed_block(type).name] += count;
+      // NF4 is not expanded on the way: `read` gives the values.
+      if (!source.keep_packed && type == PackedType::kNf4) source.packed.clear();
     }
     std::unique_ptr<const FrozenMatrix> frozen = device_.freeze(source, dtype_);
     content_hash_ += hash.load();
@@ -144,6 +165,7 @@ class Loader {
   }
 
   int64_t parameters_ = 0, bytes_ = 0;
+  std::map<std::string, int64_t> packed_;  // parameters by the type of their blocks
   uint64_t content_hash_ = 0;
   float rms_ = 0.0f;
 
@@ -162,6 +184,7 @@ class Loader {
   const Weights& weights_;
   DType dtype_;
   const std::function<void(int64_t, int64_t)>& progress_;
+  bool keep_packed_;
   int64_t done_ = 0, total_ = 0;
   uint64_t salt_ = 1;
 };
@@ -169,15 +192,16 @@ class Loader {
 }  // namespace
 
 std::unique_ptr<const Llama> Llama::load(Device& device, std::shared_ptr<const Weights> weights, DType dtype,
-                                         const std::function<void(int64_t, int64_t)>& progress) {
+                                         const std::function<void(int64_t, int64_t)>& progress,
+                                         bool keep_packed) {
   GT_CHECK(dtype == DType::kF32 || dtype == DType::kBF16, "a model runs in f32 or bf16, not {}",
            dtype_name(dtype));
   std::unique_ptr<Llama> m(new Llama());
   m->device_ = &device;
   m->config_ = weights->config();
   m->dtype_ = dtype;
-  Loader load(device, *weights, dtype, progress);
-  m->embedding_ = load.matrix({"model.embed_tokens.weight"}, true);
+  Loader load(device, *weights, dtype, progress, keep_packed);
+  m->embedding_ = load.matrix({"model.embed_tokens.weight"}, true, true);
   m->embedding_rms_ = load.rms_;
   for (int64_t i = 0; i < m->config_.num_layers; ++i) {
     const std::string p = fmt::format("model.layers.{}.", i), att = p + "self_attn.", mlp = p + "mlp.";
@@ -195,10 +219,16 @@ std::unique_ptr<const Llama> Llama::load(Device& device, std::shared_ptr<const W
     m->layers_.push_back(std::move(layer));
   }
   m->final_gain_ = load.vector({"model.norm.weight"});
-  if (!m->config_.tie_word_embeddings) m->head_ = load.matrix({"lm_head.weight"});
+  if (!m->config_.tie_word_embeddings) m->head_ = load.matrix({"lm_head.weight"}, false, true);
   m->inv_freq_ = FrozenVector(device, rope_inverse_frequencies(m->config_));
   m->parameters_ = load.parameters_;
-  m->weight_bytes_ = load.bytes_;
+  m->weight_bytes_ = load.bytes_ + device.expansion_bytes();
+  for (const auto& [name, count] : load.packed_) {
+    m->packed_parameters_ += count;
+    m->packing_ += fmt::format("{}{} ({:.1f} M)", m->packing_.empty() ? "" : ", ", name,
+                               static_cast<double>(count) * 1e-6);
+  }
+  if (m->packing_.empty()) m->packing_ = "nothing";
   m->content_hash_ = load.content_hash_;
   m->weights_ = std::move(weights);
   return m;

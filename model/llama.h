@@ -42,10 +42,13 @@ struct LlamaLayer {
 class Llama {
  public:
   // Reads every tensor once, converting to `dtype` (f32 or bf16); `progress(done, total)` in tensors, may be
-  // empty. Throws Error naming the file and tensor if a value is not finite.
+  // empty. With `keep_packed`, matrices whose tensors are all packed (Weights::packed) stay so in memory, and
+  // their values are rounded to `dtype` when they are read. Throws Error naming the file and tensor if a
+  // value is not finite.
   static std::unique_ptr<const Llama> load(Device& device, std::shared_ptr<const Weights> weights,
                                            DType dtype,
-                                           const std::function<void(int64_t, int64_t)>& progress = {});
+                                           const std::function<void(int64_t, int64_t)>& progress = {},
+                                           bool keep_packed = false);
 
   const LlamaConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
@@ -58,7 +61,11 @@ class Llama {
   // Root mean square over the whole embedding table: the scale a soft prompt should keep.
   float embedding_rms() const { return embedding_rms_; }
   int64_t parameters() const { return parameters_; }
-  int64_t weight_bytes() const { return weight_bytes_; }  // memory held by this object
+  // Memory held by this object, and by the device for expanding packed matrices.
+  int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t packed_parameters() const { return packed_parameters_; }  // of parameters(): in packed matrices
+  // Types of packed blocks and how many parameters have them, "nothing" where none is packed.
+  const std::string& packing() const { return packing_; }
   // A hash of every value as read from the file: the same file gives the same hash whatever the dtype or
   // device.
   uint64_t content_hash() const { return content_hash_; }
@@ -77,7 +84,8 @@ class Llama {
   std::unique_ptr<const FrozenMatrix> embedding_, head_;
   FrozenVector final_gain_, inv_freq_;
   float embedding_rms_ = 0.0f;
-  int64_t parameters_ = 0, weight_bytes_ = 0;
+  int64_t parameters_ = 0, weight_bytes_ = 0, packed_parameters_ = 0;
+  std::string packing_;
   uint64_t content_hash_ = 0;
   std::shared_ptr<const Weights> weights_;  // the mapped file stays open: matrices may borrow its pages
 };

@@ -323,11 +323,18 @@ std::vector<Key> make_keys() {
   return {
       text_key("model", GT_AT(model),
                "the frozen model: a Hugging Face folder, a .gguf file or a llama2.c .bin"),
-      choice_key("method", GT_AT(method), {"gan", "prompt", "ptuning", "lora"},
+      choice_key("method", GT_AT(method), {"gan", "prompt", "ptuning", "lora", "qlora"},
                  "what is trained: gan, a prompt made for each input; prompt, a table of vectors; ptuning, "
                  "that table "
-                 "through an MLP; lora, low-rank adapters and no prompt; where it is not set, generator.kind "
-                 "says it"),
+                 "through an MLP; lora, low-rank adapters and no prompt; qlora, the same over a packed base; "
+                 "where it "
+                 "is not set, generator.kind says it"),
+      choice_key(
+          "model_quantize", GT_AT(model_quantize),
+          {std::begin(kBasePackingNames), std::end(kBasePackingNames)},
+          "how the model's matrices lie in memory: none, every value in dtype; file, those a .gguf file "
+          "holds packed stay so; nf4, q8_0, q4_0, q4_1, all others are quantised to that besides; auto: nf4 "
+          "for method qlora, else none"),
       text_key("adapter", GT_AT(adapter),
                "a PEFT folder to start from: LORA for method lora, else PROMPT_TUNING or P_TUNING"),
       choice_key("device", GT_AT(device), {"cpu", "cuda"}, "where the model runs"),
@@ -635,8 +642,8 @@ void apply_override(TrainConfig& config, Seen& seen, const std::string& override
 // says wins over both of the file's.
 void resolve_method(TrainConfig& c, const Seen& file, const Seen& line) {
   constexpr std::array kKinds{GeneratorKind::kConditional, GeneratorKind::kStatic, GeneratorKind::kMlp,
-                              GeneratorKind::kStatic};
-  constexpr std::array kNames{"conditional", "static", "mlp", "static"};
+                              GeneratorKind::kStatic, GeneratorKind::kStatic};
+  constexpr std::array kNames{"conditional", "static", "mlp", "static", "static"};
   const bool by_line = line.contains("method") || line.contains("generator.kind");
   const Seen& last = by_line ? line : file;
   if (!last.contains("method")) {
@@ -653,10 +660,11 @@ void resolve_method(TrainConfig& c, const Seen& file, const Seen& line) {
     c.generator.kind = kKinds[m];
   }
   const char* const length = "generator.prompt_length";
-  if (c.method == Method::kLora) {
+  if (trains_lora(c.method)) {
     if ((line.contains(length) || (!by_line && file.contains(length))) && c.generator.prompt_length != 0)
       fail_usage(
-          "configuration: method and generator.prompt_length: lora has no prompt; leave prompt_length out");
+          "configuration: method and generator.prompt_length: {} has no prompt; leave prompt_length out",
+          kMethodNames[static_cast<size_t>(c.method)]);
     c.generator.prompt_length = 0;
   } else if (by_line && c.generator.prompt_length == 0 && !line.contains(length)) {
     c.generator.prompt_length = GeneratorConfig().prompt_length;  // the file was a run's of adapters
@@ -664,6 +672,8 @@ void resolve_method(TrainConfig& c, const Seen& file, const Seen& line) {
 }
 
 void resolve(TrainConfig& c) {
+  if (c.model_quantize == BasePacking::kAuto)
+    c.model_quantize = c.method == Method::kQlora ? BasePacking::kNf4 : BasePacking::kNone;
   const bool adversary = c.loss.kind != LossKind::kCe;
   const bool table = c.method == Method::kPrompt;
   // A bare table moves by its own rate alone and wants a larger one than a network's weights do.
@@ -695,7 +705,9 @@ void check_together(const TrainConfig& c) {
          "rloo compares an answer with the others of its input: expected samples >= 2");
   refuse(c.generator.init == PromptInit::kText && c.generator.init_text.empty(), "generator.init",
          "generator.init_text", "init = \"text\" needs a text");
-  refuse(c.method == Method::kLora && c.lora.targets.empty(), "method", "lora.targets",
+  refuse(c.method == Method::kQlora && c.model_quantize == BasePacking::kNone, "method", "model_quantize",
+         "qlora trains over a packed base: expected file, nf4, q8_0, q4_0 or q4_1");
+  refuse(trains_lora(c.method) && c.lora.targets.empty(), "method", "lora.targets",
          "lora needs at least one linear layer");
   refuse(c.train.steps == 0 && c.train.epochs == 0.0, "train.steps", "train.epochs",
          "both are 0: nothing to do");

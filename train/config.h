@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/ops/adversarial.h"
+#include "model/packing.h"
 
 namespace gantrain {
 
@@ -21,8 +22,10 @@ enum class TextEncoding : uint8_t { kUtf8, kLatin1 };
 enum class ChatTemplateChoice : uint8_t { kNone, kAuto, kChatML, kLlama2, kLlama3 };
 enum class BadItems : uint8_t { kError, kDrop };
 enum class Duplicates : uint8_t { kError, kDrop };
-enum class Method : uint8_t { kGan, kPrompt, kPtuning, kLora };
-inline constexpr const char* kMethodNames[] = {"gan", "prompt", "ptuning", "lora"};
+enum class Method : uint8_t { kGan, kPrompt, kPtuning, kLora, kQlora };
+inline constexpr const char* kMethodNames[] = {"gan", "prompt", "ptuning", "lora", "qlora"};
+// Low-rank adapters; kQlora: over a base that stays packed.
+constexpr bool trains_lora(Method m) { return m == Method::kLora || m == Method::kQlora; }
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };
@@ -130,6 +133,7 @@ struct EvalConfig {
 struct TrainConfig {
   std::string model;
   Method method = Method::kGan;
+  BasePacking model_quantize = BasePacking::kAuto;  // loaded: never kAuto
   std::string adapter;
   DeviceKind device = DeviceKind::kCpu;
   Gemm gemm = Gemm::kDefault;

@@ -123,14 +123,14 @@ struct Trainer::State {
         replay(kReplayCapacity, derive_key(static_cast<uint64_t>(c.seed), kPurposeReplay)),
         seed(static_cast<uint64_t>(c.seed)) {
     const int64_t width = llama.config().hidden_size;
-    if (config.method == Method::kLora)
+    if (trains_lora(config.method))
       for (const TokenizedExample& e : data.train)
         if (e.prompt.empty())
           fail_usage(
               "method lora: line {} has no input and the model no BOS token: there is nothing to answer",
               e.line);
     std::vector<float> p0 =
-        c.method != Method::kLora && c.generator.init == PromptInit::kText
+        !trains_lora(c.method) && c.generator.init == PromptInit::kText
             ? text_prompt(llama, tokenizer.encode(c.generator.init_text), c.generator.prompt_length)
             : vocabulary_prompt(llama, c.generator.prompt_length, key(kPurposeInit, 0));
     auto make = [&] { return Generator::make(device, config, llama.config(), p0, key(kPurposeInit, 1)); };
@@ -957,7 +957,7 @@ void Trainer::start_from(const PeftAdapter& adapter, const std::string& folder) 
   State& s = *s_;
   GT_CHECK(s.step == 0, "an adapter to start from after {} steps", s.step);
   ParameterSet& own = s.generator->parameters();
-  if (adapter.is_lora() != (s.config.method == Method::kLora))
+  if (adapter.is_lora() != trains_lora(s.config.method))
     fail_usage("{}: an adapter of type {}; the run has method {}", folder, adapter.type,
                kMethodNames[static_cast<size_t>(s.config.method)]);
   if (adapter.is_lora()) {

@@ -1,6 +1,6 @@
 """One peer run: some training steps with PyTorch, transformers and PEFT, in a process of its own.
 
-usage: tools/venv witness bench/peers/peft_step.py --model FILE.gguf --method prompt|lora_qv --dtype f32|bf16
+usage: tools/venv witness bench/peers/peft_step.py --model FILE.gguf --method prompt|lora_qv|qlora_nf4 --dtype f32|bf16
            --batch 8 --length 128 --prompt 20 --steps 2 --threads 2 --output FILE.json
 
 Random token ids, the second half of the positions scored, AdamW, clipping to norm 1: what bench/step_bench does.
@@ -31,6 +31,26 @@ def adapter(method, prompt):
     )
 
 
+def in_four_bits(base, compute):
+    """Every linear layer but the head as bitsandbytes' NF4 with double quantisation, in place."""
+    import bitsandbytes
+
+    for module in list(base.modules()):
+        for name, linear in list(module.named_children()):
+            if type(linear) is not torch.nn.Linear or name == "lm_head":
+                continue
+            packed = bitsandbytes.nn.Linear4bit(
+                linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute,
+                compress_statistics=True, quant_type="nf4",
+            )
+            packed.weight = bitsandbytes.nn.Params4bit(
+                linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
+            )
+            if linear.bias is not None:
+                packed.bias = linear.bias
+            setattr(module, name, packed.to("cpu"))
+
+
 def peak_memory():
     for line in pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
@@ -41,7 +61,7 @@ def peak_memory():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--method", choices=("prompt", "lora_qv"), required=True)
+    parser.add_argument("--method", choices=("prompt", "lora_qv", "qlora_nf4"), required=True)
     parser.add_argument("--dtype", choices=("f32", "bf16"), required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     for name, default in (("batch", 8), ("length", 128), ("prompt", 20), ("steps", 2), ("threads", 2)):
@@ -53,6 +73,8 @@ def main():
     base = from_gguf(arguments.model)
     if arguments.dtype == "bf16":
         base = base.to(torch.bfloat16)
+    if arguments.method == "qlora_nf4":
+        in_four_bits(base, torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
     model = peft.get_peft_model(base, adapter(arguments.method, arguments.prompt))
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -94,6 +94,24 @@ class NumberTokenizer final : public Tokenizer {
   }
 };
 
+// A file's weights as if none of them were packed: a bench of a packed base names the type it wants.
+class Expanded final : public Weights {
+ public:
+  explicit Expanded(std::shared_ptr<const Weights> base) : base_(std::move(base)) {}
+  const LlamaConfig& config() const override { return base_->config(); }
+  const std::string& path() const override { return base_->path(); }
+  std::string format() const override { return base_->format(); }
+  const std::vector<TensorEntry>& tensors() const override { return base_->tensors(); }
+  bool has(std::string_view name) const override { return base_->has(name); }
+  void read_rows(std::string_view name, int64_t begin, int64_t n, float* out) const override {
+    base_->read_rows(name, begin, n, out);
+  }
+  ConstTensor direct(std::string_view name) const override { return base_->direct(name); }
+
+ private:
+  std::shared_ptr<const Weights> base_;
+};
+
 BenchModel& last_model() {
   static BenchModel model;
   return model;
@@ -118,15 +136,15 @@ void close_bench_model() {
   last_key().clear();
 }
 
-BenchModel open_bench_model(Device& device, const std::string& model, const LlamaConfig& config,
-                            DType dtype) {
+BenchModel open_bench_model(Device& device, const std::string& model, const LlamaConfig& config, DType dtype,
+                            BasePacking packing) {
   BenchModel& kept = last_model();
   std::string& key = last_key();
   const LlamaConfig& c = config;
-  const std::string wanted =
-      fmt::format("{} {} {} {} {} {} {} {} {} {}", model, dtype_name(dtype),
-                  static_cast<const void*>(&device), c.hidden_size, c.intermediate_size, c.num_layers,
-                  c.num_heads, c.num_kv_heads, c.head_dim, c.vocab_size);
+  const std::string wanted = fmt::format(
+      "{} {} {} {} {} {} {} {} {} {} {}", model, dtype_name(dtype),
+      kBasePackingNames[static_cast<size_t>(packing)], static_cast<const void*>(&device), c.hidden_size,
+      c.intermediate_size, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.vocab_size);
   if (key == wanted) return kept;
   kept = {};
   key.clear();
@@ -134,6 +152,7 @@ BenchModel open_bench_model(Device& device, const std::string& model, const Llam
   std::unique_ptr<Tokenizer> tokenizer;
   if (std::filesystem::exists(model)) {
     weights = open_weights(model);
+    if (packing != BasePacking::kNone) weights = std::make_shared<const Expanded>(std::move(weights));
     tokenizer = open_tokenizer(model);
     TokenizerInfo info = tokenizer->info();
     info.end_ids.clear();
@@ -142,7 +161,8 @@ BenchModel open_bench_model(Device& device, const std::string& model, const Llam
     weights = random_weights(config);
     tokenizer = number_tokenizer(config.vocab_size);
   }
-  kept.llama = Llama::load(device, std::move(weights), dtype);
+  kept.llama = Llama::load(device, with_packing(std::move(weights), packing), dtype, {},
+                           packing != BasePacking::kNone);
   kept.tokenizer = std::move(tokenizer);
   key = wanted;
   return kept;

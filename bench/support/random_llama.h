@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "model/llama.h"
+#include "model/packing.h"
 #include "model/tokenizer/tokenizer.h"
 #include "model/weights.h"
 
@@ -21,7 +22,8 @@ struct BenchModel {
   std::shared_ptr<const Llama> llama;
   std::shared_ptr<const Tokenizer> tokenizer;
 };
-BenchModel open_bench_model(Device& device, const std::string& model, const LlamaConfig& config, DType dtype);
+BenchModel open_bench_model(Device& device, const std::string& model, const LlamaConfig& config, DType dtype,
+                            BasePacking packing = BasePacking::kNone);
 void close_bench_model();  // lets go of the last one, before its device ends
 
 // `count` random tokens of a vocabulary, another sequence for every number.

@@ -94,7 +94,8 @@ class Checker {
 
 inline int64_t bytes_of(const ConstTensor& t) { return t.empty() ? 0 : t.bytes(); }
 inline int64_t bytes_of(const FrozenMatrix* m) {
-  return m ? m->rows() * m->cols() * dtype_size(m->dtype()) : 0;
+  if (!m) return 0;
+  return m->packed() ? m->bytes() : m->rows() * m->cols() * dtype_size(m->dtype());
 }
 
 }  // namespace gantrain::contract

@@ -1,16 +1,37 @@
 #include "cuda/kernels/embedding.cuh"
 
 #include "cuda/ops/dispatch.cuh"
+#include "cuda/ops/packed_parts.cuh"
 
 namespace gantrain {
 
 using namespace cuda;
+
+namespace {
+
+// One launch a part: each leaves the other parts' rows alone.
+void embed_packed(const Context& context, const EmbedForward& a) {
+  constexpr int kThreads = 128;
+  const int64_t n = a.tokens.dim(0), c = a.table->cols();
+  for (const PackedPart& part : as_cuda(*a.table).parts())
+    with_weights(a.table->dtype(), [&]<typename T>(Tag<T>) {
+      const auto with = [&]<PackedCode kCode>() {
+        launch(embed_packed_kernel<kCode, T, kThreads>, dim3(blocks_for(n, 1)), kThreads, 0, context.stream,
+               part.blocks, nf4_tensor(part, 0), raw<int32_t>(a.tokens), raw<float>(a.prompt),
+               part.begin == 0, raw<float>(a.x), part.begin, part.rows, c);
+      };
+      with_packed(part.type, with);
+    });
+}
+
+}  // namespace
 
 void CudaOps::embed_forward(const EmbedForward& a) {
   constexpr int kThreads = 128;
   const int64_t n = a.tokens.dim(0), c = a.table->cols();
   const auto* prompt = raw<float>(a.prompt);
   auto* x = raw<float>(a.x);
+  if (a.table->packed()) return embed_packed(context_, a);
   with_weights(a.table->dtype(), [&]<typename T>(Tag<T>) {
     const auto* table = static_cast<const T*>(as_cuda(*a.table).data());
     const bool wide = c % kWide<T> == 0 && aligned_to(16, prompt, x, table);

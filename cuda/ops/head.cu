@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/ops/dequantize.h"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/elementwise.h"
 #include "cuda/ops/matmul.h"
@@ -40,10 +41,40 @@ LossPieces loss_pieces(Pieces& p, const HeadLoss& a) {
   return s;
 }
 
+// f(begin, rows) for all rows of w, whose values are then at as_cuda(w).data(): one range, or of a packed
+// matrix as many as are expanded at a time.
+template <typename F>
+void in_row_ranges(const Context& context, const FrozenMatrix& w, F f) {
+  const int64_t v = w.rows(), step = w.packed() ? std::min(v, kTallRows) : v;
+  for (int64_t begin = 0; begin < v; begin += step) {
+    const int64_t rows = std::min(step, v - begin);
+    expand_weights(context, w, begin, rows);
+    f(begin, rows);
+  }
+}
+
+// y (n, V) = a w^T, a (n, C) of w's type
+void times_transposed(const Context& context, const FrozenMatrix& w, const void* a, int64_t n, float* y) {
+  const int64_t c = w.cols(), v = w.rows();
+  in_row_ranges(context, w, [&](int64_t begin, int64_t rows) {
+    matmul(context, {.m = n,
+                     .n = rows,
+                     .k = c,
+                     .a = a,
+                     .lda = c,
+                     .b = as_cuda(w).data(),
+                     .ldb = c,
+                     .transpose_b = true,
+                     .dtype = w.dtype(),
+                     .c = y + begin,
+                     .ldc = v});
+  });
+}
+
 // logits (n, V) = the normalised rows of x times w^T
 void logits_of(const Context& context, const FrozenMatrix& w, const float* x, const int32_t* rows,
                const ConstTensor& gain, float eps, int64_t n, void* normed, float* rstd, float* logits) {
-  const int64_t c = w.cols(), v = w.rows();
+  const int64_t c = w.cols();
   normalise_rows(context, {.x = x,
                            .rows = rows,
                            .gain = raw<float>(gain),
@@ -54,17 +85,7 @@ void logits_of(const Context& context, const FrozenMatrix& w, const float* x, co
                            .y = normed,
                            .n = n,
                            .c = c});
-  matmul(context, {.m = n,
-                   .n = v,
-                   .k = c,
-                   .a = normed,
-                   .lda = c,
-                   .b = as_cuda(w).data(),
-                   .ldb = c,
-                   .transpose_b = true,
-                   .dtype = w.dtype(),
-                   .c = logits,
-                   .ldc = v});
+  times_transposed(context, w, normed, n, logits);
 }
 
 struct LogitsPieces {
@@ -123,17 +144,7 @@ void CudaOps::head_loss(const HeadLoss& a) {
         round_to_bf16(context_, grad, DType::kF32, s.normed, n * c);
         grad = s.normed;
       }
-      matmul(context_, {.m = n,
-                        .n = v,
-                        .k = c,
-                        .a = grad,
-                        .lda = c,
-                        .b = as_cuda(*a.embedding).data(),
-                        .ldb = c,
-                        .transpose_b = true,
-                        .dtype = a.embedding->dtype(),
-                        .c = s.target,
-                        .ldc = v});
+      times_transposed(context_, *a.embedding, grad, n, s.target);
     }
     logits_of(context_, *a.w, raw<float>(a.x), rows, a.gain, a.eps, n, s.normed, s.rstd, s.logits);
     const HeadRowArgs args{.logits = s.logits,
@@ -158,16 +169,19 @@ void CudaOps::head_loss(const HeadLoss& a) {
              blocks_for(n, 1), kThreads, 0, context_.stream, args, static_cast<T*>(s.seeds));
     });
     if (!wants_seed) continue;
-    matmul(context_, {.m = n,
-                      .n = c,
-                      .k = v,
-                      .a = s.seeds,
-                      .lda = v,
-                      .b = as_cuda(*a.w).data(),
-                      .ldb = c,
-                      .dtype = type,
-                      .c = s.dnormed,
-                      .ldc = c});
+    in_row_ranges(context_, *a.w, [&](int64_t begin, int64_t range) {
+      matmul(context_, {.m = n,
+                        .n = c,
+                        .k = range,
+                        .a = static_cast<const std::byte*>(s.seeds) + begin * dtype_size(type),
+                        .lda = v,
+                        .b = as_cuda(*a.w).data(),
+                        .ldb = c,
+                        .dtype = type,
+                        .c = s.dnormed,
+                        .ldc = c,
+                        .addend = begin > 0 ? s.dnormed : nullptr});
+    });
     const bool wide = c % 4 == 0 && aligned_to(16, raw<float>(a.x), raw<float>(a.gain), raw<float>(a.dx));
     launch(wide ? head_scatter_kernel<4, kWarp> : head_scatter_kernel<1, kWarp>, blocks_for(n, 1), kWarp, 0,
            context_.stream, raw<float>(a.x), rows, s.rstd, raw<float>(a.gain), s.dnormed, raw<float>(a.dx), n,

@@ -1,5 +1,6 @@
 #include "cuda/kernels/mlp.cuh"
 
+#include "cuda/ops/dequantize.h"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul_norm.cuh"
 #include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
@@ -110,6 +111,7 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
   const int64_t n = a.x.dim(0), f = a.a.dim(1);
   Pieces pieces(a.scratch);
   const ForwardPieces s = forward_pieces(context_, pieces, a);
+  expand_weights(context_, *a.w);
   Matmul product = forward_product(a, s.normed, s.product);
   const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
   const NormInput input = norm_input(context_, a, fuses, s.normed);
@@ -170,6 +172,7 @@ void CudaOps::down_backward(const DownBackward& a) {
     round_to_bf16(context_, dout, DType::kF32, s.dout, n * c);
     dout = s.dout;
   }
+  if (a.lora.empty()) expand_weights(context_, *a.w);  // else project_backward does
   const Matmul product = down_product(a, dout, s.da);
   with_pair(a.w->dtype(), a.g.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
     const S *gate = raw<S>(a.g), *up = raw<S>(a.u);
@@ -207,6 +210,7 @@ void CudaOps::down_backward(const DownBackward& a) {
 void CudaOps::gate_up_backward(const GateUpBackward& a) {
   Pieces pieces(a.scratch);
   const NormBackwardPieces s = norm_backward_pieces(context_, pieces, a, !a.dot.empty());
+  expand_weights(context_, *a.w);
   norm_product_backward(context_, a, a.dy.raw(), s, raw<float>(a.dot));
 }
 

@@ -1,4 +1,5 @@
 #include "cuda/kernels/matmul_epilogue.cuh"
+#include "cuda/ops/dequantize.h"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/elementwise.h"
 #include "cuda/ops/lora.h"
@@ -66,6 +67,7 @@ void CudaOps::project_forward(const ProjectForward& a) {
     round_to_bf16(context_, input, a.a.dtype(), s.input, n * in);
     input = s.input;
   }
+  expand_weights(context_, *a.w);
   Matmul product{.m = n,
                  .n = c,
                  .k = in,
@@ -109,6 +111,7 @@ void CudaOps::project_backward(const ProjectBackward& a) {
     round_to_bf16(context_, input, DType::kF32, s.dout, n * c);
     input = s.dout;
   }
+  expand_weights(context_, *a.w);
   matmul(context_, {.m = n,
                     .n = in,
                     .k = c,

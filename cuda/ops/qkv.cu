@@ -1,5 +1,6 @@
 #include "cuda/kernels/qkv.cuh"
 
+#include "cuda/ops/dequantize.h"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul_norm.cuh"
 #include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
@@ -90,6 +91,7 @@ void CudaOps::qkv_forward(const QkvForward& a) {
   const int64_t n = a.x.dim(0), d = a.q.dim(2);
   Pieces pieces(a.scratch);
   const ForwardPieces s = forward_pieces(context_, pieces, a);
+  expand_weights(context_, *a.w);
   Matmul product = forward_product(a, s.normed, s.product);
   const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
   const NormInput input = norm_input(context_, a, fuses, s.normed);
@@ -157,6 +159,7 @@ void CudaOps::qkv_backward(const QkvBackward& a) {
                                                         : rotate_backward_dot_kernel<S, T, 1, kThreads>,
                blocks_for(n, 1), kThreads, 0, context_.stream, from, kept, s.table, dy, s.dot);
       });
+  expand_weights(context_, *a.w);
   norm_product_backward(context_, a, s.dy, s.norm, dot);
 }
 

@@ -85,7 +85,7 @@ def loss_of(model, sequences, scored):
     return sum(losses) / sum(len(i) - f for i, f in zip(sequences, scored)), torch.cat(logits)
 
 
-def probe(path, adapter, sequences, scored, work):
+def probe(path, adapter, sequences, scored, work, *more):
     longest = max(map(len, sequences))
     tokens = torch.zeros((len(sequences), longest), dtype=torch.int64)
     labels = torch.full_like(tokens, -100)
@@ -94,7 +94,7 @@ def probe(path, adapter, sequences, scored, work):
         labels[b, first:len(ids)] = torch.tensor(ids[first:])
     save_file({"tokens": tokens, "lengths": torch.tensor([len(s) for s in sequences]), "labels": labels}, work / "in.safetensors")
     gantrain("probe", "--model", path, "--input", work / "in.safetensors", "--output", work / "out.safetensors", "--adapter", adapter,
-             "--dtype", "f32")
+             "--dtype", "f32", *more)
     return load_file(work / "out.safetensors")
 
 

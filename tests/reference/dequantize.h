@@ -49,4 +49,38 @@ inline double q6_k_value(const uint8_t* b, size_t i) {
   return half_value(b + 208) * signed_byte(b[192 + i / 16]) * (low + high % 4 * 16 - 32);
 }
 
+// The value of NF4's four bits, which stand in the upper half of a byte for even i.
+inline double nf4_value(const uint8_t* b, size_t i) {
+  constexpr double kValues[] = {-1.0,
+                                -0.6961928009986877,
+                                -0.5250730514526367,
+                                -0.39491748809814453,
+                                -0.28444138169288635,
+                                -0.18477343022823334,
+                                -0.09105003625154495,
+                                0.0,
+                                0.07958029955625534,
+                                0.16093020141124725,
+                                0.24611230194568634,
+                                0.33791524171829224,
+                                0.44070982933044434,
+                                0.5626170039176941,
+                                0.7229568362236023,
+                                1.0};
+  return kValues[nibble(b, i / 2, i % 2 == 0)];
+}
+// The value of a scale's code, rounded to f32: 127 is zero, 255 one. The n-th above zero, n = 1 .. 127 from
+// below, is the middle of one of 2^e equal parts of [10^(e - 7), 10^(e - 6)], e the place of n's highest bit
+// and n's other bits the part's number; those below zero are the same with their sign.
+inline double dynamic_value(int code) {
+  if (code == 127) return 0;
+  if (code == 255) return 1;
+  const int n = code > 127 ? code - 127 : 127 - code;
+  int e = 0;
+  while (n >> (e + 1)) ++e;
+  const double parts = std::ldexp(1.0, e),
+               size = std::pow(10.0, e - 6) * (0.1 + 0.9 * (n - parts + 0.5) / parts);
+  return static_cast<double>(static_cast<float>(code > 127 ? size : -size));
+}
+
 }  // namespace gantrain::reference

@@ -1,6 +1,6 @@
 """The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
 
-usage: engine.py ROOT BUILD [--method gan|lora] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+usage: engine.py ROOT BUILD [--method gan|lora|qlora] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
                  [--settings KEY=VALUE ...] [--same WORD ...]
 
 Trains a conditional generator, or low-rank adapters on every linear layer, on a handful of sentences with both devices, from the same seed, and compares the losses of
@@ -55,6 +55,7 @@ PLAYERS = {
     "gan": "[generator]\nprompt_length = 2\nwidth = 16\nnoise_dim = 4",
     "lora": "[lora]\nrank = 3\ntargets = [\"all\"]",
 }
+PLAYERS["qlora"] = PLAYERS["lora"]
 SENTENCES = [("Once upon a", " time, there was a cat."), ("Tom and", " Lily play."), ("The sun", " was hot."),
              ("A big dog", " ran to the tree."), ("Mom said", " yes."), ("It was a", " red ball.")]
 COMPARED = ("ce", "loss_g", "loss_d", "kl", "reward", "pair_accuracy", "grad_norm_g", "grad_norm_d")

@@ -121,7 +121,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "model=\"a\\\"b\\\\c\"\ndevice='cuda'\ngemm='auto'\ndtype='bf16'\nthreads=3\nseed="
       "9223372036854775807\noutput="
       "\"x\\ty\"\n"
-      "memory_limit=12345\nmethod='ptuning'\nadapter='z'\n"
+      "memory_limit=12345\nmethod='ptuning'\nmodel_quantize='q4_0'\nadapter='z'\n"
       "[data]\ntrain='t'\nvalid='v'\ntest='w'\nformat='csv'\nencoding='latin1'\nprompt_template=\"{x}"
       "\\né\"\n"
       "completion_template='{y}'\ncolumns=['x','y']\ndelimiter=\"\\t\"\nline_pattern='{a}:{b}'\n"

@@ -10,6 +10,7 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
   struct Flags {
     GenerateOptions options;
     DeviceFlags device;
+    std::string packing = "auto";
   };
   auto flags = std::make_shared<Flags>();
   GenerateOptions& o = flags->options;
@@ -41,6 +42,7 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
                   "none, auto, chatml, llama2 or llama3: each prompt is a user's turn")
       ->capture_default_str();
   verb.add_option("--system", o.system, "system message of the chat template");
+  add_packing_flag(verb, flags->packing);
   add_device_flags(verb, flags->device, "auto");
   return [flags, run = verbs.generate] {
     GenerateOptions& options = flags->options;
@@ -59,6 +61,7 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
     check_choice("--chat-template", options.chat_template, {"none", "auto", "chatml", "llama2", "llama3"});
     options.device = device_choice(flags->device);
     options.dtype = dtype_choice(flags->device);
+    options.packing = packing_choice(flags->packing);
     return run(options);
   };
 }

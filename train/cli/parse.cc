@@ -1,6 +1,7 @@
 #include "train/cli/parse.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "core/check.h"
 #include "train/suggest.h"
@@ -19,6 +20,19 @@ void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dt
   verb.add_option("--threads", flags.threads, "CPU threads; 0: one a core")
       ->envname("GANTRAIN_THREADS")
       ->capture_default_str();
+}
+
+void add_packing_flag(CLI::App& verb, std::string& packing) {
+  verb.add_option("--model-quantize", packing,
+                  "how the model's matrices lie in memory: none, file, nf4, q8_0, q4_0 or q4_1 "
+                  "(docs/configuration.md); auto: as the run says, else none")
+      ->capture_default_str();
+}
+
+BasePacking packing_choice(const std::string& packing) {
+  const std::vector<std::string> names(std::begin(kBasePackingNames), std::end(kBasePackingNames));
+  check_choice("--model-quantize", packing, names);
+  return static_cast<BasePacking>(std::find(names.begin(), names.end(), packing) - names.begin());
 }
 
 DeviceChoice device_choice(const DeviceFlags& flags) {

@@ -37,6 +37,9 @@ struct DeviceFlags {
   std::string device = "cpu", dtype, gemm = "default";
   int threads = 0;
 };
+// --model-quantize, for verbs that open a model without a run's configuration.
+void add_packing_flag(CLI::App& verb, std::string& packing);
+BasePacking packing_choice(const std::string& packing);
 void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dtype);
 DeviceChoice device_choice(const DeviceFlags& flags);
 DTypeChoice dtype_choice(const DeviceFlags& flags);

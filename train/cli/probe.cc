@@ -9,6 +9,7 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
   struct Flags {
     ProbeOptions options;
     DeviceFlags device;
+    std::string packing = "auto";
   };
   auto flags = std::make_shared<Flags>();
   ProbeOptions& o = flags->options;
@@ -22,6 +23,7 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
                   "safetensors file with tokens, and perhaps lengths, labels, soft_prompt");
   verb.add_option("-o,--output", o.output, "safetensors file to write");
   verb.add_option("--adapter", o.adapter, "PEFT folder: its gradients are written too");
+  add_packing_flag(verb, flags->packing);
   add_device_flags(verb, flags->device, "f32");
   return [flags, run = verbs.probe] {
     ProbeOptions& options = flags->options;
@@ -30,6 +32,7 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
     need(!options.output.empty(), "probe", "--output");
     options.device = device_choice(flags->device);
     options.dtype = dtype_choice(flags->device);
+    options.packing = packing_choice(flags->packing);
     return run(options);
   };
 }

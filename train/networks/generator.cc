@@ -209,7 +209,7 @@ std::unique_ptr<Generator> Generator::make(Device& device, const GeneratorConfig
 
 std::unique_ptr<Generator> Generator::make(Device& device, const TrainConfig& config,
                                            const LlamaConfig& model, std::vector<float> p0, uint64_t key) {
-  if (config.method == Method::kLora)
+  if (trains_lora(config.method))
     return std::make_unique<LoraGenerator>(device, model, lora_shape(config.lora), key);
   return make(device, config.generator, model.hidden_size, std::move(p0), key);
 }

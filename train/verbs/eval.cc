@@ -16,7 +16,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   if (options.run.empty()) fail_usage("eval needs a run: gantrain eval --run FOLDER");
   const CheckpointReader checkpoint(find_checkpoint(options.run).string());
   const TrainConfig config = checkpoint_config(checkpoint, options.overrides);
-  Session session = open_session(config.model, device_choice(config), config.dtype, devices);
+  Session session =
+      open_session(config.model, config.model_quantize, device_choice(config), config.dtype, devices);
   Device& device = *session.device;
   const Llama& llama = *session.llama;
   const TokenizedDataset data =

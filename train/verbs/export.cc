@@ -74,7 +74,7 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
   TrainConfig config = checkpoint_config(checkpoint, {});
   const std::string model = options.model.empty() ? config.model : options.model;
   // f32: what is written is f32, and --verify compares without the rounding of a storage type.
-  Session session = open_session(model, options.device, DTypeChoice::kF32, devices);
+  Session session = open_session(model, config.model_quantize, options.device, DTypeChoice::kF32, devices);
   Device& device = *session.device;
   const Llama& llama = *session.llama;
   const LlamaConfig& shape = llama.config();
@@ -104,7 +104,8 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
       }
     } else {
       const DType dtype = options.weights == "f32" ? DType::kF32 : DType::kBF16;
-      write_merged(options.output, *open_weights(model), adapter, dtype);
+      // Into the values of the base that was trained over: those of its blocks, where it was quantised.
+      write_merged(options.output, *with_packing(open_weights(model), config.model_quantize), adapter, dtype);
       if (options.verify) {
         // f32: W x + s B A x and (W + s B A) x are sums of the same terms in another order, some 1e-6 of the
         // largest logit; bf16: every weight is rounded by up to 2^-8 of itself.

@@ -50,7 +50,9 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
     config = checkpoint_config(*checkpoint, {});
   }
   const std::string model = options.model.empty() ? config.model : options.model;
-  Session session = open_session(model, options.device, options.dtype, devices);
+  const BasePacking packing =
+      checkpoint && options.packing == BasePacking::kAuto ? config.model_quantize : resolved(options.packing);
+  Session session = open_session(model, packing, options.device, options.dtype, devices);
   const Tokenizer& tokenizer = *session.tokenizer;
   const Llama& llama = *session.llama;
   Runner runner(*session.device, llama);

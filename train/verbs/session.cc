@@ -24,8 +24,22 @@ DeviceChoice device_choice(const TrainConfig& config) {
   return {.kind = config.device, .threads = static_cast<int>(config.threads), .gemm = config.gemm};
 }
 
-Session open_session(const std::string& model, const DeviceChoice& device, DTypeChoice dtype,
-                     const DeviceFactory& devices) {
+std::unique_ptr<const Llama> open_llama(Device& device, std::shared_ptr<const Weights> weights,
+                                        BasePacking packing, DType dtype) {
+  const std::string path = weights->path();
+  auto llama = Llama::load(device, with_packing(std::move(weights), packing), dtype, {},
+                           packing != BasePacking::kNone);
+  if (packing != BasePacking::kNone && llama->packed_parameters() == 0)
+    fail(
+        "{}: nothing of it lies packed, with model_quantize = \"{}\": expected a .gguf file with packed "
+        "tensors, or "
+        "a model whose layers are multiples of 32 wide (nf4: 64) to be quantised",
+        path, kBasePackingNames[static_cast<size_t>(packing)]);
+  return llama;
+}
+
+Session open_session(const std::string& model, BasePacking packing, const DeviceChoice& device,
+                     DTypeChoice dtype, const DeviceFactory& devices) {
   if (model.empty())
     fail_usage("no model given; --model FOLDER_OR_FILE (or model = \"...\" in the configuration)");
   const auto start = std::chrono::steady_clock::now();
@@ -36,7 +50,7 @@ Session open_session(const std::string& model, const DeviceChoice& device, DType
   s.tokenizer = open_tokenizer(model);
   const DType type = choose_dtype(dtype, *s.device);
   const std::string format = weights->format();
-  s.llama = Llama::load(*s.device, std::move(weights), type);
+  s.llama = open_llama(*s.device, std::move(weights), packing, type);
   const LlamaConfig& c = s.llama->config();
   if (s.tokenizer->vocab_size() > c.vocab_size)
     fail("{}: the tokenizer has {} tokens, the model {}; they do not belong together", model,
@@ -48,6 +62,9 @@ Session open_session(const std::string& model, const DeviceChoice& device, DType
              model, format, static_cast<double>(s.llama->parameters()) * 1e-6, c.num_layers, c.hidden_size,
              fmt::format("{:.0f} MB", static_cast<double>(s.llama->weight_bytes()) * 1e-6), dtype_name(type),
              s.load_seconds, s.device->description());
+  if (packing != BasePacking::kNone)
+    fmt::print(stderr, "packed: {} of {:.1f} M parameters\n", s.llama->packing(),
+               static_cast<double>(s.llama->parameters()) * 1e-6);
   return s;
 }
 

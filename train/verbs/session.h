@@ -18,8 +18,11 @@ struct Session {
 };
 DType choose_dtype(DTypeChoice choice, const Device& device);
 // Opens the model with a progress line on standard error; says in one line what was opened.
-Session open_session(const std::string& model, const DeviceChoice& device, DTypeChoice dtype,
-                     const DeviceFactory& devices);
+Session open_session(const std::string& model, BasePacking packing, const DeviceChoice& device,
+                     DTypeChoice dtype, const DeviceFactory& devices);
+// The model alone. Its matrices stay packed unless `packing` is kNone.
+std::unique_ptr<const Llama> open_llama(Device& device, std::shared_ptr<const Weights> weights,
+                                        BasePacking packing, DType dtype);
 // The device a run's configuration asks for.
 DeviceChoice device_choice(const TrainConfig& config);
 

@@ -142,7 +142,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   if (config.data.train.empty()) fail_usage("no training data: set data.train");
   if (config.output.empty() && !options.dry_run) fail_usage("no run folder: set output (or --output FOLDER)");
 
-  Session session = open_session(config.model, device_choice(config), config.dtype, devices);
+  Session session =
+      open_session(config.model, config.model_quantize, device_choice(config), config.dtype, devices);
   Device& device = *session.device;
   device.set_graphs(options.graphs);
   const Llama& llama = *session.llama;

@@ -78,6 +78,7 @@ struct GenerateOptions {
   bool json = false;
   std::string chat_template = "none";  // none, auto, chatml, llama2, llama3: each prompt is a user's turn
   std::string system;
+  BasePacking packing = BasePacking::kAuto;  // a run's own, else kNone
   DTypeChoice dtype = DTypeChoice::kAuto;
   DeviceChoice device;
 };
@@ -99,6 +100,7 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices);
 
 struct ProbeOptions {
   std::string model, input, output, adapter;
+  BasePacking packing = BasePacking::kAuto;
   DTypeChoice dtype = DTypeChoice::kF32;
   DeviceChoice device;
 };
