@@ -126,6 +126,13 @@ class CpuDevice final : public Device {
     return std::make_unique<const CpuMatrix>(s.rows, s.cols, dtype, memory, memory.get(), bytes);
   }
 
+  std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) override {
+    GT_CHECK(values.rank() == 2 && values.dtype() == DType::kF32, "a matrix over {} {}, expected f32 (R, C)",
+             dtype_name(values.dtype()), to_string(values.shape()));
+    return std::make_unique<const CpuMatrix>(values.dim(0), values.dim(1), DType::kF32, nullptr, values.raw(),
+                                             0);
+  }
+
   uint64_t hash(const FrozenMatrix& matrix) override {
     const CpuMatrix& m = as_cpu(matrix);
     const int64_t bytes = m.rows() * m.cols() * dtype_size(m.dtype()), grain = int64_t{1} << 20;

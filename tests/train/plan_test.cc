@@ -49,6 +49,9 @@ class Metered final : public Device {
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& s, DType t) override {
     return cpu_->freeze(s, t);
   }
+  std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) override {
+    return cpu_->matrix_over(values);
+  }
   uint64_t hash(const FrozenMatrix& m) override { return cpu_->hash(m); }
   DType kept_dtype(DType weights) const override { return cpu_->kept_dtype(weights); }
   bool has_fast_bf16() const override { return cpu_->has_fast_bf16(); }
