@@ -18,12 +18,15 @@ class FrozenVector {
  public:
   FrozenVector() = default;
   FrozenVector(Device& device, const std::vector<float>& values);
-  ConstTensor view() const { return storage_.view(); }
-  operator ConstTensor() const { return storage_.view(); }  // NOLINT: implicit on purpose
+  // Over values that belong to someone else: Device::matrix_over.
+  explicit FrozenVector(ConstTensor values) : view_(values) {}
+  ConstTensor view() const { return view_; }
+  operator ConstTensor() const { return view_; }  // NOLINT: implicit on purpose
   int64_t bytes() const { return storage_.view().bytes(); }
 
  private:
   OwnedTensor storage_;
+  ConstTensor view_;
 };
 
 struct LlamaLayer {
@@ -47,6 +50,17 @@ class Llama {
                                            DType dtype,
                                            const std::function<void(int64_t, int64_t)>& progress = {});
 
+  // A model of the same shape in f32 whose weights lie where `values` says, change with them and must outlive
+  // it.
+  struct Values {
+    struct Layer {
+      ConstTensor attention_gain, qkv, qkv_bias, o, o_bias, mlp_gain, gate_up, gate_up_bias, down, down_bias;
+    };
+    std::vector<Layer> layers;
+    ConstTensor embedding, head, final_gain;  // head: empty where it is the embedding
+  };
+  static std::unique_ptr<const Llama> over(Device& device, const Llama& base, const Values& values);
+
   const LlamaConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
   const std::vector<LlamaLayer>& layers() const { return layers_; }
@@ -59,6 +73,7 @@ class Llama {
   float embedding_rms() const { return embedding_rms_; }
   int64_t parameters() const { return parameters_; }
   int64_t weight_bytes() const { return weight_bytes_; }  // memory held by this object
+  const Weights& weights() const { return *weights_; }    // as they were read
   // A hash of every value as read from the file: the same file gives the same hash whatever the dtype or
   // device.
   uint64_t content_hash() const { return content_hash_; }

@@ -78,7 +78,14 @@ TEST(CountingDevice, HoldsWhatTheRealTrainerHoldsToTheByte) {
       {"method=lora", "loss.kind=ce", "train.steps=3", "lora.targets=all"},
       {"method=gan", "loss.kind=rloo", "train.accumulate=2"},
       {"method=prompt", "loss.kind=gumbel", "loss.beta=0.1"},
-      {"method=lora", "loss.kind=rloo"}};
+      {"method=lora", "loss.kind=rloo"},
+      {"method=lora", "loss.kind=ce", "train.steps=3", "lora.dropout=0.1"},
+      {"method=prefix", "loss.kind=ce", "train.steps=3", "prefix.projection=true"},
+      {"method=prefix", "loss.kind=rloo", "prefix.length=5"},
+      {"method=adapter", "loss.kind=ce", "train.steps=3", "bottleneck.places=attention,mlp"},
+      {"method=adapter", "loss.kind=rloo", "train.recompute=layer"},
+      {"method=full", "loss.kind=ce", "train.steps=3"},
+      {"method=full", "loss.kind=rloo", "loss.beta=0.1"}};
   for (const std::vector<std::string>& own : runs) {
     std::vector<std::string> settings{"model=m",
                                       "data.train=m",

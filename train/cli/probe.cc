@@ -22,6 +22,7 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
                   "safetensors file with tokens, and perhaps lengths, labels, soft_prompt");
   verb.add_option("-o,--output", o.output, "safetensors file to write");
   verb.add_option("--adapter", o.adapter, "PEFT folder: its gradients are written too");
+  verb.add_flag("--weights", o.weights, "write the gradient of every weight of the model too, in f32");
   add_device_flags(verb, flags->device, "f32");
   return [flags, run = verbs.probe] {
     ProbeOptions& options = flags->options;

@@ -9,7 +9,7 @@ int run_probe(const ProbeOptions& options, const DeviceFactory& devices) {
   // No tokenizer: the door speaks in token ids.
   const std::unique_ptr<Device> device = devices(options.device);
   const auto llama = Llama::load(*device, open_weights(options.model), choose_dtype(options.dtype, *device));
-  probe(*device, *llama, {options.input, options.output, options.adapter});
+  probe(*device, *llama, {options.input, options.output, options.adapter, options.weights});
   return 0;
 }
 
