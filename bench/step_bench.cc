@@ -6,7 +6,6 @@
 #include "bench/support/harness.h"
 #include "bench/support/random_llama.h"
 #include "model/activations.h"
-#include "train/networks/lora.h"
 #include "train/trainer.h"
 
 namespace gantrain::bench {
@@ -17,9 +16,9 @@ struct MethodRow {
   const char* name;
   bool adversarial;
   std::vector<std::string> overrides;
-  bool is_lora() const {  // has no prompt
-    return overrides.front() == "method=lora" || overrides.front() == "method=qlora";
-  }
+  bool is(const char* m) const { return overrides.front() == std::string("method=") + m; }
+  // Has virtual positions before the text: rows of its own, or keys and values.
+  bool has_positions() const { return !is("lora") && !is("qlora") && !is("adapter") && !is("full"); }
 };
 const std::vector<MethodRow>& methods() {
   static const std::vector<MethodRow> table{
@@ -39,6 +38,10 @@ const std::vector<MethodRow>& methods() {
        false,
        {"method=qlora", "model_quantize=q8_0", "lora.rank=8", "lora.alpha=16", "lora.targets=q,v",
         "loss.kind=ce"}},
+      // Keys and values before every layer's, bottlenecks behind every MLP, all weights (in f32).
+      {"prefix", false, {"method=prefix", "loss.kind=ce"}},
+      {"adapter", false, {"method=adapter", "loss.kind=ce"}},
+      {"full", false, {"method=full", "loss.kind=ce"}},
       // The conditional generator: C0 cross-entropy alone, C1 rewards, C2 straight-through Gumbel.
       {"gan_c0", false, {"method=gan", "loss.kind=ce"}},
       {"gan_c1", true, {"method=gan", "loss.kind=rloo"}},
@@ -68,10 +71,10 @@ std::vector<TokenizedExample> random_items(int64_t count, int64_t length, int64_
 }
 
 // Bytes that the layers keep of `rows` rows between forward and backward.
-int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, const LoraAdapter* lora) {
+int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, const Adapters& adapters) {
   const auto peak = [&](int layers) {
     Arena counting;
-    take_activations(counting, device, llama, rows, Saving::kAll, layers, AttentionPlan(), lora);
+    take_activations(counting, device, llama, rows, Saving::kAll, layers, AttentionPlan(), adapters);
     return counting.peak();
   };
   return peak(static_cast<int>(llama.layers().size())) - peak(0);
@@ -91,7 +94,9 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
                                     "train.warmup_ce_steps=0",
                                     "train.discriminator_steps=0",
                                     fmt::format("train.batch={}", batch)};
-  if (!method.is_lora()) settings.push_back(fmt::format("generator.prompt_length={}", p.at("prompt")));
+  if (method.has_positions())
+    settings.push_back(fmt::format("{}={}", method.is("prefix") ? "prefix.length" : "generator.prompt_length",
+                                   p.at("prompt")));
   if (method.adversarial)
     settings.insert(settings.end(), {fmt::format("loss.samples={}", p.at("samples")),
                                      fmt::format("train.max_new_tokens={}", length - length / 2),
@@ -101,15 +106,11 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
   const TrainConfig config = parse_train_config("", "step_bench", settings);
 
   struct Run {
-    BenchModel model;                 // outlives the trainer
-    std::unique_ptr<OwnedLora> lora;  // of the trained adapters' shape, or null
+    BenchModel model;  // outlives the trainer
     std::unique_ptr<Trainer> trainer;
   };
   const auto run = std::make_shared<Run>();
   run->model = open_bench_model(device, p.model, p.config, p.dtype, config.model_quantize);
-  if (method.is_lora())
-    run->lora =
-        std::make_unique<OwnedLora>(device, run->model.llama->config(), lora_shape(config.lora), false);
   const int64_t vocab = run->model.llama->config().vocab_size;
   run->trainer = std::make_unique<Trainer>(
       device, *run->model.llama, *run->model.tokenizer, config,
@@ -139,7 +140,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
                   {"parameters", static_cast<double>(run->trainer->generator_parameters())},
                   {"saved_activation_bytes",
                    static_cast<double>(saved_bytes(device, *run->model.llama, r.tokens,
-                                                   run->lora ? &run->lora->adapter() : nullptr))},
+                                                   run->trainer->deployed().make({}, 0).adapter))},
                   {"peak_memory_bytes", static_cast<double>(peak_resident_bytes())}};
     if (r.phase != Phase::kWarmup) {
       m.counters["rollout_seconds"] = r.rollout_s;
@@ -153,7 +154,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
 void define(Suite& suite) {
   for (const MethodRow& method : methods()) {
     Suite::Axes axes{{"batch", {8}}, {"length", {128}}};
-    if (!method.is_lora()) axes["prompt"] = {20};
+    if (method.has_positions()) axes["prompt"] = {20};
     if (method.adversarial) axes["samples"] = {2};
     suite.timed(method.name, axes,
                 [&method](const Point& p, Device& device) { return prepare(method, p, device); });

@@ -24,7 +24,7 @@ class FrozenMatrix {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   DType dtype() const { return dtype_; }
-  virtual int64_t bytes() const = 0;  // memory owned by this object; 0 if it borrows mapped file pages
+  virtual int64_t bytes() const = 0;  // memory owned by this object; 0 if it borrows it
   // Whether its values lie packed (core/packed.h) and are expanded, rounded once to dtype(), by what reads
   // them.
   virtual bool packed() const { return false; }
@@ -123,6 +123,9 @@ class Device {
   // Memory that the device keeps for products with packed matrices, beside theirs: the part of one that is
   // expanded at a time. Grows while matrices are frozen, not afterwards.
   virtual int64_t expansion_bytes() const { return 0; }
+  // A matrix that reads these values (R, C) f32, which belong to someone else and may change between ops:
+  // weights that are trained. They must outlive it.
+  virtual std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) = 0;
   // A hash of the matrix as it is in memory now: proves that a frozen base was not written to.
   virtual uint64_t hash(const FrozenMatrix& matrix) = 0;
   // The type in which q, k, v, o, g and u of a layer are kept beside weights of this type (see

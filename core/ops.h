@@ -11,6 +11,7 @@
 #include "core/ops/mlp.h"
 #include "core/ops/norm.h"
 #include "core/ops/optimizer.h"
+#include "core/ops/prefix.h"
 #include "core/ops/projection.h"
 #include "core/ops/qkv.h"
 #include "core/ops/sampling.h"
@@ -33,6 +34,8 @@ class Ops {
   virtual void attention_forward(const AttentionForward&) = 0;
   virtual void attention_backward(const AttentionBackward&) = 0;
   virtual void kv_append(const KvAppend&) = 0;
+  virtual void prefix_forward(const PrefixForward&) = 0;
+  virtual void prefix_backward(const PrefixBackward&) = 0;
   virtual void project_forward(const ProjectForward&) = 0;
   virtual void project_backward(const ProjectBackward&) = 0;
   virtual void gate_up_forward(const GateUpForward&) = 0;

@@ -142,6 +142,13 @@ class CpuDevice final : public Device {
     return std::make_unique<const CpuMatrix>(s.rows, s.cols, dtype, memory, memory.get(), bytes);
   }
 
+  std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) override {
+    GT_CHECK(values.rank() == 2 && values.dtype() == DType::kF32, "a matrix over {} {}, expected f32 (R, C)",
+             dtype_name(values.dtype()), to_string(values.shape()));
+    return std::make_unique<const CpuMatrix>(values.dim(0), values.dim(1), DType::kF32, nullptr, values.raw(),
+                                             0);
+  }
+
   uint64_t hash(const FrozenMatrix& matrix) override {
     const CpuMatrix& m = as_cpu(matrix);
     uint64_t all = mix(static_cast<uint64_t>(m.rows()), static_cast<uint64_t>(m.cols()));

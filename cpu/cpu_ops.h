@@ -28,6 +28,9 @@ class CpuOps final : public Ops {
   void kv_append(const KvAppend&) override;
   int64_t scratch(const AttentionForward&) const override;
   int64_t scratch(const AttentionBackward&) const override;
+  // cpu/prefix.cc
+  void prefix_forward(const PrefixForward&) override;
+  void prefix_backward(const PrefixBackward&) override;
   // cpu/projection.cc
   void project_forward(const ProjectForward&) override;
   void project_backward(const ProjectBackward&) override;

@@ -176,8 +176,9 @@ void CpuOps::head_loss(const HeadLoss& a) {
     if (!a.reference.empty()) {
       const float* reference = a.reference.data<float>() + r0 * c;
       logits_of(
-          pool_, w, gain, a.eps, rows, [&](int64_t i) { return reference + i * c; }, s.normed, s.rstd,
-          s.reference);
+          pool_, a.reference_w ? as_cpu(*a.reference_w) : w,
+          a.reference_w ? optional(a.reference_gain) : gain, a.eps, rows,
+          [&](int64_t i) { return reference + i * c; }, s.normed, s.rstd, s.reference);
     }
     if (!a.embedding_grad.empty() && !a.dx.empty()) {
       const CpuMatrix& e = as_cpu(*a.embedding);
@@ -205,6 +206,21 @@ void CpuOps::head_loss(const HeadLoss& a) {
             .ldc = c,
             .k_range = kVocabularyRange,
             .partials = s.partials});
+    if (!a.dw.empty())
+      linear_backward({.x = ConstTensor(s.normed, DType::kF32, {rows, c}),
+                       .w = a.dw,  // for its shape: dx is not asked for
+                       .dy = ConstTensor(s.logits, DType::kF32, {rows, v}),
+                       .dx = {},
+                       .dw = a.dw,
+                       .db = {}});
+    if (!a.dgain.empty()) {
+      float* dgain = a.dgain.data<float>();
+      pool_.parallel_ranges(c, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = begin; j < end; ++j)
+            dgain[j] += s.dnormed[i * c + j] * x[row[r0 + i] * c + j] * s.rstd[i];
+      });
+    }
     float* dx = a.dx.data<float>();
     for (int64_t i = 0; i < rows; ++i)
       norm_backward_row(x + row[r0 + i] * c, s.rstd[i], gain, s.dnormed + i * c, c, dx + row[r0 + i] * c);

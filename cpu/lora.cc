@@ -93,6 +93,25 @@ void shrink(ThreadPool& pool, int64_t rows, int64_t rank, int64_t k, const float
   for (int64_t i = 0; i < rows * rank; ++i) z[i] *= scale;
 }
 
+// to (rows, n) = or += what dropout leaves of from, rows [r0, r0 + rows) of the call, divided by 1 - dropout.
+template <bool kAdd, typename Part>
+void drop(ThreadPool& pool, const Part& p, int64_t r0, int64_t rows, int64_t n, const float* from,
+          float* to) {
+  const uint32_t bound = dropout_bound(p.dropout);
+  const float scale = 1.0f / (1.0f - p.dropout);
+  pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < n; j += 4) {
+        const auto words = Philox{p.key}(static_cast<uint64_t>(r0 + i), static_cast<uint64_t>(j) / 4);
+        for (int64_t l = 0; l < std::min<int64_t>(4, n - j); ++l) {
+          const int64_t at = i * n + j + l;
+          const float kept = words[static_cast<size_t>(l)] >= bound ? from[at] * scale : 0.0f;
+          to[at] = kAdd ? to[at] + kept : kept;
+        }
+      }
+  });
+}
+
 template <typename Part>
 void pack(std::span<const Part> parts, float* packed) {
   for (const Part& p : parts) {
@@ -115,7 +134,8 @@ void lora_forward_block(ThreadPool& pool, std::span<const LoraPart> parts, const
   for (const LoraPart& p : parts) {
     const int64_t r = p.a.dim(0), in = p.a.dim(1), o = p.b.dim(0);
     float* z = p.z.data<float>() + r0 * r;
-    shrink(pool, rows, r, in, x, in, p.a.data<float>(), p.scale, z);
+    if (p.dropout > 0.0f) drop<false>(pool, p, r0, rows, in, x, s.masked);
+    shrink(pool, rows, r, in, p.dropout > 0.0f ? s.masked : x, in, p.a.data<float>(), p.scale, z);
     pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) expand_row(z + i * r, r, packed, o, y + i * ldy + p.first);
     });
@@ -131,10 +151,16 @@ void lora_backward_block(ThreadPool& pool, std::span<const LoraPartBackward> par
     const float *z = p.z.data<float>() + r0 * r, *a = p.a.data<float>(), *from = dy + p.first;
     float *da = p.da.data<float>(), *db = p.db.data<float>();
     shrink(pool, rows, r, o, from, ldy, packed, p.scale, s.dz);
+    const bool dropout = p.dropout > 0.0f;
+    if (dropout) drop<false>(pool, p, r0, rows, in, x, s.masked);
+    outer_sums(pool, rows, r, in, s.dz, dropout ? s.masked : x, in,
+               [&](int64_t q, int64_t j, float v) { da[q * in + j] += v; });
+    if (dropout) std::memset(s.masked, 0, static_cast<size_t>(rows * in) * sizeof(float));
+    float* expanded = dropout ? s.masked : dx;
     pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) expand_row(s.dz + i * r, r, a, in, dx + i * in);
+      for (int64_t i = begin; i < end; ++i) expand_row(s.dz + i * r, r, a, in, expanded + i * in);
     });
-    outer_sums(pool, rows, r, in, s.dz, x, in, [&](int64_t q, int64_t j, float v) { da[q * in + j] += v; });
+    if (dropout) drop<true>(pool, p, r0, rows, in, s.masked, dx);
     outer_sums(pool, rows, r, o, z, from, ldy, [&](int64_t q, int64_t j, float v) { db[j * r + q] += v; });
     packed += o * r;
   }

@@ -16,6 +16,7 @@ struct LoraScratch {
   float* x = nullptr;       // (block, I): the input in f32, where the product reads another type
   float* y = nullptr;       // (block, O): the output's gradient in f32, or the input's, where needed
   float* dz = nullptr;      // (block, R)
+  float* masked = nullptr;  // (block, I): the input without what dropout leaves out, with dropout
 };
 
 // floats_x, floats_y: floats of x and y wanted for a block, 0: none.
@@ -25,14 +26,17 @@ LoraScratch lora_scratch(Pieces& pieces, std::span<const Part> parts, int64_t bl
   LoraScratch s;
   if (parts.empty()) return s;
   int64_t packed = 0, rank = 0;
+  bool dropout = false;
   for (const Part& p : parts) {
     packed += p.b.count();
     rank = std::max(rank, p.a.dim(0));
+    dropout = dropout || p.dropout > 0.0f;
   }
   s.packed = pieces.floats(packed);
   if (floats_x > 0) s.x = pieces.floats(floats_x);
   if (floats_y > 0) s.y = pieces.floats(floats_y);
   if constexpr (std::is_same_v<Part, LoraPartBackward>) s.dz = pieces.floats(block * rank);
+  if (dropout) s.masked = pieces.floats(block * parts.front().a.dim(1));
   return s;
 }
 

@@ -28,7 +28,7 @@ struct BackwardPieces {
 };
 BackwardPieces backward_pieces(Pieces& p, const GateUpBackward& a) {
   const int64_t c = a.x.dim(1), f2 = a.w->rows(), block = row_block(a.x.dim(0));
-  float* dnormed = p.floats(block * c);
+  float* dnormed = a.dnormed.empty() ? p.floats(block * c) : nullptr;
   return {dnormed, lora_scratch(p, a.lora, block, block * c, a.w->dtype() == DType::kF32 ? 0 : block * f2)};
 }
 
@@ -156,12 +156,13 @@ void backward(ThreadPool& pool, const GateUpBackward& a) {
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
     const T* dy = a.dy.data<T>() + r0 * f2;
-    matmul(pool, w, {.m = rows, .n = c, .k = f2, .a = dy, .lda = f2, .c = s.dnormed, .ldc = c});
+    float* dnormed = a.dnormed.empty() ? s.dnormed : a.dnormed.data<float>() + r0 * c;
+    matmul(pool, w, {.m = rows, .n = c, .k = f2, .a = dy, .lda = f2, .c = dnormed, .ldc = c});
     if (!a.lora.empty())
       lora_backward_block(pool, a.lora, s.lora, r0, rows,
                           normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
-                          in_f32(pool, dy, rows * f2, s.lora.y), f2, s.dnormed);
-    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
+                          in_f32(pool, dy, rows * f2, s.lora.y), f2, dnormed);
+    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, dnormed, rows, c,
                        a.dx.data<float>() + r0 * c);
   }
   rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);

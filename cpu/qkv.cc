@@ -81,8 +81,8 @@ struct BackwardPieces {
 BackwardPieces backward_pieces(Pieces& p, const QkvBackward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows(), block = row_block(n);
   const DType t = a.w->dtype();
-  void* dy = p.take(block * out * dtype_size(t));
-  float* dnormed = p.floats(block * c);
+  void* dy = a.dy.empty() ? p.take(block * out * dtype_size(t)) : nullptr;
+  float* dnormed = a.dnormed.empty() ? p.floats(block * c) : nullptr;
   float* rotary = p.floats(Rotary::floats(n, a.dq.dim(2)));
   return {dy, dnormed, rotary, lora_scratch(p, a.lora, block, block * c, t == DType::kF32 ? 0 : block * out)};
 }
@@ -146,21 +146,23 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
     const int64_t rows = std::min(block, n - r0);
+    T* dy = a.dy.empty() ? static_cast<T*>(s.dy) : a.dy.data<T>() + r0 * out;
+    float* dnormed = a.dnormed.empty() ? s.dnormed : a.dnormed.data<float>() + r0 * c;
     pool.parallel_ranges(rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        T* y = static_cast<T*>(s.dy) + i * out;
+        T* y = dy + i * out;
         const int64_t row = r0 + i;
         rotate(dq + row * h * d, y, h, d, rotary.cos(row), rotary.sin(row), -1.0f);
         rotate(dk + row * k * d, y + h * d, k, d, rotary.cos(row), rotary.sin(row), -1.0f);
         std::memcpy(y + (h + k) * d, dv + row * k * d, static_cast<size_t>(k * d) * sizeof(T));
       }
     });
-    matmul(pool, w, {.m = rows, .n = c, .k = out, .a = s.dy, .lda = out, .c = s.dnormed, .ldc = c});
+    matmul(pool, w, {.m = rows, .n = c, .k = out, .a = dy, .lda = out, .c = dnormed, .ldc = c});
     if (!a.lora.empty())
       lora_backward_block(pool, a.lora, s.lora, r0, rows,
                           normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
-                          in_f32(pool, static_cast<const T*>(s.dy), rows * out, s.lora.y), out, s.dnormed);
-    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, s.dnormed, rows, c,
+                          in_f32(pool, static_cast<const T*>(dy), rows * out, s.lora.y), out, dnormed);
+    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, dnormed, rows, c,
                        a.dx.data<float>() + r0 * c);
   }
   rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);

@@ -206,6 +206,12 @@ class CudaDevice final : public Device {
     return matrix;
   }
 
+  std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) override {
+    GT_CHECK(values.rank() == 2 && values.dtype() == DType::kF32, "a matrix over {} {}, expected f32 (R, C)",
+             dtype_name(values.dtype()), to_string(values.shape()));
+    return std::make_unique<cuda::CudaMatrix>(values.dim(0), values.dim(1), values.raw());
+  }
+
   uint64_t hash(const FrozenMatrix& matrix) override {
     const cuda::CudaMatrix& m = cuda::as_cuda(matrix);
     const int64_t bytes = m.bytes();

@@ -7,35 +7,47 @@
 namespace gantrain {
 namespace {
 
+// Rows [begin, begin + n); of an arena that only counts, an empty view.
+Tensor slice(const Tensor& t, int64_t begin, int64_t n) { return t.empty() ? Tensor{} : t.rows(begin, n); }
+
 struct Dims {
-  int64_t n, c, h, k, d, f;
+  int64_t n, c, h, k, d, f, prefix;
   DType t, s;  // of the weights, and of what is kept for backward
 };
 
-void take_layer(Arena& arena, const Dims& m, const LoraAdapter* lora, LayerActivations& a) {
+void take_layer(Arena& arena, const Dims& m, const Adapters& adapters, LayerActivations& a) {
   a.q = arena.take(m.s, {m.n, m.h, m.d});
-  a.k = arena.take(m.s, {m.n, m.k, m.d});
-  a.v = arena.take(m.s, {m.n, m.k, m.d});
+  a.keys = arena.take(m.s, {m.prefix + m.n, m.k, m.d});
+  a.values = arena.take(m.s, {m.prefix + m.n, m.k, m.d});
+  a.k = slice(a.keys, m.prefix, m.n);
+  a.v = slice(a.values, m.prefix, m.n);
   a.o = arena.take(m.s, {m.n, m.h, m.d});
   a.lse = arena.take(DType::kF32, {m.n, m.h});
   a.h = arena.take(DType::kF32, {m.n, m.c});
   a.rstd2 = arena.take(DType::kF32, {m.n});
   a.g = arena.take(m.s, {m.n, m.f});
   a.u = arena.take(m.s, {m.n, m.f});
-  if (!lora) return;
-  for (size_t t = 0; t < kLoraTargets; ++t)
-    if (lora->shape.targets[t]) a.z[t] = arena.take(DType::kF32, {m.n, lora->shape.rank});
+  if (const LoraAdapter* lora = adapters.lora)
+    for (size_t t = 0; t < kLoraTargets; ++t)
+      if (lora->shape.targets[t]) a.z[t] = arena.take(DType::kF32, {m.n, lora->shape.rank});
+  if (const BottleneckAdapter* b = adapters.bottleneck)
+    for (size_t i = 0; i < 2; ++i) {
+      if (!b->shape.has(i)) continue;
+      a.narrow_x[i] = arena.take(DType::kF32, {m.n, m.c});
+      a.narrow_z[i] = arena.take(DType::kF32, {m.n, b->shape.width});
+    }
 }
 
 // Scratch for the largest op of one layer. Ops size their scratch by shapes alone, so views without memory
 // will do; a one-byte address stands for "present".
 int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool backward,
-                      const AttentionPlan& plan, const LoraAdapter* lora) {
+                      const AttentionPlan& plan, const Adapters& adapters) {
   static std::byte present;
   auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device.kind()); };
   const LlamaLayer& w = llama.layers().front();
   const Tensor x = view(DType::kF32, {m.n, m.c}), rstd = view(DType::kF32, {m.n});
   const Tensor q = view(m.s, {m.n, m.h, m.d}), kv = view(m.s, {m.n, m.k, m.d}), g = view(m.s, {m.n, m.f});
+  const Tensor keys = view(m.s, {m.prefix + m.n, m.k, m.d}), dkeys = view(m.t, {m.prefix + m.n, m.k, m.d});
   const Tensor dq = view(m.t, {m.n, m.h, m.d}), dkv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f}),
                dy = view(m.t, {m.n, 2 * m.f});
   const Tensor positions = view(DType::kI32, {m.n});
@@ -47,10 +59,10 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
   const bool biased = !w.qkv_bias.view().empty();
   const float scale = llama.attention_scale();
   std::array<Tensor, kLoraTargets> z;
-  if (lora) z.fill(view(DType::kF32, {m.n, lora->shape.rank}));
+  if (adapters.lora) z.fill(view(DType::kF32, {m.n, adapters.lora->shape.rank}));
   using enum LoraTarget;
   const auto parts = [&](std::initializer_list<LoraTarget> t) {
-    return LoraParts(lora, llama.config(), 0, t, z);
+    return LoraParts(adapters, llama.config(), 0, t, z);
   };
   const LoraParts qkv = parts({kQ, kK, kV}), o = parts({kO}), gate_up = parts({kGate, kUp}),
                   down = parts({kDown});
@@ -69,7 +81,8 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                     .scratch = {},
                                     .lora = qkv}));
   grow(attention_forward_scratch(
-      device, {.q = q, .k = kv, .v = kv, .plan = &plan, .scale = scale, .o = q, .lse = lse, .scratch = {}}));
+      device,
+      {.q = q, .k = keys, .v = keys, .plan = &plan, .scale = scale, .o = q, .lse = lse, .scratch = {}}));
   grow(project_forward_scratch(device, {.a = q.view({m.n, m.h * m.d}),
                                         .w = w.o.get(),
                                         .bias = w.o_bias,
@@ -123,16 +136,16 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                            .lora = o,
                                            .a = q.view({m.n, m.h * m.d})}));
     grow(attention_backward_scratch(device, {.q = q,
-                                             .k = kv,
-                                             .v = kv,
+                                             .k = keys,
+                                             .v = keys,
                                              .o = q,
                                              .lse = lse,
                                              .d_o = dq,
                                              .plan = &plan,
                                              .scale = scale,
                                              .dq = dq,
-                                             .dk = dkv,
-                                             .dv = dkv,
+                                             .dk = dkeys,
+                                             .dv = dkeys,
                                              .scratch = {}}));
     grow(qkv_backward_scratch(device, {.x = x,
                                        .rstd = rstd,
@@ -156,8 +169,9 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
 
 }  // namespace
 
-LoraParts::LoraParts(const LoraAdapter* lora, const LlamaConfig& config, size_t layer,
+LoraParts::LoraParts(const Adapters& adapters, const LlamaConfig& config, size_t layer,
                      std::initializer_list<LoraTarget> targets, const std::array<Tensor, kLoraTargets>& z) {
+  const LoraAdapter* lora = adapters.lora;
   if (!lora) return;
   for (const LoraTarget target : targets) {
     const auto t = static_cast<size_t>(target);
@@ -165,14 +179,29 @@ LoraParts::LoraParts(const LoraAdapter* lora, const LlamaConfig& config, size_t 
     if (!lora->shape.targets[t]) continue;
     const float scale = lora->shape.scale();
     const int64_t first = lora_dims(config, t).first;
-    forward[count] = {.a = p.a, .b = p.b, .scale = scale, .first = first, .z = z[t]};
-    backward[count] = {.a = p.a, .b = p.b, .scale = scale, .first = first, .z = z[t], .da = p.da, .db = p.db};
+    const uint64_t key = derive_key(adapters.dropout_key, layer, t);
+    forward[count] = {.a = p.a,
+                      .b = p.b,
+                      .scale = scale,
+                      .first = first,
+                      .z = z[t],
+                      .dropout = adapters.dropout,
+                      .key = key};
+    backward[count] = {.a = p.a,
+                       .b = p.b,
+                       .scale = scale,
+                       .first = first,
+                       .z = z[t],
+                       .da = p.da,
+                       .db = p.db,
+                       .dropout = adapters.dropout,
+                       .key = key};
     ++count;
   }
 }
 
 Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
-                             int layers, const AttentionPlan& plan, const LoraAdapter* lora) {
+                             int layers, const AttentionPlan& plan, const Adapters& adapters) {
   const LlamaConfig& config = llama.config();
   const Dims m{rows,
                config.hidden_size,
@@ -180,6 +209,7 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
                config.num_kv_heads,
                config.head_dim,
                config.intermediate_size,
+               adapters.prefix_rows(),
                llama.dtype(),
                device.kept_dtype(llama.dtype())};
   GT_CHECK(layers >= 0 && layers <= config.num_layers, "{} layers of {}", layers, config.num_layers);
@@ -191,7 +221,7 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
   if (saving == Saving::kNothing) {
     // Two residual streams take turns: layer l reads one and writes the other.
     LayerActivations shared;
-    take_layer(arena, m, lora, shared);
+    take_layer(arena, m, adapters, shared);
     const Tensor x0 = arena.take(DType::kF32, {rows, m.c}), x1 = arena.take(DType::kF32, {rows, m.c});
     const Tensor r0 = arena.take(DType::kF32, {rows}), r1 = arena.take(DType::kF32, {rows});
     for (int l = 0; l < layers; ++l) {
@@ -204,12 +234,12 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.rstd_out = layers % 2 ? r1 : r0;
   } else {
     LayerActivations shared;
-    if (saving == Saving::kLayerInput) take_layer(arena, m, lora, shared);
+    if (saving == Saving::kLayerInput) take_layer(arena, m, adapters, shared);
     for (LayerActivations& layer : a.layers) {
       if (saving == Saving::kLayerInput) {
         layer = shared;
       } else {
-        take_layer(arena, m, lora, layer);
+        take_layer(arena, m, adapters, layer);
       }
       layer.x = arena.take(DType::kF32, {rows, m.c});
       layer.rstd1 = arena.take(DType::kF32, {rows});
@@ -219,18 +249,34 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.dx = arena.take(DType::kF32, {rows, m.c});
     a.d_o = arena.take(m.t, {rows, m.h, m.d});
     a.dq = arena.take(m.t, {rows, m.h, m.d});
-    a.dk = arena.take(m.t, {rows, m.k, m.d});
-    a.dv = arena.take(m.t, {rows, m.k, m.d});
+    a.dkeys = arena.take(m.t, {m.prefix + rows, m.k, m.d});
+    a.dvalues = arena.take(m.t, {m.prefix + rows, m.k, m.d});
+    a.dk = slice(a.dkeys, m.prefix, rows);
+    a.dv = slice(a.dvalues, m.prefix, rows);
     a.dy = arena.take(m.t, {rows, 2 * m.f});
     if (device.fuses_norms(m.t)) {
       a.dx_bf16 = arena.take(DType::kBF16, {rows, m.c});
       a.dot = arena.take(DType::kF32, {rows});
     }
+    if (adapters.bottleneck) {
+      a.dout = arena.take(DType::kF32, {rows, m.c});
+      a.dnarrow = arena.take(DType::kF32, {2, rows, adapters.bottleneck->shape.width});
+    }
+    if (adapters.weights) {
+      a.normed = arena.take(DType::kF32, {rows, m.c});
+      a.dnormed = arena.take(DType::kF32, {rows, m.c});
+      a.rstd_again = arena.take(DType::kF32, {rows});
+      a.dqkv = arena.take(DType::kF32, {rows, (m.h + 2 * m.k) * m.d});
+    }
+  }
+  if (adapters.bottleneck) {
+    a.active = arena.take(DType::kF32, {rows, adapters.bottleneck->shape.width});
+    a.wide = arena.take(DType::kF32, {rows, m.c});
   }
   a.a = arena.take(m.t, {rows, m.f});
   if (device.fuses_norms(m.t)) a.x_bf16 = arena.take(DType::kBF16, {rows, m.c});
   a.scratch =
-      arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan, lora)});
+      arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan, adapters)});
   return a;
 }
 

@@ -6,7 +6,7 @@
 
 #include "core/buffer.h"
 #include "core/ops/attention.h"
-#include "model/adapters/lora.h"
+#include "model/adapters/adapters.h"
 #include "model/llama.h"
 
 namespace gantrain {
@@ -23,6 +23,8 @@ struct LayerActivations {
   Tensor q;      // (N, H, D) S     after RoPE; S is Device::kept_dtype
   Tensor k;      // (N, K, D) S     after RoPE
   Tensor v;      // (N, K, D) S
+  // (P + N, K, D) S: a prefix's, and k and v behind it; without one k and v themselves
+  Tensor keys, values;
   Tensor o;      // (N, H, D) S     attention output
   Tensor lse;    // (N, H) f32      log-sum-exp of the scores
   Tensor h;      // (N, C) f32      residual stream after attention
@@ -31,6 +33,9 @@ struct LayerActivations {
   Tensor u;      // (N, F) S        up
   // (N, R) f32     of each adapter, by target; empty without
   std::array<Tensor, kLoraTargets> z;
+  // With bottlenecks, behind attention and the MLP: what they read, (N, C) f32, and its narrow form, (N, R)
+  // f32
+  std::array<Tensor, 2> narrow_x, narrow_z;
 };
 
 struct Activations {
@@ -43,15 +48,26 @@ struct Activations {
   Tensor a;         // (N, F) T     SwiGLU output, not saved
   Tensor x_bf16;    // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
   Tensor scratch;   // (bytes) u8   for ops
+  // Bottlenecks' own, not saved:
+  Tensor active;  // (N, R) f32
+  Tensor wide;    // (N, C) f32
 
   // Backward's own buffers; empty unless saving allows a backward.
-  Tensor dx;       // (N, C) f32   gradient of the residual stream, in and out
-  Tensor d_o, dq;  // (N, H, D) T
-  Tensor dk, dv;   // (N, K, D) T
-  Tensor dy;       // (N, 2F) T    of gate and up
+  Tensor dx;              // (N, C) f32   gradient of the residual stream, in and out
+  Tensor d_o, dq;         // (N, H, D) T
+  Tensor dk, dv;          // (N, K, D) T
+  Tensor dkeys, dvalues;  // (P + N, K, D) T, of keys and values
+  Tensor dy;              // (N, 2F) T    of gate and up
   // Where the device fuses norms:
   Tensor dx_bf16;  // (N, C) bf16  dx rounded
   Tensor dot;      // (N) f32      <dy, [g; u]>
+  // With bottlenecks:
+  Tensor dout;     // (N, C) f32   gradient of what attention or the MLP adds
+  Tensor dnarrow;  // (2, N, R) f32
+  // With trained weights:
+  Tensor normed, dnormed;  // (N, C) f32
+  Tensor rstd_again;       // (N) f32
+  Tensor dqkv;             // (N, (H + 2K) D) f32
 };
 
 // A layer's adapters on some targets, as an op takes them: what forward needs, and what backward does.
@@ -59,8 +75,8 @@ struct LoraParts {
   std::array<LoraPart, 3> forward;
   std::array<LoraPartBackward, 3> backward;
   size_t count = 0;
-  // lora null, or no adapter there: none.
-  LoraParts(const LoraAdapter* lora, const LlamaConfig& config, size_t layer,
+  // No low-rank adapters, or none there: none.
+  LoraParts(const Adapters& adapters, const LlamaConfig& config, size_t layer,
             std::initializer_list<LoraTarget> targets, const std::array<Tensor, kLoraTargets>& z);
   operator std::span<const LoraPart>() const { return {forward.data(), count}; }           // NOLINT
   operator std::span<const LoraPartBackward>() const { return {backward.data(), count}; }  // NOLINT
@@ -69,6 +85,6 @@ struct LoraParts {
 // Takes all tensors for N rows of layers [0, layers). Rewinds nothing: the caller marks and releases the
 // arena.
 Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
-                             int layers, const AttentionPlan& plan, const LoraAdapter* lora = nullptr);
+                             int layers, const AttentionPlan& plan, const Adapters& adapters = {});
 
 }  // namespace gantrain

@@ -12,18 +12,17 @@ int32_t PackedBatch::add(int32_t parent, std::span<const int32_t> tokens) {
   s.row_begin = static_cast<int32_t>(tokens_.size());
   s.rows = static_cast<int32_t>(tokens.size());
   s.parent = parent;
-  s.position_begin = parent < 0 ? 0 : end_position(parent);
+  s.position_begin = parent < 0 ? prefix_ : end_position(parent);
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   for (int32_t i = 0; i < s.rows; ++i) positions_.push_back(s.position_begin + i);
   if (s.rows > 0) {
     AttentionSegment a;
-    a.q_begin = a.kv_begin = s.row_begin;
+    a.q_begin = s.row_begin;
+    a.kv_begin = prefix_ + s.row_begin;
     a.q_count = s.rows;
     a.span_begin = static_cast<int32_t>(plan_.spans.size());
-    if (parent >= 0) {
-      const std::vector<KvSpan> seen = visible_rows(parent);
-      plan_.spans.insert(plan_.spans.end(), seen.begin(), seen.end());
-    }
+    const std::vector<KvSpan> seen = visible_rows(parent);
+    plan_.spans.insert(plan_.spans.end(), seen.begin(), seen.end());
     a.span_count = static_cast<int32_t>(plan_.spans.size()) - a.span_begin;
     plan_.segments.push_back(a);
   }
@@ -48,7 +47,8 @@ int32_t PackedBatch::end_position(int32_t i) const { return segment(i).position_
 std::vector<KvSpan> PackedBatch::visible_rows(int32_t i) const {
   std::vector<KvSpan> spans;
   for (; i >= 0; i = segment(i).parent)
-    if (segment(i).rows > 0) spans.push_back({segment(i).row_begin, segment(i).rows});
+    if (segment(i).rows > 0) spans.push_back({prefix_ + segment(i).row_begin, segment(i).rows});
+  if (prefix_ > 0) spans.push_back({0, prefix_});
   std::reverse(spans.begin(), spans.end());
   return spans;
 }

@@ -20,6 +20,10 @@ constexpr int32_t prompt_token(int64_t r) { return static_cast<int32_t>(-1 - r);
 
 class PackedBatch {
  public:
+  // prefix: keys and values that stand in front of the batch's own, which no row of it makes and every
+  // segment sees (PrefixAdapter): positions begin behind them, and row i's own key is row prefix + i.
+  explicit PackedBatch(int32_t prefix = 0) : prefix_(prefix) {}
+
   struct Segment {
     int32_t row_begin = 0, rows = 0;
     int32_t parent = -1;         // segment index, or -1
@@ -32,6 +36,7 @@ class PackedBatch {
   // A root segment of `count` soft-prompt rows starting at row `first` of the prompt tensor.
   int32_t add_prompt(int64_t first, int64_t count);
 
+  int32_t prefix() const { return prefix_; }
   int64_t rows() const { return static_cast<int64_t>(tokens_.size()); }
   const Segment& segment(int32_t i) const { return segments_[static_cast<size_t>(i)]; }
   int32_t segments() const { return static_cast<int32_t>(segments_.size()); }
@@ -40,7 +45,7 @@ class PackedBatch {
   int32_t last_row(int32_t i) const;
   // Position of the first row after segment i.
   int32_t end_position(int32_t i) const;
-  // The ancestors' rows and segment i's own, as spans: what a continuation of i sees.
+  // Keys of the prefix, the ancestors and segment i's own, as spans: what a continuation of i sees.
   std::vector<KvSpan> visible_rows(int32_t i) const;
 
   const std::vector<int32_t>& tokens() const { return tokens_; }
@@ -48,6 +53,7 @@ class PackedBatch {
   const AttentionPlan& plan() const { return plan_; }
 
  private:
+  int32_t prefix_;
   std::vector<int32_t> tokens_, positions_;
   std::vector<Segment> segments_;
   AttentionPlan plan_;

@@ -116,12 +116,14 @@ uint64_t stamp_of(std::initializer_list<uint64_t> words) {
 uint64_t address(ConstTensor t) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(t.raw())); }
 
 // All answers of these requests, decoded together.
-void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
+void generate_together(Device& device, const Llama& base, ConstTensor prompt,
                        std::span<const GenerationRequest> requests, int64_t first_index,
                        const SamplingParams& params, const std::function<void(int64_t, int32_t)>& on_token,
-                       const LoraAdapter* lora, std::vector<GeneratedSequence>& results) {
-  // Prefill: prompts once each, contexts once each.
-  PackedBatch batch;
+                       const Adapters& adapters, std::vector<GeneratedSequence>& results) {
+  // Prefill: prompts once each, contexts once each. In the cache a prefix's rows come first.
+  const int32_t prefix = adapters.prefix_rows();
+  const Llama& llama = adapters.on(base);
+  PackedBatch batch(prefix);
   std::map<std::pair<int64_t, int64_t>, int32_t> prompts;
   std::vector<int32_t> context_segment;
   int64_t answers = 0;
@@ -136,7 +138,7 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
     context_segment.push_back(batch.add(parent, r.context));
     answers += static_cast<int64_t>(r.keys.size());
   }
-  const int64_t prefill_rows = batch.rows(), slots = prefill_rows + answers * params.max_new;
+  const int64_t prefill_rows = batch.rows(), slots = prefix + prefill_rows + answers * params.max_new;
   KvCache cache(device, llama, slots);
 
   if (params.max_new <= 0) return;
@@ -151,7 +153,8 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
       s.key = key;
       s.context = batch.visible_rows(context_segment[i]);
       s.position = batch.end_position(context_segment[i]);
-      s.slot = static_cast<int32_t>(prefill_rows + static_cast<int64_t>(running.size()) * params.max_new);
+      s.slot =
+          static_cast<int32_t>(prefix + prefill_rows + static_cast<int64_t>(running.size()) * params.max_new);
       rows.push_back(batch.last_row(context_segment[i]));
       keys.push_back(static_cast<int64_t>(key));
       running.push_back(std::move(s));
@@ -170,13 +173,13 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
   };
   device.region("prefill", static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(prefill_rows))), 0, [&] {
     Arena plan;
-    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
+    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), adapters);
     Arena arena(device, plan.peak());
-    Activations acts =
-        take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), lora);
+    Activations acts = take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers,
+                                        batch.plan(), adapters);
     const DeviceBatch on_device(device, batch);
     std::vector<int32_t> prefill_slots(static_cast<size_t>(prefill_rows));
-    for (int32_t i = 0; i < prefill_rows; ++i) prefill_slots[static_cast<size_t>(i)] = i;
+    for (int32_t i = 0; i < prefill_rows; ++i) prefill_slots[static_cast<size_t>(i)] = prefix + i;
     const OwnedTensor slots_d = upload(device, std::span<const int32_t>(prefill_slots));
     llama_forward(device, {.llama = &llama,
                            .batch = &on_device,
@@ -184,7 +187,7 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                            .acts = &acts,
                            .cache = &cache,
                            .slots = slots_d,
-                           .lora = lora});
+                           .adapters = adapters});
     sampler.set_counter(0);
     sampler.draw(acts.x_out);
     read_later();
@@ -266,9 +269,9 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
         slots_now.push_back(s.slot + own);
       }
       Arena counting;
-      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, lora);
+      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, adapters);
       Arena& arena = workspace.reserve(counting.peak());
-      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, lora);
+      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, adapters);
       const Tensor positions_d = places.view().view({2 * answers}).rows(0, n),
                    slots_d = places.view().view({2 * answers}).rows(answers, n);
       device.copy_in(positions_d, positions.data());
@@ -280,7 +283,7 @@ void generate_together(Device& device, const Llama& llama, ConstTensor prompt,
                               address(acts.scratch), static_cast<uint64_t>(acts.scratch.count())}),
                     [&] {
                       llama_decode(device, llama, sampler.tokens(), positions_d, slots_d, plan, prompt, cache,
-                                   acts, lora);
+                                   acts, adapters);
                       sampler.draw(acts.x_out);
                     });
       read_later();
@@ -294,7 +297,7 @@ std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, Cons
                                         std::span<const GenerationRequest> requests,
                                         const SamplingParams& params, int64_t max_parallel,
                                         const std::function<void(int64_t, int32_t)>& on_token,
-                                        const LoraAdapter* lora) {
+                                        const Adapters& adapters) {
   const Range range(device, "generate");
   GT_CHECK(max_parallel > 0, "max_parallel must be positive, got {}", max_parallel);
   GT_CHECK(params.temperature >= 0.0f, "temperature must not be negative, got {}", params.temperature);
@@ -305,7 +308,8 @@ std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, Cons
   std::vector<GenerationRequest> group;
   int64_t first = 0, in_group = 0;
   auto flush = [&] {
-    if (in_group > 0) generate_together(device, llama, prompt, group, first, params, on_token, lora, results);
+    if (in_group > 0)
+      generate_together(device, llama, prompt, group, first, params, on_token, adapters, results);
     first += in_group;
     in_group = 0;
     group.clear();

@@ -44,6 +44,6 @@ std::vector<GeneratedSequence> generate(Device& device, const Llama& llama, Cons
                                         std::span<const GenerationRequest> requests,
                                         const SamplingParams& params, int64_t max_parallel = kDecodedTogether,
                                         const std::function<void(int64_t, int32_t)>& on_token = {},
-                                        const LoraAdapter* lora = nullptr);
+                                        const Adapters& adapters = {});
 
 }  // namespace gantrain

@@ -13,6 +13,7 @@ namespace gantrain {
 FrozenVector::FrozenVector(Device& device, const std::vector<float>& values)
     : storage_(device, DType::kF32, {static_cast<int64_t>(values.size())}) {
   device.copy_in(storage_, values.data());
+  view_ = storage_.view();
 }
 
 float Llama::attention_scale() const { return 1.0f / std::sqrt(static_cast<float>(config_.head_dim)); }
@@ -231,6 +232,36 @@ std::unique_ptr<const Llama> Llama::load(Device& device, std::shared_ptr<const W
   if (m->packing_.empty()) m->packing_ = "nothing";
   m->content_hash_ = load.content_hash_;
   m->weights_ = std::move(weights);
+  return m;
+}
+
+std::unique_ptr<const Llama> Llama::over(Device& device, const Llama& base, const Values& values) {
+  std::unique_ptr<Llama> m(new Llama());
+  m->device_ = &device;
+  m->config_ = base.config_;
+  m->dtype_ = DType::kF32;
+  m->embedding_ = device.matrix_over(values.embedding);
+  m->embedding_rms_ = base.embedding_rms_;
+  for (const Values::Layer& v : values.layers) {
+    LlamaLayer layer;
+    layer.attention_gain = FrozenVector(v.attention_gain);
+    layer.qkv = device.matrix_over(v.qkv);
+    layer.qkv_bias = FrozenVector(v.qkv_bias);
+    layer.o = device.matrix_over(v.o);
+    layer.o_bias = FrozenVector(v.o_bias);
+    layer.mlp_gain = FrozenVector(v.mlp_gain);
+    layer.gate_up = device.matrix_over(v.gate_up);
+    layer.gate_up_bias = FrozenVector(v.gate_up_bias);
+    layer.down = device.matrix_over(v.down);
+    layer.down_bias = FrozenVector(v.down_bias);
+    m->layers_.push_back(std::move(layer));
+  }
+  m->final_gain_ = FrozenVector(values.final_gain);
+  if (!values.head.empty()) m->head_ = device.matrix_over(values.head);
+  m->inv_freq_ = FrozenVector(base.inv_freq_.view());
+  m->parameters_ = base.parameters_;
+  m->content_hash_ = base.content_hash_;
+  m->weights_ = base.weights_;
   return m;
 }
 

@@ -18,12 +18,15 @@ class FrozenVector {
  public:
   FrozenVector() = default;
   FrozenVector(Device& device, const std::vector<float>& values);
-  ConstTensor view() const { return storage_.view(); }
-  operator ConstTensor() const { return storage_.view(); }  // NOLINT: implicit on purpose
+  // Over values that belong to someone else: Device::matrix_over.
+  explicit FrozenVector(ConstTensor values) : view_(values) {}
+  ConstTensor view() const { return view_; }
+  operator ConstTensor() const { return view_; }  // NOLINT: implicit on purpose
   int64_t bytes() const { return storage_.view().bytes(); }
 
  private:
   OwnedTensor storage_;
+  ConstTensor view_;
 };
 
 struct LlamaLayer {
@@ -50,6 +53,17 @@ class Llama {
                                            const std::function<void(int64_t, int64_t)>& progress = {},
                                            bool keep_packed = false);
 
+  // A model of the same shape in f32 whose weights lie where `values` says, change with them and must outlive
+  // it.
+  struct Values {
+    struct Layer {
+      ConstTensor attention_gain, qkv, qkv_bias, o, o_bias, mlp_gain, gate_up, gate_up_bias, down, down_bias;
+    };
+    std::vector<Layer> layers;
+    ConstTensor embedding, head, final_gain;  // head: empty where it is the embedding
+  };
+  static std::unique_ptr<const Llama> over(Device& device, const Llama& base, const Values& values);
+
   const LlamaConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }
   const std::vector<LlamaLayer>& layers() const { return layers_; }
@@ -66,6 +80,7 @@ class Llama {
   int64_t packed_parameters() const { return packed_parameters_; }  // of parameters(): in packed matrices
   // Types of packed blocks and how many parameters have them, "nothing" where none is packed.
   const std::string& packing() const { return packing_; }
+  const Weights& weights() const { return *weights_; }  // as they were read
   // A hash of every value as read from the file: the same file gives the same hash whatever the dtype or
   // device.
   uint64_t content_hash() const { return content_hash_; }

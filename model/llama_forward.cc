@@ -17,15 +17,73 @@ DeviceBatch::DeviceBatch(Device& device, const PackedBatch& batch)
 
 namespace {
 
+// What stands behind attention (part 0) or the MLP (1) of layer l, or null.
+const BottleneckAdapter::Part* bottleneck_of(const Adapters& adapters, size_t l, size_t part) {
+  const BottleneckAdapter* b = adapters.bottleneck;
+  if (!b || !b->shape.has(part)) return nullptr;
+  return &b->layers.at(l)[part];
+}
+
+// y = out - x, what attention or the MLP added;  out += up act(down y), and the statistic of the new out.
+// With `up` and its bias at zero out keeps its bits.
+void bottleneck_forward(Device& dev, const BottleneckAdapter::Part& p, Activation activation,
+                        const LayerActivations& a, size_t part, ConstTensor x, Tensor out, Tensor rstd,
+                        float eps, const LlamaLayer* reader, bool reader_mlp, const Activations& acts) {
+  const Tensor y = a.narrow_x[part], z = a.narrow_z[part];
+  dev.copy(y, out);
+  axpy(dev, {.x = x, .a = -1.0f, .y = y});
+  linear_forward(dev, {.x = y, .w = p.down, .b = p.down_bias, .y = z});
+  activation_forward(dev, {.x = z, .kind = activation, .y = acts.active});
+  linear_forward(dev, {.x = acts.active, .w = p.up, .b = p.up_bias, .y = acts.wide});
+  axpy(dev, {.x = acts.wide, .a = 1.0f, .y = out});
+  const ConstTensor gain = !reader      ? ConstTensor{}
+                           : reader_mlp ? ConstTensor(reader->mlp_gain)
+                                        : ConstTensor(reader->attention_gain);
+  row_rstd(dev,
+           {.x = out, .rstd = rstd, .eps = eps, .x_bf16 = reader ? acts.x_bf16 : Tensor{}, .gain = gain});
+}
+
+// From acts.dx, the gradient of forward's `out`, to that of what attention or the MLP added, in acts.dout.
+void bottleneck_backward(Device& dev, const BottleneckAdapter::Part& p, Activation activation,
+                         const LayerActivations& a, size_t part, const Activations& acts) {
+  const Tensor z = a.narrow_z[part];
+  const int64_t n = z.dim(0), r = z.dim(1);
+  const Tensor dactive = acts.dnarrow.rows(0, 1).view({n, r}), dz = acts.dnarrow.rows(1, 1).view({n, r});
+  dev.fill_zero(acts.dnarrow);
+  activation_forward(dev, {.x = z, .kind = activation, .y = acts.active});
+  linear_backward(dev,
+                  {.x = acts.active, .w = p.up, .dy = acts.dx, .dx = dactive, .dw = p.dup, .db = p.dup_bias});
+  activation_backward(dev, {.x = z, .kind = activation, .dy = dactive, .dx = dz});
+  dev.copy(acts.dout, acts.dx);
+  linear_backward(
+      dev,
+      {.x = a.narrow_x[part], .w = p.down, .dy = dz, .dx = acts.dout, .dw = p.ddown, .db = p.ddown_bias});
+}
+
+// Gradients of a product with w (O, I) in front of the residual stream: x what it read, dy the stream's.
+void weight_gradients(Device& dev, ConstTensor x, ConstTensor dy, Tensor dw, Tensor dbias) {
+  if (dw.empty()) return;  // values without gradients
+  linear_backward(dev, {.x = x, .w = dw, .dy = dy, .dx = {}, .dw = dw, .db = dbias});
+}
+// The same behind a norm of x, and the norm's gain: acts.dnormed is dy w.
+void normed_gradients(Device& dev, const Activations& acts, ConstTensor x, ConstTensor gain, float eps,
+                      ConstTensor dy, Tensor dw, Tensor dbias, Tensor dgain) {
+  if (dw.empty()) return;
+  rmsnorm_forward(dev, {.x = x, .w = gain, .y = acts.normed, .rstd = acts.rstd_again, .eps = eps});
+  weight_gradients(dev, acts.normed, dy, dw, dbias);
+  rmsnorm_backward(dev,
+                   {.x = x, .w = gain, .rstd = acts.rstd_again, .dy = acts.dnormed, .dx = {}, .dw = dgain});
+}
+
 // Layer l, from x to the next layer's x:
 //   x -> norm -> q, k, v (+RoPE) -> attention -> o -> +x = h -> norm -> gate, up -> SwiGLU -> down -> +h =
 //   out
 void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
                    const AttentionPlan& plan, ConstTensor k, ConstTensor v, const Activations& acts,
-                   Tensor out, Tensor rstd_out, const LlamaLayer* next, const LoraAdapter* lora, size_t l) {
+                   Tensor out, Tensor rstd_out, const LlamaLayer* next, const Adapters& adapters, size_t l) {
   const float eps = llama.config().rms_norm_eps;
   const auto parts = [&](std::initializer_list<LoraTarget> t) {
-    return LoraParts(lora, llama.config(), l, t, a.z);
+    return LoraParts(adapters, llama.config(), l, t, a.z);
   };
   const int64_t n = a.x.dim(0), hd = a.q.dim(1) * a.q.dim(2);
   const Tensor scratch = acts.scratch;
@@ -48,6 +106,9 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .out_bf16 = acts.x_bf16,
                         .out_gain = w.mlp_gain,
                         .lora = parts({LoraTarget::kO})});
+  if (const auto* b = bottleneck_of(adapters, l, 0))
+    bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 0, a.x, a.h, a.rstd2, eps, &w, true,
+                       acts);
   gate_up_forward(dev, {.x = a.h,
                         .rstd = a.rstd2,
                         .gain = w.mlp_gain,
@@ -70,10 +131,13 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
                         .out_bf16 = next ? acts.x_bf16 : Tensor{},
                         .out_gain = next ? ConstTensor(next->attention_gain) : ConstTensor{},
                         .lora = parts({LoraTarget::kDown})});
+  if (const auto* b = bottleneck_of(adapters, l, 1))
+    bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 1, a.h, out, rstd_out, eps, next,
+                       false, acts);
 }
 
 void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-               ConstTensor positions, const Activations& acts, const LoraAdapter* lora, size_t l) {
+               ConstTensor positions, const Activations& acts, const Adapters& adapters, size_t l) {
   qkv_forward(dev, {.x = a.x,
                     .rstd = a.rstd1,
                     .gain = w.attention_gain,
@@ -86,15 +150,26 @@ void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const Layer
                     .v = a.v,
                     .scratch = acts.scratch,
                     .x_bf16 = acts.x_bf16,
-                    .lora = LoraParts(lora, llama.config(), l,
+                    .lora = LoraParts(adapters, llama.config(), l,
                                       {LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}, a.z)});
+}
+// The prefix's rows of the keys and values.
+void layer_prefix(Device& dev, const LayerActivations& a, const Adapters& adapters, size_t l) {
+  const int64_t p = adapters.prefix_rows();
+  if (p > 0)
+    prefix_forward(dev, {.table = adapters.prefix->table,
+                         .layer = static_cast<int64_t>(l),
+                         .k = a.keys.rows(0, p),
+                         .v = a.values.rows(0, p)});
 }
 
 }  // namespace
 
 void llama_forward(Device& dev, const ForwardArgs& args) {
   const Range range(dev, "forward");
-  const Llama& llama = *args.llama;
+  const Llama& llama = args.adapters.on(*args.llama);
+  GT_CHECK(args.batch->host->prefix() == args.adapters.prefix_rows(),
+           "a batch behind {} keys, a prefix of {}", args.batch->host->prefix(), args.adapters.prefix_rows());
   Activations& acts = *args.acts;
   const AttentionPlan& plan = args.batch->host->plan();
   const size_t layers = acts.layers.size();
@@ -111,22 +186,30 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
     const Range layer(dev, "layer");
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts, args.lora, l);
-    if (args.cache)
+    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts, args.adapters, l);
+    layer_prefix(dev, a, args.adapters, l);
+    if (args.cache) {
+      if (const int64_t p = args.adapters.prefix_rows(); p > 0) {
+        dev.copy(args.cache->k[l].view().rows(0, p), a.keys.rows(0, p));
+        dev.copy(args.cache->v[l].view().rows(0, p), a.values.rows(0, p));
+      }
       kv_append(dev, {.k = a.k,
                       .v = a.v,
                       .slots = args.slots,
                       .k_cache = args.cache->k[l],
                       .v_cache = args.cache->v[l]});
-    layer_forward(dev, llama, llama.layers()[l], a, plan, a.k, a.v, acts,
+    }
+    layer_forward(dev, llama, llama.layers()[l], a, plan, a.keys, a.values, acts,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  last ? nullptr : &llama.layers()[l + 1], args.lora, l);
+                  last ? nullptr : &llama.layers()[l + 1], args.adapters, l);
   }
 }
 
 void llama_backward(Device& dev, const ForwardArgs& args) {
   const Range range(dev, "backward");
-  const Llama& llama = *args.llama;
+  const Adapters& adapters = args.adapters;
+  const Llama& llama = adapters.on(*args.llama);
+  const float eps = llama.config().rms_norm_eps;
   Activations& acts = *args.acts;
   GT_CHECK(acts.saving != Saving::kNothing, "backward after a forward that saved nothing");
   const AttentionPlan& plan = args.batch->host->plan();
@@ -142,18 +225,30 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
       // to x_out, whose content backward no longer needs.
       if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
         row_rstd(dev, {.x = a.x, .rstd = acts.rstd_out, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
-      layer_qkv(dev, llama, w, a, args.batch->positions, acts, args.lora, l);
-      layer_forward(dev, llama, w, a, plan, a.k, a.v, acts, acts.x_out, acts.rstd_out, nullptr, args.lora, l);
+      layer_qkv(dev, llama, w, a, args.batch->positions, acts, adapters, l);
+      layer_prefix(dev, a, adapters, l);
+      layer_forward(dev, llama, w, a, plan, a.keys, a.values, acts, acts.x_out, acts.rstd_out, nullptr,
+                    adapters, l);
     }
     const int64_t hd = a.q.dim(1) * a.q.dim(2);
     const auto parts = [&](std::initializer_list<LoraTarget> t) {
-      return LoraParts(args.lora, llama.config(), l, t, a.z);
+      return LoraParts(adapters, llama.config(), l, t, a.z);
     };
+    const TrainedWeights::Layer none{}, &trained = adapters.weights ? adapters.weights->layers.at(l) : none;
+    const bool trains = !trained.qkv.empty();
     // out = h + down(SwiGLU(gate_up(norm(h))))
     const LoraParts down = parts({LoraTarget::kDown});
-    if (down.count > 0 && acts.saving == Saving::kAll) swiglu(dev, {.g = a.g, .u = a.u, .a = acts.a});
+    if ((down.count > 0 || trains) && acts.saving == Saving::kAll)
+      swiglu(dev, {.g = a.g, .u = a.u, .a = acts.a});
     const Tensor dot = w.gate_up_bias.view().empty() ? acts.dot : Tensor{};  // of products without bias only
-    down_backward(dev, {.dout = acts.dx,
+    Tensor dout = acts.dx;
+    if (const auto* b = bottleneck_of(adapters, l, 1)) {
+      bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 1, acts);
+      dout = acts.dout;
+      dx_bf16 = {};  // of another gradient
+    }
+    weight_gradients(dev, acts.a, dout, trained.down, trained.down_bias);
+    down_backward(dev, {.dout = dout,
                         .w = w.down.get(),
                         .g = a.g,
                         .u = a.u,
@@ -173,9 +268,19 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                            .scratch = acts.scratch,
                            .dot = dot,
                            .dx_bf16 = acts.dx_bf16,
-                           .lora = parts({LoraTarget::kGate, LoraTarget::kUp})});
+                           .lora = parts({LoraTarget::kGate, LoraTarget::kUp}),
+                           .dnormed = trains ? acts.dnormed : Tensor{}});
+    normed_gradients(dev, acts, a.h, w.mlp_gain, eps, acts.dy, trained.gate_up, trained.gate_up_bias,
+                     trained.mlp_gain);
     // h = x + o(attention(qkv(norm(x))))
-    project_backward(dev, {.dout = acts.dx,
+    dout = acts.dx;
+    if (const auto* b = bottleneck_of(adapters, l, 0)) {
+      bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 0, acts);
+      dout = acts.dout;
+      dx_bf16 = {};
+    }
+    weight_gradients(dev, a.o.view({n, hd}), dout, trained.o, trained.o_bias);
+    project_backward(dev, {.dout = dout,
                            .w = w.o.get(),
                            .da = acts.d_o.view({n, hd}),
                            .scratch = acts.scratch,
@@ -184,17 +289,22 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                            .a = a.o.view({n, hd})});
     const bool biased = !w.qkv_bias.view().empty();
     attention_backward(dev, {.q = a.q,
-                             .k = a.k,
-                             .v = a.v,
+                             .k = a.keys,
+                             .v = a.values,
                              .o = a.o,
                              .lse = a.lse,
                              .d_o = acts.d_o,
                              .plan = &plan,
                              .scale = scale,
                              .dq = acts.dq,
-                             .dk = acts.dk,
-                             .dv = acts.dv,
+                             .dk = acts.dkeys,
+                             .dv = acts.dvalues,
                              .scratch = acts.scratch});
+    if (const int64_t p = adapters.prefix_rows(); p > 0 && !adapters.prefix->dtable.empty())
+      prefix_backward(dev, {.dk = acts.dkeys.rows(0, p),
+                            .dv = acts.dvalues.rows(0, p),
+                            .layer = static_cast<int64_t>(l),
+                            .dtable = adapters.prefix->dtable});
     qkv_backward(dev, {.x = a.x,
                        .rstd = a.rstd1,
                        .gain = w.attention_gain,
@@ -210,14 +320,22 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                        .k = biased ? ConstTensor{} : a.k,
                        .v = biased ? ConstTensor{} : a.v,
                        .dx_bf16 = acts.dx_bf16,
-                       .lora = parts({LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV})});
+                       .lora = parts({LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}),
+                       .dy = trains ? acts.dqkv : Tensor{},
+                       .dnormed = trains ? acts.dnormed : Tensor{}});
+    normed_gradients(dev, acts, a.x, w.attention_gain, eps, acts.dqkv, trained.qkv, trained.qkv_bias,
+                     trained.attention_gain);
+    dx_bf16 = acts.dx_bf16;
   }
+  if (adapters.weights && !adapters.weights->embedding.empty())
+    scatter_add_rows(dev, {.dy = acts.dx, .rows = args.batch->tokens, .dx = adapters.weights->embedding});
 }
 
-void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTensor positions,
+void llama_decode(Device& dev, const Llama& base, ConstTensor tokens, ConstTensor positions,
                   ConstTensor slots, const AttentionPlan& plan, ConstTensor prompt, KvCache& cache,
-                  Activations& acts, const LoraAdapter* lora) {
+                  Activations& acts, const Adapters& adapters) {
   const Range range(dev, "decode");
+  const Llama& llama = adapters.on(base);
   const size_t layers = acts.layers.size();
   GT_CHECK(layers == llama.layers().size() && layers > 0, "decoding runs all {} layers, got {}",
            llama.layers().size(), layers);
@@ -231,11 +349,11 @@ void llama_decode(Device& dev, const Llama& llama, ConstTensor tokens, ConstTens
   for (size_t l = 0; l < layers; ++l) {
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts, lora, l);
+    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts, adapters, l);
     kv_append(dev, {.k = a.k, .v = a.v, .slots = slots, .k_cache = cache.k[l], .v_cache = cache.v[l]});
     layer_forward(dev, llama, llama.layers()[l], a, plan, cache.k[l], cache.v[l], acts,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  last ? nullptr : &llama.layers()[l + 1], lora, l);
+                  last ? nullptr : &llama.layers()[l + 1], adapters, l);
   }
 }
 

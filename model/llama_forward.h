@@ -21,27 +21,29 @@ struct DeviceBatch {
 
 // Runs `acts.layers.size()` layers. prompt: (R, C) f32 for negative tokens, or empty. The result is
 // acts.x_out; the head (final norm, logits, loss) is a separate op on chosen rows. With `cache`, keys and
-// values are also appended at `slots`.
+// values are also appended at `slots`, and those of a prefix are copied to the first rows.
 struct ForwardArgs {
   const Llama* llama;
   const DeviceBatch* batch;
   ConstTensor prompt;
   Activations* acts;
   KvCache* cache = nullptr;
-  ConstTensor slots;                  // (N) i32, with cache
-  const LoraAdapter* lora = nullptr;  // the base alone
+  ConstTensor slots;  // (N) i32, with cache
+  Adapters adapters;  // none: the base alone
 };
 void llama_forward(Device& device, const ForwardArgs& args);
 
-// From acts.dx = dL/d(acts.x_out) to acts.dx = dL/d(embedding rows), in place; gradients of forward's adapter
-// are added to its own. Weights get no gradient: no such path exists.
+// From acts.dx = dL/d(acts.x_out) to acts.dx = dL/d(embedding rows), in place; gradients of forward's
+// adapters are added to their own. The base's weights get none: no such path exists. Trained weights get
+// theirs, but for the head's and the final gain's (HeadLoss).
 void llama_backward(Device& device, const ForwardArgs& args);
 
 // One decoding step: S new tokens, each attending through `plan` to the cache (its own row appended first).
-// Writes the residual stream after the last layer to acts.x_out.
+// Writes the residual stream after the last layer to acts.x_out. A prefix's keys and values are in the cache
+// already.
 void llama_decode(Device& device, const Llama& llama, ConstTensor tokens, ConstTensor positions,
                   ConstTensor slots, const AttentionPlan& plan, ConstTensor prompt, KvCache& cache,
-                  Activations& acts, const LoraAdapter* lora = nullptr);
+                  Activations& acts, const Adapters& adapters = {});
 
 // Throws Error naming layer and op of the first value that is not finite; used when a loss is not finite.
 void find_non_finite(Device& device, const ForwardArgs& args);

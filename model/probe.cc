@@ -6,7 +6,8 @@
 #include <memory>
 
 #include "core/ops.h"
-#include "model/adapters/peft.h"
+#include "model/adapters/owned.h"
+#include "model/adapters/trained_weights.h"
 #include "model/formats/safetensors.h"
 #include "model/runner.h"
 
@@ -49,10 +50,19 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
   std::vector<float> prompt_values;
   Shape prompt_shape;
   PeftAdapter adapter;
-  std::unique_ptr<OwnedLora> lora;
+  std::unique_ptr<OwnedAdapter> owned;
+  std::unique_ptr<OwnedWeights> weights;
+  Adapters adapters;
   if (!files.adapter.empty()) {
+    if (files.weights) fail_usage("probe: --adapter and --weights: give one of them");
     adapter = read_peft(files.adapter, config);
-    if (adapter.is_lora()) lora = lora_on_device(device, config, adapter, true);
+    if (adapter.on_model()) {
+      owned = std::make_unique<OwnedAdapter>(device, config, adapter, true);
+      adapters = owned->adapters();
+    }
+  } else if (files.weights) {
+    weights = std::make_unique<OwnedWeights>(device, llama);
+    adapters = &weights->weights();
   }
   if (!adapter.prompt.empty()) {
     if (in.find("soft_prompt"))
@@ -80,7 +90,8 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
     device.copy_in(prompt, prompt_values.data());
   }
 
-  PackedBatch batch;
+  if (weights && has_prompt) fail("{}: a soft_prompt beside --weights is not supported", in.path());
+  PackedBatch batch(adapters.prefix_rows());
   std::vector<int32_t> text_rows;
   HeadRequest request;
   int32_t shared = -1;
@@ -112,9 +123,8 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
   }
 
   Runner runner(device, llama);
-  const bool backward = (has_prompt || lora) && !request.rows.empty();
-  runner.forward(batch, prompt, backward ? Saving::kAll : Saving::kNothing, -1,
-                 lora ? &lora->adapter() : nullptr);
+  const bool backward = (has_prompt || adapters) && !request.rows.empty();
+  runner.forward(batch, prompt, backward ? Saving::kAll : Saving::kNothing, -1, adapters);
 
   const std::vector<float> logits = runner.logits(text_rows);
   std::vector<NamedTensor> out{
@@ -122,7 +132,8 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
 
   float loss = 0.0f;
   std::vector<float> gradient(prompt_values.size(), 0.0f);
-  std::vector<std::vector<float>> gradients;  // of a low-rank adapter
+  std::vector<OwnedAdapter::Gradient> gradients;
+  std::vector<OwnedWeights::Gradient> of_weights;
   if (!request.rows.empty()) {
     request.ce_weight.assign(request.rows.size(), 1.0f / static_cast<float>(request.rows.size()));
     if (backward) runner.begin_backward();
@@ -142,18 +153,12 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
                                               : fmt::format("grad.{}", kPeftPromptKey),
                        ConstTensor(gradient.data(), DType::kF32, prompt_shape)});
       }
-      if (lora)
-        for (size_t l = 0; l < lora->adapter().layers.size(); ++l)
-          for (size_t target = 0; target < kLoraTargets; ++target)
-            for (const bool is_b : {false, true}) {
-              const LoraAdapter::Part& part = lora->adapter().layers[l][target];
-              const Tensor& g = is_b ? part.db : part.da;
-              if (g.empty()) continue;
-              gradients.emplace_back(static_cast<size_t>(g.count()));
-              device.copy_out(gradients.back().data(), g);
-              out.push_back({"grad." + peft_key(l, target, is_b),
-                             ConstTensor(gradients.back().data(), DType::kF32, g.shape())});
-            }
+      if (owned) gradients = owned->gradients(device);
+      if (weights) of_weights = weights->gradients(device);
+      for (const auto& g : gradients)
+        out.push_back({"grad." + g.name, ConstTensor(g.values.data(), DType::kF32, g.shape)});
+      for (const auto& g : of_weights)
+        out.push_back({"grad." + g.name, ConstTensor(g.values.data(), DType::kF32, g.shape)});
     }
   }
   write_safetensors(files.output, out);

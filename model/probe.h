@@ -8,8 +8,10 @@
 //   out  logits F32 (sum of lengths, V); loss F32 (), mean over all scored labels; soft_prompt_grad F32, as
 //   soft_prompt
 //
-// With `adapter`, a PEFT folder: PROMPT_TUNING or P_TUNING gives the soft prompt, LORA sits on the model (a
-// soft_prompt may stand beside it). The gradient of each of its tensors is written as `grad.NAME`.
+// With `adapter`, a PEFT folder: PROMPT_TUNING or P_TUNING gives the soft prompt, PREFIX_TUNING, LORA and
+// BOTTLENECK sit on the model (a soft_prompt may stand beside them). The gradient of each of its tensors is
+// written as `grad.NAME`. With `weights` the gradient of every weight of the model is, by Hugging Face's
+// names, in f32.
 #pragma once
 
 #include <string>
@@ -20,6 +22,7 @@ namespace gantrain {
 
 struct ProbeFiles {
   std::string input, output, adapter;
+  bool weights = false;
 };
 void probe(Device& device, const Llama& llama, const ProbeFiles& files);
 

@@ -14,24 +14,25 @@ ForwardArgs Runner::args() {
           .acts = &acts_,
           .cache = nullptr,
           .slots = {},
-          .lora = lora_};
+          .adapters = adapters_};
 }
 
 void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
-                     const LoraAdapter* lora) {
+                     const Adapters& adapters) {
   const int n = layers < 0 ? static_cast<int>(llama_.layers().size()) : layers;
   GT_CHECK(batch.rows() > 0, "an empty batch");
+  const Llama& llama = adapters.on(llama_);
   Arena counting;
-  take_activations(counting, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
+  take_activations(counting, device_, llama, batch.rows(), saving, n, batch.plan(), adapters);
   {
     const Range range(device_, "activations");
     Arena& arena = workspace_.reserve(counting.peak());
-    acts_ = take_activations(arena, device_, llama_, batch.rows(), saving, n, batch.plan(), lora);
+    acts_ = take_activations(arena, device_, llama, batch.rows(), saving, n, batch.plan(), adapters);
   }
   batch_.emplace(device_, batch);
   prompt_ = prompt;
   ++batches_;
-  lora_ = lora;
+  adapters_ = adapters;
   llama_forward(device_, args());
 }
 
@@ -53,8 +54,8 @@ std::vector<float> Runner::logits(const std::vector<int32_t>& rows) {
     OwnedTensor chunk(device_, DType::kF32, {static_cast<int64_t>(n), vocab});
     HeadLogits op{.x = acts_.x_out,
                   .rows = rows_d,
-                  .gain = llama_.final_gain(),
-                  .w = &llama_.head(),
+                  .gain = answering().final_gain(),
+                  .w = &answering().head(),
                   .eps = llama_.config().rms_norm_eps,
                   .logits = chunk,
                   .scratch = {}};
@@ -93,13 +94,15 @@ HeadReading Runner::head_later(const HeadRequest& request, bool backward) {
   if (request.argmax) argmax = OwnedTensor(device_, DType::kI32, {r});
   HeadLoss op{.x = acts_.x_out,
               .rows = rows,
-              .gain = llama_.final_gain(),
-              .w = &llama_.head(),
+              .gain = answering().final_gain(),
+              .w = &answering().head(),
               .eps = llama_.config().rms_norm_eps,
               .labels = labels,
               .ce_weight = ce,
               .reference = request.reference,
               .kl_weight = kl_weight,
+              .reference_gain = request.policy ? request.policy->final_gain() : ConstTensor(),
+              .reference_w = request.policy ? &request.policy->head() : nullptr,
               .embedding = request.embedding_grad.empty() ? nullptr : &llama_.embedding(),
               .embedding_grad = request.embedding_grad,
               .key = keys,
@@ -111,6 +114,10 @@ HeadReading Runner::head_later(const HeadRequest& request, bool backward) {
               .argmax = argmax,
               .dx = backward ? acts_.dx : Tensor(),
               .scratch = {}};
+  if (const TrainedWeights* trained = adapters_.weights; trained && backward) {
+    op.dw = trained->head.empty() ? trained->embedding : trained->head;
+    op.dgain = trained->final_gain;
+  }
   op.scratch = head_workspace_.reserve(head_loss_scratch(device_, op))
                    .take(DType::kU8, {head_loss_scratch(device_, op)});
   head_loss(device_, op);

@@ -14,6 +14,7 @@ struct HeadRequest {
   std::vector<int32_t> labels;          // the token each row should predict
   std::vector<float> ce_weight;         // seed weights, or empty
   ConstTensor reference;                // (R, C) f32: residual rows of the reference policy, or empty
+  const Llama* policy = nullptr;        // whose they are, where it has a head of its own
   std::vector<float> kl_weight;         // or empty
   ConstTensor embedding_grad;           // (R, C) f32: straight-through Gumbel seed, or empty
   std::vector<int64_t> keys, counters;  // with embedding_grad
@@ -50,9 +51,9 @@ class Runner {
       : device_(device), llama_(llama), workspace_(device), head_workspace_(device) {}
 
   // Forward through `layers` layers (-1: all). `batch` and `prompt` must stay alive until the last call on
-  // this batch. With `lora`, through its adapters; backward then adds to its gradients.
+  // this batch. With `adapters`, through them; backward then adds to their gradients.
   void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1,
-               const LoraAdapter* lora = nullptr);
+               const Adapters& adapters = {});
   // Residual stream after the last layer that ran, (N, C) f32.
   ConstTensor output() const { return acts_.x_out; }
   // Copies of chosen rows of it, (R, C) f32.
@@ -81,6 +82,7 @@ class Runner {
  private:
   friend class HeadReading;
   ForwardArgs args();
+  const Llama& answering() const { return adapters_.on(llama_); }  // the discriminator's stays llama_
 
   Device& device_;
   const Llama& llama_;
@@ -88,7 +90,7 @@ class Runner {
   std::optional<DeviceBatch> batch_;
   int64_t batches_ = 0;  // run so far
   ConstTensor prompt_;
-  const LoraAdapter* lora_ = nullptr;
+  Adapters adapters_;
   Activations acts_;
 };
 

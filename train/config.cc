@@ -323,12 +323,14 @@ std::vector<Key> make_keys() {
   return {
       text_key("model", GT_AT(model),
                "the frozen model: a Hugging Face folder, a .gguf file or a llama2.c .bin"),
-      choice_key("method", GT_AT(method), {"gan", "prompt", "ptuning", "lora", "qlora"},
-                 "what is trained: gan, a prompt made for each input; prompt, a table of vectors; ptuning, "
-                 "that table "
-                 "through an MLP; lora, low-rank adapters and no prompt; qlora, the same over a packed base; "
-                 "where it "
-                 "is not set, generator.kind says it"),
+      choice_key(
+          "method", GT_AT(method), {std::begin(kMethodNames), std::end(kMethodNames)},
+          "what is trained: gan, a prompt made for each input; prompt, a table of vectors; ptuning, "
+          "that table "
+          "through an MLP; lora, low-rank adapters and no prompt; qlora, the same over a packed base; "
+          "prefix, "
+          "keys and values before every layer's; adapter, bottlenecks in every layer; full, all weights; "
+          "where it is not set, generator.kind says it"),
       choice_key(
           "model_quantize", GT_AT(model_quantize),
           {std::begin(kBasePackingNames), std::end(kBasePackingNames)},
@@ -336,7 +338,9 @@ std::vector<Key> make_keys() {
           "holds packed stay so; nf4, q8_0, q4_0, q4_1, all others are quantised to that besides; auto: nf4 "
           "for method qlora, else none"),
       text_key("adapter", GT_AT(adapter),
-               "a PEFT folder to start from: LORA for method lora, else PROMPT_TUNING or P_TUNING"),
+               "a PEFT folder to start from: LORA for method lora, PREFIX_TUNING for prefix, else "
+               "PROMPT_TUNING or "
+               "P_TUNING; a folder of method adapter's own export"),
       choice_key("device", GT_AT(device), {"cpu", "cuda"}, "where the model runs"),
       choice_key(
           "gemm", GT_AT(gemm), {"default", "own", "cublaslt", "auto"},
@@ -409,8 +413,10 @@ std::vector<Key> make_keys() {
           "static: a learned table; mlp: a table through an MLP; conditional: a prompt for each input"),
       integer_key("generator.prompt_length", GT_AT(generator.prompt_length), 0, 4096,
                   "soft prompt vectors P; 0: none, the base model"),
-      choice_key("generator.init", GT_AT(generator.init), {"text", "vocabulary"},
-                 "start from a text's embeddings or from sampled vocabulary rows"),
+      choice_key(
+          "generator.init", GT_AT(generator.init), {"text", "vocabulary"},
+          "start from a text's embeddings or from sampled vocabulary rows; prefix: from their keys and "
+          "values"),
       text_key("generator.init_text", GT_AT(generator.init_text),
                "the text for generator.init = \"text\", repeated or cut to P tokens"),
       integer_key("generator.width", GT_AT(generator.width), 8, 8192,
@@ -431,6 +437,21 @@ std::vector<Key> make_keys() {
       bool_key("lora.rslora", GT_AT(lora.rslora), "alpha / sqrt(r) in place of alpha / r"),
       text_list_key("lora.targets", GT_AT(lora.targets), {"q", "k", "v", "o", "gate", "up", "down", "all"},
                     "the linear layers of each transformer layer that get an adapter"),
+      real_key("lora.dropout", GT_AT(lora.dropout), 0.0, 0.99,
+               "share of an adapter's inputs that a training step leaves out"),
+
+      integer_key("prefix.length", GT_AT(prefix.length), 1, 4096,
+                  "virtual positions P; generator.init says where their keys and values start"),
+      bool_key("prefix.projection", GT_AT(prefix.projection),
+               "an MLP's output is added to the trained table"),
+      integer_key("prefix.hidden", GT_AT(prefix.hidden), 8, 65536, "hidden width of that MLP"),
+
+      integer_key("bottleneck.width", GT_AT(bottleneck.width), 1, 65536,
+                  "method adapter: width of each bottleneck"),
+      choice_key("bottleneck.activation", GT_AT(bottleneck.activation), {"silu", "gelu", "tanh"},
+                 "its nonlinearity"),
+      text_list_key("bottleneck.places", GT_AT(bottleneck.places), {"attention", "mlp"},
+                    "what they stand behind in each transformer layer: attention, mlp or both"),
 
       integer_key("discriminator.feature_layer", GT_AT(discriminator.feature_layer), -1, 1024,
                   "the frozen layer it reads; -1: a third of the model's depth"),
@@ -641,9 +662,10 @@ void apply_override(TrainConfig& config, Seen& seen, const std::string& override
 // method and generator.kind say the same thing of a prompt: either may be left out, and what the command line
 // says wins over both of the file's.
 void resolve_method(TrainConfig& c, const Seen& file, const Seen& line) {
-  constexpr std::array kKinds{GeneratorKind::kConditional, GeneratorKind::kStatic, GeneratorKind::kMlp,
-                              GeneratorKind::kStatic, GeneratorKind::kStatic};
-  constexpr std::array kNames{"conditional", "static", "mlp", "static", "static"};
+  using enum GeneratorKind;
+  constexpr std::array kKinds{kConditional, kStatic, kMlp, kStatic, kStatic, kStatic, kStatic, kStatic};
+  constexpr std::array kNames{"conditional", "static", "mlp",    "static",
+                              "static",      "static", "static", "static"};
   const bool by_line = line.contains("method") || line.contains("generator.kind");
   const Seen& last = by_line ? line : file;
   if (!last.contains("method")) {
@@ -660,7 +682,7 @@ void resolve_method(TrainConfig& c, const Seen& file, const Seen& line) {
     c.generator.kind = kKinds[m];
   }
   const char* const length = "generator.prompt_length";
-  if (trains_lora(c.method)) {
+  if (!has_prompt(c.method)) {
     if ((line.contains(length) || (!by_line && file.contains(length))) && c.generator.prompt_length != 0)
       fail_usage(
           "configuration: method and generator.prompt_length: {} has no prompt; leave prompt_length out",
@@ -676,10 +698,18 @@ void resolve(TrainConfig& c) {
     c.model_quantize = c.method == Method::kQlora ? BasePacking::kNf4 : BasePacking::kNone;
   const bool adversary = c.loss.kind != LossKind::kCe;
   const bool table = c.method == Method::kPrompt;
-  // A bare table moves by its own rate alone and wants a larger one than a network's weights do.
-  if (c.optimizer.lr == 0.0) c.optimizer.lr = !table ? 1e-3 : adversary ? 3e-3 : 1e-2;
+  const bool prefix = c.method == Method::kPrefix && !c.prefix.projection;
+  // A bare table moves by its own rate alone and wants a larger one than a network's weights do; the model's
+  // own weights, which are right already, a far smaller one.
+  if (c.optimizer.lr == 0.0)
+    c.optimizer.lr = c.method == Method::kFull ? 1e-5
+                     : prefix                  ? 2e-3
+                     : !table                  ? 1e-3
+                     : adversary               ? 3e-3
+                                               : 1e-2;
   if (c.optimizer.lr_end < 0.0) c.optimizer.lr_end = c.optimizer.lr / (table && adversary ? 3.0 : 5.0);
-  if (c.optimizer.lr_ce == 0.0) c.optimizer.lr_ce = table ? 1e-2 : 1e-3;
+  if (c.optimizer.lr_ce == 0.0)
+    c.optimizer.lr_ce = c.method == Method::kFull ? 5e-5 : table ? 1e-2 : prefix ? 5e-3 : 1e-3;
   if (c.optimizer.beta1 < 0.0) c.optimizer.beta1 = adversary ? 0.0 : 0.9;
   if (c.optimizer.beta2 < 0.0) c.optimizer.beta2 = adversary ? 0.99 : 0.999;
 }
@@ -709,6 +739,10 @@ void check_together(const TrainConfig& c) {
          "qlora trains over a packed base: expected file, nf4, q8_0, q4_0 or q4_1");
   refuse(trains_lora(c.method) && c.lora.targets.empty(), "method", "lora.targets",
          "lora needs at least one linear layer");
+  refuse(c.method == Method::kAdapter && c.bottleneck.places.empty(), "method", "bottleneck.places",
+         "adapters need at least one place");
+  refuse(c.method == Method::kFull && c.model_quantize != BasePacking::kNone, "method", "model_quantize",
+         "full trains every value of the file: expected none");
   refuse(c.train.steps == 0 && c.train.epochs == 0.0, "train.steps", "train.epochs",
          "both are 0: nothing to do");
   refuse(!c.data.delimiter.empty() && (c.data.delimiter.size() != 1 || c.data.delimiter == "\"" ||

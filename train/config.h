@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/ops/adversarial.h"
+#include "core/ops/trainable.h"
 #include "model/packing.h"
 
 namespace gantrain {
@@ -22,10 +23,15 @@ enum class TextEncoding : uint8_t { kUtf8, kLatin1 };
 enum class ChatTemplateChoice : uint8_t { kNone, kAuto, kChatML, kLlama2, kLlama3 };
 enum class BadItems : uint8_t { kError, kDrop };
 enum class Duplicates : uint8_t { kError, kDrop };
-enum class Method : uint8_t { kGan, kPrompt, kPtuning, kLora, kQlora };
-inline constexpr const char* kMethodNames[] = {"gan", "prompt", "ptuning", "lora", "qlora"};
+enum class Method : uint8_t { kGan, kPrompt, kPtuning, kLora, kQlora, kPrefix, kAdapter, kFull };
+inline constexpr const char* kMethodNames[] = {"gan",   "prompt", "ptuning", "lora",
+                                               "qlora", "prefix", "adapter", "full"};
 // Low-rank adapters; kQlora: over a base that stays packed.
 constexpr bool trains_lora(Method m) { return m == Method::kLora || m == Method::kQlora; }
+// Whether what is trained stands before the input as rows of its own; else it is on the model.
+constexpr bool has_prompt(Method m) {
+  return m == Method::kGan || m == Method::kPrompt || m == Method::kPtuning;
+}
 enum class GeneratorKind : uint8_t { kStatic, kMlp, kConditional };
 enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };
@@ -73,6 +79,19 @@ struct LoraConfig {
   double alpha = 16.0;
   bool rslora = false;
   std::vector<std::string> targets = {"q", "v"};
+  double dropout = 0.0;
+};
+
+struct PrefixConfig {
+  int64_t length = 20;
+  bool projection = false;
+  int64_t hidden = 512;
+};
+
+struct BottleneckConfig {
+  int64_t width = 64;
+  Activation activation = Activation::kGelu;
+  std::vector<std::string> places = {"mlp"};
 };
 
 struct DiscriminatorConfig {
@@ -145,12 +164,19 @@ struct TrainConfig {
   DataConfig data;
   GeneratorConfig generator;
   LoraConfig lora;
+  PrefixConfig prefix;
+  BottleneckConfig bottleneck;
   DiscriminatorConfig discriminator;
   LossConfig loss;
   OptimizerConfig optimizer;
   TrainingConfig train;
   EvalConfig eval;
 };
+
+// Positions that what is trained takes before the input.
+inline int64_t positions_before(const TrainConfig& c) {
+  return c.method == Method::kPrefix ? c.prefix.length : c.generator.prompt_length;
+}
 
 // Reads a TOML file (or none: an empty path), then lays `overrides` ("section.key=value", in order) over it,
 // fills in the values chosen by other keys and checks ranges and the keys against each other. A value in an

@@ -40,6 +40,7 @@ enum Purpose : uint64_t {
   kPurposeDiscriminator = 8,
   kPurposeEvaluation = 9,
   kPurposeSignal = 10,
+  kPurposeDropout = 11,
 };
 
 class Clock {
@@ -123,19 +124,26 @@ struct Trainer::State {
         replay(kReplayCapacity, derive_key(static_cast<uint64_t>(c.seed), kPurposeReplay)),
         seed(static_cast<uint64_t>(c.seed)) {
     const int64_t width = llama.config().hidden_size;
-    if (trains_lora(config.method))
+    if (!has_prompt(config.method))
       for (const TokenizedExample& e : data.train)
         if (e.prompt.empty())
-          fail_usage(
-              "method lora: line {} has no input and the model no BOS token: there is nothing to answer",
-              e.line);
-    std::vector<float> p0 =
-        !trains_lora(c.method) && c.generator.init == PromptInit::kText
-            ? text_prompt(llama, tokenizer.encode(c.generator.init_text), c.generator.prompt_length)
-            : vocabulary_prompt(llama, c.generator.prompt_length, key(kPurposeInit, 0));
-    auto make = [&] { return Generator::make(device, config, llama.config(), p0, key(kPurposeInit, 1)); };
-    generator = make();
-    average = make();
+          fail_usage("method {}: line {} has no input and the model no BOS token: there is nothing to answer",
+                     kMethodNames[static_cast<size_t>(config.method)], e.line);
+    // What a prompt or a prefix begins with.
+    const bool prefix = config.method == Method::kPrefix;
+    std::vector<float> start;
+    if (prefix || has_prompt(config.method)) {
+      const int64_t length = positions_before(c);
+      const std::vector<int32_t> ids = c.generator.init == PromptInit::kText
+                                           ? text_tokens(tokenizer.encode(c.generator.init_text), length)
+                                           : vocabulary_tokens(llama, length, key(kPurposeInit, 0));
+      start = prefix ? keys_and_values(device, llama, ids) : llama.embedding_rows(ids);
+    }
+    auto make = [&](bool gradients) {
+      return Generator::make(device, config, llama, start, key(kPurposeInit, 1), gradients);
+    };
+    generator = make(true);
+    average = make(false);
     prompts = std::make_unique<GeneratorPrompts>(runner, *generator, config.generator);
     average_prompts = std::make_unique<GeneratorPrompts>(runner, *average, config.generator);
     const int64_t layers = llama.config().num_layers;
@@ -210,10 +218,7 @@ struct Trainer::State {
 
   // The warm generator is kept: reference of the KL term, and an arm of the evaluation.
   void keep_warm() {
-    frozen_warm = Generator::make(
-        device, config, llama.config(),
-        std::vector<float>(static_cast<size_t>(config.generator.prompt_length * llama.config().hidden_size)),
-        key(kPurposeInit, 1));
+    frozen_warm = Generator::make(device, config, llama, {}, key(kPurposeInit, 1), false);
     warm_prompts = std::make_unique<GeneratorPrompts>(runner, *frozen_warm, config.generator);
   }
   void begin_adversarial() {
@@ -315,7 +320,13 @@ struct Trainer::State {
     GeneratorSums::Pass& pass = sums.passes.emplace_back();
     pass.prompts = prompts->make(inputs, noise_key);
     const Prompts& made = pass.prompts;
-    PackedBatch batch;
+    // Of the low-rank adapters' inputs some are left out, here alone: answers and losses are read with all.
+    Adapters trained = made.adapter;
+    if (trained.lora && config.lora.dropout > 0) {
+      trained.dropout = static_cast<float>(config.lora.dropout);
+      trained.dropout_key = derive_key(noise_key, kPurposeDropout);
+    }
+    PackedBatch batch(made.adapter.prefix_rows());
     ContextBuilder contexts(batch, made, placement);
     HeadRequest reference_head, sampled_head;
     std::vector<int32_t> segment;
@@ -354,6 +365,7 @@ struct Trainer::State {
       runner.forward(batch, warm.view(), Saving::kNothing, -1, warm.adapter);
       warm_rows = runner.output_rows(sampled_head.rows);
       sampled_head.reference = warm_rows.view();
+      if (warm.adapter.weights) sampled_head.policy = warm.adapter.weights->llama;
     }
     if (gumbel) {
       sampled_head.embedding_grad = seeds.embedding.view();
@@ -371,7 +383,7 @@ struct Trainer::State {
 
     runner.forward(batch, made.view(),
                    config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, -1,
-                   made.adapter);
+                   trained);
     runner.begin_backward();
     reference_head.ce_weight.assign(reference_head.rows.size(), ce_weight);
     pass.reference = runner.head_later(reference_head, ce_weight > 0);
@@ -379,7 +391,10 @@ struct Trainer::State {
     if (!sampled_head.rows.empty()) pass.sampled = runner.head_later(sampled_head, true);
     runner.backward();
     sums.rows += batch.rows();
-    if (made.count == 0) return;  // no prompt: the model's backward left every gradient where it belongs
+    if (made.count == 0) {  // no prompt: the model's backward left every gradient where it belongs
+      prompts->backward({});
+      return;
+    }
 
     OwnedTensor dprompt = zeros(device, made.rows.view().shape());
     runner.add_prompt_gradient(dprompt);
@@ -957,11 +972,15 @@ void Trainer::start_from(const PeftAdapter& adapter, const std::string& folder) 
   State& s = *s_;
   GT_CHECK(s.step == 0, "an adapter to start from after {} steps", s.step);
   ParameterSet& own = s.generator->parameters();
-  if (adapter.is_lora() != trains_lora(s.config.method))
+  const bool fits = adapter.is_lora()         ? trains_lora(s.config.method)
+                    : adapter.is_prefix()     ? s.config.method == Method::kPrefix
+                    : adapter.is_bottleneck() ? s.config.method == Method::kAdapter
+                                              : has_prompt(s.config.method);
+  if (!fits)
     fail_usage("{}: an adapter of type {}; the run has method {}", folder, adapter.type,
                kMethodNames[static_cast<size_t>(s.config.method)]);
   if (adapter.is_lora()) {
-    const LoraShape &theirs = adapter.shape, &ours = s.generator->adapter()->shape;
+    const LoraShape &theirs = adapter.shape, &ours = s.generator->adapter().lora->shape;
     const auto describe = [](const LoraShape& shape) {
       std::string targets;
       for (size_t t = 0; t < kLoraTargets; ++t) {
@@ -980,6 +999,28 @@ void Trainer::start_from(const PeftAdapter& adapter, const std::string& folder) 
         if (!theirs.targets[t]) continue;
         s.device.copy_in(own.value(i++), layer[t].a.data());
         s.device.copy_in(own.value(i++), layer[t].b.data());
+      }
+  } else if (adapter.is_prefix()) {
+    const int64_t rows = own.value(0).dim(0), given = static_cast<int64_t>(adapter.prefix.size());
+    if (given != own.value(0).count())
+      fail_usage("{}: has {} positions, prefix.length is {}", folder, given * rows / own.value(0).count(),
+                 rows);
+    s.device.copy_in(own.value(0), adapter.prefix.data());
+  } else if (adapter.is_bottleneck()) {
+    const BottleneckShape &theirs = adapter.bottleneck, &ours = s.generator->adapter().bottleneck->shape;
+    if (!(theirs == ours))
+      fail_usage(
+          "{}: is of width {} {}{}; bottleneck.width, bottleneck.places or bottleneck.activation say "
+          "otherwise",
+          folder, theirs.width, theirs.attention ? "behind attention " : "",
+          theirs.mlp ? "behind the MLP" : "");
+    size_t i = 0;
+    for (const auto& layer : adapter.bottlenecks)
+      for (size_t place = 0; place < 2; ++place) {
+        if (!theirs.has(place)) continue;
+        const BottleneckValues& v = layer[place];
+        for (const std::vector<float>* values : {&v.down, &v.down_bias, &v.up, &v.up_bias})
+          s.device.copy_in(own.value(i++), values->data());
       }
   } else {
     // Every kind of generator has its hard prompt in front.

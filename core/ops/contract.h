@@ -37,6 +37,11 @@ class Checker {
              dtype_name(weights));
     optional(name, t, DType::kBF16, shape);
   }
+  // Gradients of the weights themselves are made beside f32 weights only.
+  void trained(DType weights, bool wanted) const {
+    GT_CHECK(!wanted || weights == DType::kF32, "{}: gradients of weights in {}, expected f32", op_,
+             dtype_name(weights));
+  }
   void rank(const char* name, const ConstTensor& t, int rank) const {
     GT_CHECK(t.rank() == rank, "{}: {} is {}, expected {} extents", op_, name, to_string(t.shape()), rank);
   }
@@ -77,6 +82,7 @@ class Checker {
       tensor("lora a", p.a, DType::kF32, {r, in});
       tensor("lora b", p.b, DType::kF32, {o, r});
       tensor("lora z", p.z, DType::kF32, {n, r});
+      GT_CHECK(p.dropout >= 0.0f && p.dropout < 1.0f, "{}: an adapter with dropout {}", op_, p.dropout);
       if constexpr (std::is_same_v<Part, LoraPartBackward>) {
         tensor("lora da", p.da, DType::kF32, {r, in});
         tensor("lora db", p.db, DType::kF32, {o, r});

@@ -34,6 +34,14 @@ void head_loss(Device& device, const HeadLoss& a) {
   check.optional("reference", a.reference, DType::kF32, {r, c});
   check.optional("kl_weight", a.kl_weight, DType::kF32, {r});
   GT_CHECK(a.kl_weight.empty() || !a.reference.empty(), "head_loss: kl_weight needs reference");
+  GT_CHECK(a.reference_gain.empty() == (a.reference_w == nullptr),
+           "head_loss: reference_gain and reference_w are given together or not at all");
+  if (a.reference_w) {
+    check.matrix("reference_w", a.reference_w, v, c);
+    GT_CHECK(a.reference_w->dtype() == a.w->dtype(), "head_loss: reference_w is {}, w {}",
+             dtype_name(a.reference_w->dtype()), dtype_name(a.w->dtype()));
+    check.tensor("reference_gain", a.reference_gain, DType::kF32, {c});
+  }
   check.optional("embedding_grad", a.embedding_grad, DType::kF32, {r, c});
   if (!a.embedding_grad.empty()) {
     check.matrix("embedding", a.embedding, v, c);
@@ -46,6 +54,10 @@ void head_loss(Device& device, const HeadLoss& a) {
   if (!a.reference.empty()) check.tensor("kl", a.kl, DType::kF32, {r});
   check.optional("argmax", a.argmax, DType::kI32, {r});
   check.optional("dx", a.dx, DType::kF32, {n, c});
+  check.trained(a.w->dtype(), !a.dw.empty() || !a.dgain.empty());
+  GT_CHECK(!a.dx.empty() || (a.dw.empty() && a.dgain.empty()), "head_loss: dw and dgain come with dx");
+  check.optional("dw", a.dw, DType::kF32, {v, c});
+  check.optional("dgain", a.dgain, DType::kF32, {c});
   check.indices("rows", a.rows, 0, n);
   check.indices("labels", a.labels, 0, v);
   if (r == 0) return;
@@ -70,11 +82,12 @@ int64_t head_loss_bytes(const HeadLoss& a) {
   if (!a.reference.empty()) bytes += a.reference.bytes() + contract::bytes_of(a.w) + contract::bytes_of(a.kl);
   if (!a.embedding_grad.empty()) bytes += a.embedding_grad.bytes() + contract::bytes_of(a.embedding);
   if (!a.dx.empty()) bytes += 2 * row_bytes + contract::bytes_of(a.w);
+  bytes += 2 * (contract::bytes_of(a.dw) + contract::bytes_of(a.dgain));
   return bytes;
 }
 int64_t head_loss_flops(const HeadLoss& a) {
   const int64_t product = 2 * a.rows.dim(0) * a.w->rows() * a.w->cols();
-  return product * (1 + !a.reference.empty() + !a.embedding_grad.empty() + !a.dx.empty());
+  return product * (1 + !a.reference.empty() + !a.embedding_grad.empty() + !a.dx.empty() + !a.dw.empty());
 }
 
 }  // namespace gantrain

@@ -37,6 +37,9 @@ struct HeadLoss {
 
   ConstTensor reference;  // (R, C) f32 or empty: the reference policy's residual stream at the same rows
   ConstTensor kl_weight;  // (R) f32 or empty: KL is reported, no seed
+  // The reference policy's own head, where it is not gain and w: both or neither.
+  ConstTensor reference_gain{};               // (C) f32
+  const FrozenMatrix* reference_w = nullptr;  // (V, C) of w's type
 
   const FrozenMatrix* embedding = nullptr;  // (V, C), with embedding_grad (may equal w)
   ConstTensor embedding_grad;  // (R, C) f32 or empty: dL/d(input embedding) of the token sampled at row r
@@ -50,6 +53,9 @@ struct HeadLoss {
   Tensor argmax;   // (R) i32  =  lowest index of the largest logit; empty: not wanted
   Tensor dx;       // (N, C) f32  +=  empty: losses only; repeated rows add up in order of r
   Tensor scratch;  // (bytes) u8
+  // For who trains them, with dx and f32 weights only; empty: not wanted.
+  Tensor dw{};     // (V, C) f32  +=
+  Tensor dgain{};  // (C) f32  +=
 };
 
 void head_logits(Device&, const HeadLogits&);

@@ -62,6 +62,8 @@ void gate_up_backward(Device& device, const GateUpBackward& a) {
   check.optional("dot", a.dot, DType::kF32, {n});
   check.tensor("dx", a.dx, DType::kF32, {n, c});
   check.rounded("dx_bf16", a.dx_bf16, t, {n, c});
+  check.trained(t, !a.dnormed.empty());
+  check.optional("dnormed", a.dnormed, DType::kF32, {n, c});
   check.lora(a.lora, n, c, f2);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
@@ -101,7 +103,8 @@ int64_t down_backward_flops(const DownBackward& a) {
 }
 int64_t gate_up_backward_bytes(const GateUpBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) + a.dy.bytes() +
-         contract::bytes_of(a.dot) + 2 * a.dx.bytes() + contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora);
+         contract::bytes_of(a.dot) + 2 * a.dx.bytes() + contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora) +
+         contract::bytes_of(a.dnormed);
 }
 int64_t gate_up_backward_flops(const GateUpBackward& a) {
   return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));

@@ -51,6 +51,7 @@ struct GateUpBackward {
   Tensor dx_bf16 = {};    // (N, C) bf16  =  the new dx, rounded; empty: not wanted
   // Forward's adapters.
   std::span<const LoraPartBackward> lora{};
+  Tensor dnormed{};  // (N, C) f32  =  dy w, as in QkvBackward; empty: not wanted
 };
 // a = silu(g) * u again, the same bits as gate_up_forward's: for an adapter behind it, whose backward reads
 // a.

@@ -56,6 +56,9 @@ void qkv_backward(Device& device, const QkvBackward& a) {
     check.tensor("v", a.v, a.q.dtype(), {n, k, d});
   }
   check.rounded("dx_bf16", a.dx_bf16, t, {n, c});
+  check.trained(t, !a.dy.empty() || !a.dnormed.empty());
+  check.optional("dy", a.dy, DType::kF32, {n, (h + 2 * k) * d});
+  check.optional("dnormed", a.dnormed, DType::kF32, {n, c});
   check.indices("positions", a.positions, 0, int64_t{1} << 31);
   check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
@@ -78,7 +81,8 @@ int64_t qkv_backward_bytes(const QkvBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
          a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + contract::bytes_of(a.q) +
          contract::bytes_of(a.k) + contract::bytes_of(a.v) + 2 * a.dx.bytes() +
-         contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora);
+         contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora) + contract::bytes_of(a.dy) +
+         contract::bytes_of(a.dnormed);
 }
 int64_t qkv_backward_flops(const QkvBackward& a) {
   return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));

@@ -52,6 +52,10 @@ struct QkvBackward {
   Tensor dx_bf16 = {};    // (N, C) bf16  =  the new dx, rounded; empty: not wanted
   // Forward's adapters.
   std::span<const LoraPartBackward> lora{};
+  // For who trains the product's weight and the gain in front (f32 weights only): what their gradients are
+  // made of by linear_backward and rmsnorm_backward. Empty: not wanted.
+  Tensor dy{};       // (N, (H + 2K) D) f32  =  [dq; dk; dv] before RoPE
+  Tensor dnormed{};  // (N, C) f32  =  dy w
 };
 
 void qkv_forward(Device&, const QkvForward&);

@@ -121,17 +121,22 @@ __global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void norm
   norm_backward_row<kVector>(x + row * c, rstd[row], gain, dy + row * c, dx + row * c, c);
 }
 
-// dw[j] += sum over n of dy * x * rstd, in order of n: grid (C / kThreads), a thread owns a column.
+// dw[j] += sum over n of dy * x * rstd, in order of n: grid (C / kThreads), a thread owns a column. rows: of
+// x (null: row n is row n).
 template <int kThreads>
-__global__ __launch_bounds__(kThreads) void gain_gradient_kernel(const float* __restrict__ x,     // (N, C)
-                                                                 const float* __restrict__ rstd,  // (N)
-                                                                 const float* __restrict__ dy,    // (N, C)
-                                                                 float* __restrict__ dw,          // (C) +=
+__global__ __launch_bounds__(kThreads) void gain_gradient_kernel(const float* __restrict__ x,  // (rows, C)
+                                                                 const int32_t* __restrict__ rows,  // (N)
+                                                                 const float* __restrict__ rstd,    // (N)
+                                                                 const float* __restrict__ dy,      // (N, C)
+                                                                 float* __restrict__ dw,            // (C) +=
                                                                  int64_t n, int c) {
   const int j = blockIdx.x * kThreads + threadIdx.x;
   if (j >= c) return;
   float sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += dy[i * c + j] * x[i * c + j] * rstd[i];
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t row = rows ? rows[i] : i;
+    sum += dy[i * c + j] * x[row * c + j] * rstd[i];
+  }
   dw[j] += sum;
 }
 

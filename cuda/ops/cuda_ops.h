@@ -29,6 +29,9 @@ class CudaOps final : public Ops {
   void kv_append(const KvAppend&) override;
   int64_t scratch(const AttentionForward&) const override;
   int64_t scratch(const AttentionBackward&) const override;
+  // cuda/ops/prefix.cu
+  void prefix_forward(const PrefixForward&) override;
+  void prefix_backward(const PrefixBackward&) override;
   // cuda/ops/projection.cu
   void project_forward(const ProjectForward&) override;
   void project_backward(const ProjectBackward&) override;

@@ -136,8 +136,8 @@ void CudaOps::head_loss(const HeadLoss& a) {
     const int64_t n = std::min(kHeadRows, total - r0);
     const int32_t* rows = from_row<int32_t>(a.rows, r0);
     if (!a.reference.empty())
-      logits_of(context_, *a.w, from_row<float>(a.reference, r0, c), nullptr, a.gain, a.eps, n, s.normed,
-                s.rstd, s.reference);
+      logits_of(context_, a.reference_w ? *a.reference_w : *a.w, from_row<float>(a.reference, r0, c), nullptr,
+                a.reference_w ? a.reference_gain : a.gain, a.eps, n, s.normed, s.rstd, s.reference);
     if (gumbel) {
       const void* grad = from_row<float>(a.embedding_grad, r0, c);
       if (a.embedding->dtype() == DType::kBF16) {
@@ -182,6 +182,20 @@ void CudaOps::head_loss(const HeadLoss& a) {
                         .ldc = c,
                         .addend = begin > 0 ? s.dnormed : nullptr});
     });
+    if (!a.dw.empty())  // f32: the seeds are in the logits' place
+      matmul(context_, {.m = v,
+                        .n = c,
+                        .k = n,
+                        .a = s.logits,
+                        .lda = v,
+                        .transpose_a = true,
+                        .b = s.normed,
+                        .ldb = c,
+                        .c = a.dw.raw(),
+                        .ldc = c,
+                        .addend = raw<float>(a.dw)});
+    if (!a.dgain.empty())
+      gain_gradient(context_, raw<float>(a.x), rows, s.rstd, s.dnormed, raw<float>(a.dgain), n, c);
     const bool wide = c % 4 == 0 && aligned_to(16, raw<float>(a.x), raw<float>(a.gain), raw<float>(a.dx));
     launch(wide ? head_scatter_kernel<4, kWarp> : head_scatter_kernel<1, kWarp>, blocks_for(n, 1), kWarp, 0,
            context_.stream, raw<float>(a.x), rows, s.rstd, raw<float>(a.gain), s.dnormed, raw<float>(a.dx), n,

@@ -17,6 +17,16 @@ void scale(const Context& context, float* x, float factor, int64_t count) {
          blocks_for(count, wide ? 4 * kThreads : kThreads), kThreads, 0, context.stream, x, factor, count);
 }
 
+// to = or += what dropout leaves of from (n, width), divided by 1 - dropout.
+template <bool kAdd, typename Part>
+void drop(const Context& context, const Part& p, int64_t n, int64_t width, const float* from, float* to) {
+  constexpr int kThreads = 64;
+  const bool wide = width % 4 == 0 && aligned_to(16, from, to);
+  launch(wide ? dropout_kernel<kAdd, 4, kThreads> : dropout_kernel<kAdd, 1, kThreads>,
+         dim3(blocks_for(n, 1), blocks_for(width, 4 * kThreads)), kThreads, 0, context.stream, from, to,
+         p.key, dropout_bound(p.dropout), 1.0f / (1.0f - p.dropout), static_cast<int>(width));
+}
+
 }  // namespace
 
 int64_t lora_ranks(std::span<const LoraPartBackward> parts) {
@@ -26,14 +36,15 @@ int64_t lora_ranks(std::span<const LoraPartBackward> parts) {
 }
 
 void lora_forward(const Context& context, std::span<const LoraPart> parts, int64_t n, const float* x,
-                  float* y, int64_t ldy) {
+                  float* y, int64_t ldy, float* masked) {
   for (const LoraPart& p : parts) {
     const int64_t r = p.a.dim(0), in = p.a.dim(1), o = p.b.dim(0);
     float *z = raw<float>(p.z), *to = y + p.first;
+    if (p.dropout > 0.0f) drop<false>(context, p, n, in, x, masked);
     matmul(context, {.m = n,
                      .n = r,
                      .k = in,
-                     .a = x,
+                     .a = p.dropout > 0.0f ? masked : x,
                      .lda = in,
                      .b = p.a.raw(),
                      .ldb = in,
@@ -56,7 +67,7 @@ void lora_forward(const Context& context, std::span<const LoraPart> parts, int64
 }
 
 void lora_backward(const Context& context, std::span<const LoraPartBackward> parts, int64_t n, const float* x,
-                   const float* dy, int64_t ldy, float* dx, float* dz) {
+                   const float* dy, int64_t ldy, float* dx, float* dz, float* masked) {
   for (const LoraPartBackward& p : parts) {
     const int64_t r = p.a.dim(0), in = p.a.dim(1), o = p.b.dim(0);
     const float* from = dy + p.first;
@@ -64,6 +75,19 @@ void lora_backward(const Context& context, std::span<const LoraPartBackward> par
     matmul(context,
            {.m = n, .n = r, .k = o, .a = from, .lda = ldy, .b = p.b.raw(), .ldb = r, .c = dz, .ldc = r});
     scale(context, dz, p.scale, n * r);
+    const bool dropout = p.dropout > 0.0f;
+    if (dropout) drop<false>(context, p, n, in, x, masked);
+    matmul(context, {.m = r,
+                     .n = in,
+                     .k = n,
+                     .a = dz,
+                     .lda = r,
+                     .transpose_a = true,
+                     .b = dropout ? masked : x,
+                     .ldb = in,
+                     .c = da,
+                     .ldc = in,
+                     .addend = da});
     matmul(context, {.m = n,
                      .n = in,
                      .k = r,
@@ -71,20 +95,10 @@ void lora_backward(const Context& context, std::span<const LoraPartBackward> par
                      .lda = r,
                      .b = p.a.raw(),
                      .ldb = in,
-                     .c = dx,
+                     .c = dropout ? masked : dx,
                      .ldc = in,
-                     .addend = dx});
-    matmul(context, {.m = r,
-                     .n = in,
-                     .k = n,
-                     .a = dz,
-                     .lda = r,
-                     .transpose_a = true,
-                     .b = x,
-                     .ldb = in,
-                     .c = da,
-                     .ldc = in,
-                     .addend = da});
+                     .addend = dropout ? nullptr : dx});
+    if (dropout) drop<true>(context, p, n, in, masked, dx);
     matmul(context, {.m = o,
                      .n = r,
                      .k = n,

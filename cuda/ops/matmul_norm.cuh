@@ -56,6 +56,7 @@ Matmul norm_product(const Backward& a, const void* dy, float* dnormed) {
 struct NormBackwardPieces {
   float* dnormed;              // f32 rows between the two; null: they never leave their kernel
   float *input, *dy_f32, *dz;  // with adapters
+  float* masked;               // with dropout
 };
 template <typename Backward>
 NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a, bool has_dot) {
@@ -63,11 +64,15 @@ NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const
   NormBackwardPieces s{};
   const bool fuses =
       has_dot && a.lora.empty() && matmul_always_fuses(context, norm_product(a, nullptr, nullptr));
-  if (!fuses) s.dnormed = p.take<float>(n * c);
+  if (!a.dnormed.empty())
+    s.dnormed = raw<float>(a.dnormed);
+  else if (!fuses)
+    s.dnormed = p.take<float>(n * c);
   if (a.lora.empty()) return s;
   s.input = p.take<float>(n * c);
   if (a.w->dtype() != DType::kF32) s.dy_f32 = p.take<float>(n * a.w->rows());
   s.dz = p.take<float>(n * lora_ranks(a.lora));
+  s.masked = p.take<float>(lora_masked(a.lora, n));
   return s;
 }
 // Whether the norm's backward is done at the end of the product, for which `dot` is needed.
@@ -103,7 +108,7 @@ void norm_product_backward(const Context& context, const Backward& a, const void
   if (!a.lora.empty()) {
     normalise(context, a, DType::kF32, s.input);
     lora_backward(context, a.lora, n, s.input, in_f32(context, dy, a.w->dtype(), s.dy_f32, n * out), out,
-                  s.dnormed, s.dz);
+                  s.dnormed, s.dz, s.masked);
   }
   norm_backward_rows(context, x, rstd, gain, s.dnormed, dx, n, c);
   if (rounded) round_to_bf16(context, dx, DType::kF32, rounded, n * c);

@@ -33,6 +33,7 @@ struct ForwardPieces {
   void* normed;
   float* product;  // null: it never leaves its kernel
   float* input;    // with adapters: the normed rows in f32
+  float* masked;   // with dropout
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const GateUpForward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1);
@@ -40,7 +41,8 @@ ForwardPieces forward_pieces(const Context& context, Pieces& p, const GateUpForw
   const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
   float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
   const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
-  return {normed, product, apart ? p.take<float>(n * c) : static_cast<float*>(normed)};
+  float* input = apart ? p.take<float>(n * c) : static_cast<float*>(normed);
+  return {normed, product, input, p.take<float>(lora_masked(a.lora, n))};
 }
 Matmul down_product(const DownBackward& a, const void* dout, void* da) {
   const int64_t c = a.w->rows(), f = a.w->cols();
@@ -141,7 +143,7 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
     matmul(context_, product);
     if (!a.lora.empty()) {
       if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
-      lora_forward(context_, a.lora, n, s.input, s.product, 2 * f);
+      lora_forward(context_, a.lora, n, s.input, s.product, 2 * f, s.masked);
     }
     const bool wide = aligned(kWide<T>);
     launch(wide ? swiglu_forward_kernel<S, T, kWide<T>, kThreads> : swiglu_forward_kernel<S, T, 1, kThreads>,

@@ -61,6 +61,12 @@ void norm_backward_rows(const Context& context, const float* x, const float* rst
   launch(wide ? norm_backward_kernel<4, kRows> : norm_backward_kernel<1, kRows>, blocks_for(n, kRows), kBlock,
          0, context.stream, x, rstd, gain, dy, dx, n, c);
 }
+void gain_gradient(const Context& context, const float* x, const int32_t* rows, const float* rstd,
+                   const float* dy, float* dw, int64_t n, int64_t c) {
+  constexpr int kThreads = 64;
+  launch(gain_gradient_kernel<kThreads>, blocks_for(c, kThreads), kThreads, 0, context.stream, x, rows, rstd,
+         dy, dw, n, c);
+}
 
 }  // namespace cuda
 
@@ -85,14 +91,13 @@ void CudaOps::rmsnorm_forward(const RmsNormForward& a) {
 }
 
 void CudaOps::rmsnorm_backward(const RmsNormBackward& a) {
-  constexpr int kThreads = 64;
   const int64_t n = a.x.dim(0), c = a.x.dim(1);
   if (!a.dx.empty())
     norm_backward_rows(context_, raw<float>(a.x), raw<float>(a.rstd), raw<float>(a.w), raw<float>(a.dy),
                        raw<float>(a.dx), n, c);
   if (!a.dw.empty())
-    launch(gain_gradient_kernel<kThreads>, blocks_for(c, kThreads), kThreads, 0, context_.stream,
-           raw<float>(a.x), raw<float>(a.rstd), raw<float>(a.dy), raw<float>(a.dw), n, c);
+    gain_gradient(context_, raw<float>(a.x), nullptr, raw<float>(a.rstd), raw<float>(a.dy), raw<float>(a.dw),
+                  n, c);
 }
 
 }  // namespace gantrain

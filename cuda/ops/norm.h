@@ -32,5 +32,8 @@ void row_statistic_of_squares(const Context&, const float* squares, float* rstd,
 // dx += the gradient of RMSNorm, all (n, c) f32.
 void norm_backward_rows(const Context&, const float* x, const float* rstd, const float* gain, const float* dy,
                         float* dx, int64_t n, int64_t c);
+// dw (c) += sum over n of dy * x[rows] * rstd; rows null: 0 .. n-1.
+void gain_gradient(const Context&, const float* x, const int32_t* rows, const float* rstd, const float* dy,
+                   float* dw, int64_t n, int64_t c);
 
 }  // namespace gantrain::cuda

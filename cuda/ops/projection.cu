@@ -17,19 +17,22 @@ struct ForwardPieces {
   float* squares;        // for the next statistic, where it is wanted
   float* input_f32;      // with adapters: `a` in f32, where it is something else
   float* unwanted;       // a statistic that is made beside out_bf16 and not asked for
+  float* masked;         // with dropout
 };
 ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
   const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
   return {.input = a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(n * in),
           .squares = a.rstd.empty() ? nullptr : p.take<float>(n * parts_of(c)),
           .input_f32 = a.lora.empty() || a.a.dtype() == DType::kF32 ? nullptr : p.take<float>(n * in),
-          .unwanted = a.rstd.empty() && !a.out_bf16.empty() ? p.take<float>(n) : nullptr};
+          .unwanted = a.rstd.empty() && !a.out_bf16.empty() ? p.take<float>(n) : nullptr,
+          .masked = p.take<float>(lora_masked(a.lora, n))};
 }
 struct BackwardPieces {
   __nv_bfloat16*
       dout;  // bf16 only: dout rounded to the input type of the product, where it was not handed over so
   // With adapters: forward's input in f32 and, bf16 only, the sum of both products before it is rounded once.
   float *input, *sum, *dz;
+  float* masked;  // with dropout
 };
 BackwardPieces backward_pieces(Pieces& p, const ProjectBackward& a) {
   const int64_t n = a.dout.dim(0), in = a.w->cols();
@@ -42,6 +45,7 @@ BackwardPieces backward_pieces(Pieces& p, const ProjectBackward& a) {
     s.sum = p.take<float>(n * in);
   }
   s.dz = p.take<float>(n * lora_ranks(a.lora));
+  s.masked = p.take<float>(lora_masked(a.lora, n));
   return s;
 }
 
@@ -94,7 +98,7 @@ void CudaOps::project_forward(const ProjectForward& a) {
   matmul(context_, product);
   if (!a.lora.empty())
     lora_forward(context_, a.lora, n, in_f32(context_, a.a.raw(), a.a.dtype(), s.input_f32, n * in),
-                 raw<float>(a.out), c);
+                 raw<float>(a.out), c, s.masked);
   if (apart && (rounded || !a.rstd.empty()))
     row_statistic(context_, raw<float>(a.out), a.rstd.empty() ? s.unwanted : raw<float>(a.rstd), rounded,
                   gain, n, c, a.eps);
@@ -126,7 +130,7 @@ void CudaOps::project_backward(const ProjectBackward& a) {
   if (a.lora.empty()) return;
   float* sum = s.sum ? s.sum : raw<float>(a.da);
   lora_backward(context_, a.lora, n, in_f32(context_, a.a.raw(), a.a.dtype(), s.input, n * in),
-                raw<float>(a.dout), c, sum, s.dz);
+                raw<float>(a.dout), c, sum, s.dz, s.masked);
   if (s.sum) round_to_bf16(context_, sum, DType::kF32, a.da.raw(), n * in);
 }
 

@@ -33,6 +33,7 @@ struct ForwardPieces {
   void* normed;
   float *table, *product;  // product null: it never leaves its kernel
   float* input;            // with adapters: the normed rows in f32
+  float* masked;           // with dropout
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward& a) {
   const int64_t n = a.x.dim(0);
@@ -41,7 +42,8 @@ ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward
   const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
   float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
   const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
-  return {normed, table, product, apart ? p.take<float>(n * a.x.dim(1)) : static_cast<float*>(normed)};
+  float* input = apart ? p.take<float>(n * a.x.dim(1)) : static_cast<float*>(normed);
+  return {normed, table, product, input, p.take<float>(lora_masked(a.lora, n))};
 }
 struct BackwardPieces {
   void* dy;
@@ -50,7 +52,7 @@ struct BackwardPieces {
 };
 BackwardPieces backward_pieces(const Context& context, Pieces& p, const QkvBackward& a) {
   const int64_t n = a.x.dim(0);
-  void* dy = p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype()));
+  void* dy = a.dy.empty() ? p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype())) : a.dy.raw();
   float* table = p.take<float>(n * a.dq.dim(2));
   float* dot = a.q.empty() ? nullptr : p.take<float>(n);
   return {dy, table, dot, norm_backward_pieces(context, p, a, !a.q.empty())};
@@ -122,7 +124,7 @@ void CudaOps::qkv_forward(const QkvForward& a) {
     matmul(context_, product);
     if (!a.lora.empty()) {
       if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
-      lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows());
+      lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows(), s.masked);
     }
     const bool vectors = aligned_heads<kWide<S>>(to);
     launch(vectors ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,

@@ -39,8 +39,11 @@ struct PackedPart {
 class CudaMatrix final : public FrozenMatrix {
  public:
   CudaMatrix(int64_t rows, int64_t cols, DType dtype) : FrozenMatrix(rows, cols, dtype) {
-    GT_CUDA(cudaMalloc(&data_, static_cast<size_t>(bytes())));
+    GT_CUDA(cudaMalloc(&data_, static_cast<size_t>(size())));
   }
+  // Over f32 values that belong to someone else.
+  CudaMatrix(int64_t rows, int64_t cols, const void* values)
+      : FrozenMatrix(rows, cols, DType::kF32), data_(const_cast<void*>(values)), owned_(false) {}
   // Packed: `parts` lie in `bytes` of memory, which the matrix takes over.
   CudaMatrix(int64_t rows, int64_t cols, DType dtype, std::vector<PackedPart> parts, void* memory,
              int64_t bytes, std::shared_ptr<const Expansion> expansion)
@@ -49,8 +52,12 @@ class CudaMatrix final : public FrozenMatrix {
         packed_bytes_(bytes),
         parts_(std::move(parts)),
         expansion_(std::move(expansion)) {}
-  ~CudaMatrix() override { (void)cudaFree(data_); }
-  int64_t bytes() const override { return packed() ? packed_bytes_ : rows() * cols() * dtype_size(dtype()); }
+  ~CudaMatrix() override {
+    if (owned_) (void)cudaFree(data_);
+  }
+  int64_t bytes() const override { return owned_ ? size() : 0; }
+  // Bytes at memory(): of the packed blocks, else of all values.
+  int64_t size() const { return packed() ? packed_bytes_ : rows() * cols() * dtype_size(dtype()); }
   bool packed() const override { return !parts_.empty(); }
   DeviceKind device() const override { return DeviceKind::kCuda; }
   // Row-major values; of a packed matrix those of the rows that were expanded last
@@ -62,6 +69,7 @@ class CudaMatrix final : public FrozenMatrix {
 
  private:
   void* data_ = nullptr;
+  bool owned_ = true;
   int64_t packed_bytes_ = 0;
   std::vector<PackedPart> parts_;
   std::shared_ptr<const Expansion> expansion_;

@@ -24,7 +24,7 @@ int main() {
   finished("normalise_kernel, bf16");
   norm_backward_kernel<4, kRows><<<grid, block>>>(x_d, rstd_d, gain_d, dy_d, dx_d, kN, kC);
   finished("norm_backward_kernel");
-  gain_gradient_kernel<64><<<(kC + 63) / 64, 64>>>(x_d, rstd_d, dy_d, dw_d, kN, kC);
+  gain_gradient_kernel<64><<<(kC + 63) / 64, 64>>>(x_d, nullptr, rstd_d, dy_d, dw_d, kN, kC);
   finished("gain_gradient_kernel");
 
   std::vector<double> rstd, y, dx = to_double(dx0), dw = to_double(dw0);

@@ -103,8 +103,8 @@ class Bytes {
 
 }  // namespace
 
-void write_merged(const std::string& folder, const Weights& base, const PeftAdapter& adapter, DType dtype) {
-  GT_CHECK(adapter.is_lora(), "only low-rank adapters merge into weights, got {}", adapter.type);
+void write_model(const std::string& folder, const Weights& base, DType dtype,
+                 const std::function<void(const TensorEntry&, std::vector<float>&)>& change) {
   GT_CHECK(dtype == DType::kF32 || dtype == DType::kBF16, "merged weights are f32 or bf16, got {}",
            dtype_name(dtype));
   const LlamaConfig& config = base.config();
@@ -120,12 +120,6 @@ void write_merged(const std::string& folder, const Weights& base, const PeftAdap
         "adapter "
         "alone (--format peft or gguf-lora)",
         base.path());
-
-  // Where each adapted matrix finds its adapter.
-  std::map<std::string, std::pair<size_t, size_t>> adapted;
-  for (size_t l = 0; l < adapter.layers.size(); ++l)
-    for (size_t t = 0; t < kLoraTargets; ++t)
-      if (adapter.shape.targets[t]) adapted[lora_module(l, t) + ".weight"] = {l, t};
 
   std::vector<std::vector<const TensorEntry*>> shards(1);
   int64_t in_shard = 0, total = 0;
@@ -150,24 +144,7 @@ void write_merged(const std::string& folder, const Weights& base, const PeftAdap
     for (const TensorEntry* e : shards[s]) {
       std::vector<float> w(static_cast<size_t>(e->shape.count()));
       base.read_rows(e->name, 0, e->shape.rank == 2 ? e->shape[0] : 1, w.data());
-      if (const auto it = adapted.find(e->name); it != adapted.end()) {
-        const auto& [l, t] = it->second;
-        const PeftAdapter::Pair& p = adapter.layers[l][t];
-        const int64_t r = adapter.shape.rank, in = e->shape[1];
-        const double scale = adapter.shape.scale();
-        std::vector<double> row(static_cast<size_t>(in));
-        for (int64_t o = 0; o < e->shape[0]; ++o) {
-          float* to = w.data() + o * in;
-          std::copy_n(to, in, row.begin());
-          for (int64_t k = 0; k < r; ++k) {
-            const double factor = scale * static_cast<double>(p.b[static_cast<size_t>(o * r + k)]);
-            const float* a = p.a.data() + k * in;
-            for (int64_t i = 0; i < in; ++i)
-              row[static_cast<size_t>(i)] += factor * static_cast<double>(a[i]);
-          }
-          for (int64_t i = 0; i < in; ++i) to[i] = static_cast<float>(row[static_cast<size_t>(i)]);
-        }
-      }
+      change(*e, w);
       index["weight_map"][e->name] = name;
       if (dtype == DType::kF32) {
         f32.push_back(std::move(w));
@@ -199,6 +176,35 @@ void write_merged(const std::string& folder, const Weights& base, const PeftAdap
   }
   out["torch_dtype"] = dtype == DType::kF32 ? "float32" : "bfloat16";
   write_text(dir / "config.json", out.dump(2) + "\n");
+}
+
+void write_merged(const std::string& folder, const Weights& base, const PeftAdapter& adapter, DType dtype) {
+  GT_CHECK(adapter.is_lora(), "only low-rank adapters merge into weights, got {}", adapter.type);
+  // Where each adapted matrix finds its adapter.
+  std::map<std::string, std::pair<size_t, size_t>> adapted;
+  for (size_t l = 0; l < adapter.layers.size(); ++l)
+    for (size_t t = 0; t < kLoraTargets; ++t)
+      if (adapter.shape.targets[t]) adapted[lora_module(l, t) + ".weight"] = {l, t};
+
+  write_model(folder, base, dtype, [&](const TensorEntry& e, std::vector<float>& w) {
+    if (const auto it = adapted.find(e.name); it != adapted.end()) {
+      const auto& [l, t] = it->second;
+      const PeftAdapter::Pair& p = adapter.layers[l][t];
+      const int64_t r = adapter.shape.rank, in = e.shape[1];
+      const double scale = adapter.shape.scale();
+      std::vector<double> row(static_cast<size_t>(in));
+      for (int64_t o = 0; o < e.shape[0]; ++o) {
+        float* to = w.data() + o * in;
+        std::copy_n(to, in, row.begin());
+        for (int64_t k = 0; k < r; ++k) {
+          const double factor = scale * static_cast<double>(p.b[static_cast<size_t>(o * r + k)]);
+          const float* a = p.a.data() + k * in;
+          for (int64_t i = 0; i < in; ++i) row[static_cast<size_t>(i)] += factor * static_cast<double>(a[i]);
+        }
+        for (int64_t i = 0; i < in; ++i) to[i] = static_cast<float>(row[static_cast<size_t>(i)]);
+      }
+    }
+  });
 }
 
 void write_lora_gguf(const std::string& path, const PeftAdapter& adapter, const LlamaConfig& config) {

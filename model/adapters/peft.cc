@@ -94,6 +94,54 @@ void read_prompt(const SafetensorsFile& file, const LlamaConfig& config, PeftAda
   out.prompt = as_f32(file, *e, e->shape);
 }
 
+void read_prefix(const SafetensorsFile& file, const LlamaConfig& config, PeftAdapter& out) {
+  // Whether the folder's own training had a projection or not: what it saves is the output.
+  const SafetensorsFile::Entry* e = file.find(kPeftPromptKey);
+  if (!e) fail("{}: no tensor '{}'", file.path(), kPeftPromptKey);
+  const int64_t row = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
+  if (e->shape.rank != 2 || e->shape[1] != row || e->shape[0] < 1)
+    fail("{}: tensor '{}': expected (P, {}), keys and values of {} layers, got {} {}", file.path(), e->name,
+         row, config.num_layers, dtype_name(e->dtype), to_string(e->shape));
+  out.prefix = as_f32(file, *e, e->shape);
+}
+
+constexpr std::array<const char*, 3> kActivationNames{"silu", "gelu", "tanh"};
+
+void read_bottleneck(const std::string& path, const Config& c, const SafetensorsFile& file,
+                     const LlamaConfig& config, PeftAdapter& out) {
+  const json *width = c.find("width"), *activation = c.find("activation");
+  if (!width || !width->is_number_unsigned() || width->get<uint64_t>() > (uint64_t{1} << 30))
+    fail("{}: width: expected an integer, got {}", path, width ? shown(*width) : "nothing");
+  out.bottleneck.width = width->get<int64_t>();
+  const auto named = std::find_if(kActivationNames.begin(), kActivationNames.end(),
+                                  [&](const char* name) { return activation && *activation == name; });
+  if (named == kActivationNames.end())
+    fail("{}: activation: expected silu, gelu or tanh, got {}", path,
+         activation ? shown(*activation) : "nothing");
+  out.bottleneck.activation = static_cast<Activation>(named - kActivationNames.begin());
+  out.bottleneck.attention = file.find(bottleneck_name(0, 0) + ".down.weight") != nullptr;
+  out.bottleneck.mlp = file.find(bottleneck_name(0, 1) + ".down.weight") != nullptr;
+  check_bottleneck(out.bottleneck, path);
+  const int64_t r = out.bottleneck.width, h = config.hidden_size;
+  std::set<std::string> known;
+  const auto read = [&](const std::string& name, const Shape& shape) {
+    const SafetensorsFile::Entry* e = file.find(name);
+    if (!e) fail("{}: no tensor '{}'", file.path(), name);
+    known.insert(name);
+    return as_f32(file, *e, shape);
+  };
+  out.bottlenecks.resize(static_cast<size_t>(config.num_layers));
+  for (size_t l = 0; l < out.bottlenecks.size(); ++l)
+    for (size_t place = 0; place < 2; ++place) {
+      if (!out.bottleneck.has(place)) continue;
+      const std::string name = bottleneck_name(l, place);
+      out.bottlenecks[l][place] = {read(name + ".down.weight", {r, h}), read(name + ".down.bias", {r}),
+                                   read(name + ".up.weight", {h, r}), read(name + ".up.bias", {h})};
+    }
+  for (const auto& e : file.entries())
+    if (!known.contains(e.name)) fail("{}: unexpected tensor '{}'", file.path(), e.name);
+}
+
 void read_lora(const std::string& path, const Config& c, const SafetensorsFile& file,
                const LlamaConfig& config, PeftAdapter& out) {
   // Each of these is another function of the input than W x + scale B A x, or another base.
@@ -156,12 +204,19 @@ PeftAdapter read_peft(const std::string& folder, const LlamaConfig& config) {
   out.type = values.is_object() && values.contains("peft_type") && values["peft_type"].is_string()
                  ? values["peft_type"].get<std::string>()
                  : "(none)";
-  if (out.type != "PROMPT_TUNING" && out.type != "P_TUNING" && out.type != "LORA")
-    fail("{}: peft_type {} is not supported; supported: PROMPT_TUNING, P_TUNING, LORA", path, out.type);
+  if (out.type != "PROMPT_TUNING" && out.type != "P_TUNING" && !out.on_model())
+    fail(
+        "{}: peft_type {} is not supported; supported: PROMPT_TUNING, P_TUNING, PREFIX_TUNING, LORA, "
+        "BOTTLENECK",
+        path, out.type);
   const Config c(path, values);
   const SafetensorsFile file((dir / "adapter_model.safetensors").string());
   if (out.is_lora())
     read_lora(path, c, file, config, out);
+  else if (out.is_prefix())
+    read_prefix(file, config, out);
+  else if (out.is_bottleneck())
+    read_bottleneck(path, c, file, config, out);
   else
     read_prompt(file, config, out);
   return out;
@@ -208,6 +263,32 @@ void write_peft(const std::string& folder, const PeftAdapter& adapter, const Lla
         tensors.push_back({peft_key(l, t, false), ConstTensor(p.a.data(), DType::kF32, {s.rank, d.in})});
         tensors.push_back({peft_key(l, t, true), ConstTensor(p.b.data(), DType::kF32, {d.out, s.rank})});
       }
+  } else if (adapter.is_prefix()) {
+    const int64_t width = config.num_kv_heads * config.head_dim, row = 2 * config.num_layers * width;
+    const int64_t rows = static_cast<int64_t>(adapter.prefix.size()) / row;
+    j["num_virtual_tokens"] = rows;
+    j["token_dim"] = width;  // of keys and values, and their heads: as PEFT rewrites them
+    j["num_transformer_submodules"] = 1;
+    j["num_attention_heads"] = config.num_kv_heads;
+    j["num_layers"] = config.num_layers;
+    j["encoder_hidden_size"] = width;
+    j["prefix_projection"] = false;
+    tensors.push_back({kPeftPromptKey, ConstTensor(adapter.prefix.data(), DType::kF32, {rows, row})});
+  } else if (adapter.is_bottleneck()) {
+    const BottleneckShape& b = adapter.bottleneck;
+    const int64_t r = b.width, c = config.hidden_size;
+    j["width"] = r;
+    j["activation"] = kActivationNames.at(static_cast<size_t>(b.activation));
+    for (size_t l = 0; l < adapter.bottlenecks.size(); ++l)
+      for (size_t place = 0; place < 2; ++place) {
+        if (!b.has(place)) continue;
+        const std::string name = bottleneck_name(l, place);
+        const BottleneckValues& v = adapter.bottlenecks[l][place];
+        tensors.push_back({name + ".down.weight", ConstTensor(v.down.data(), DType::kF32, {r, c})});
+        tensors.push_back({name + ".down.bias", ConstTensor(v.down_bias.data(), DType::kF32, {r})});
+        tensors.push_back({name + ".up.weight", ConstTensor(v.up.data(), DType::kF32, {c, r})});
+        tensors.push_back({name + ".up.bias", ConstTensor(v.up_bias.data(), DType::kF32, {c})});
+      }
   } else {
     const int64_t rows = static_cast<int64_t>(adapter.prompt.size()) / config.hidden_size;
     j["num_virtual_tokens"] = rows;
@@ -215,10 +296,17 @@ void write_peft(const std::string& folder, const PeftAdapter& adapter, const Lla
     j["num_transformer_submodules"] = 1;
     j["num_attention_heads"] = config.num_heads;
     j["num_layers"] = config.num_layers;
-    j["prompt_tuning_init"] = "RANDOM";
-    j["prompt_tuning_init_text"] = nullptr;
-    j["tokenizer_name_or_path"] = nullptr;
-    j["tokenizer_kwargs"] = nullptr;
+    if (adapter.type == "P_TUNING") {
+      j["encoder_reparameterization_type"] = "MLP";
+      j["encoder_hidden_size"] = adapter.encoder_hidden;
+      j["encoder_num_layers"] = 2;
+      j["encoder_dropout"] = 0.0;
+    } else {
+      j["prompt_tuning_init"] = "RANDOM";
+      j["prompt_tuning_init_text"] = nullptr;
+      j["tokenizer_name_or_path"] = nullptr;
+      j["tokenizer_kwargs"] = nullptr;
+    }
     tensors.push_back(
         {kPeftPromptKey, ConstTensor(adapter.prompt.data(), DType::kF32, {rows, config.hidden_size})});
   }

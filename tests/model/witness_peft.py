@@ -1,4 +1,4 @@
-"""Hold adapters against PEFT: its folders read here, ours read there, gradients, and ten optimiser steps beside its own.
+"""Hold every method against PEFT and torch: folders read here and there, gradients, and ten optimiser steps beside theirs.
 
 usage: tools/venv witness tests/model/witness_peft.py GANTRAIN
 
@@ -9,6 +9,8 @@ For some of the models of make_random_llamas.py, in f32:
      the losses must agree step by step.
   3. The trained runs are exported; PeftModel.from_pretrained must have the logits that `gantrain probe --adapter` has, and what
      training ended with; merged weights loaded by transformers alone must have the adapter's logits.
+  4. The same for prefix tuning (PEFT's), for bottleneck adapters (torch modules hooked behind attention and the MLP of
+     transformers' model; PEFT has none) and for all weights trained (transformers' model itself; `gantrain probe --weights`).
 """
 
 import json
@@ -18,7 +20,7 @@ import sys
 import tempfile
 
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM
@@ -38,6 +40,7 @@ ADAPTERS = [
     ("d100", 3, 5, False, ["k_proj", "o_proj", "down_proj"]),
 ]
 STEPS, LR = 10, 1e-2
+FULL_LR = 1e-3  # of the model's own weights
 PAIRS = [("The harbour at dawn", " was quiet and grey."), ("Seven", " boats lay side by side,"), ("Rain", " fell on the roofs of the old town"),
          ("Nobody in the square", " said a word.")]
 
@@ -85,6 +88,42 @@ def loss_of(model, sequences, scored):
     return sum(losses) / sum(len(i) - f for i, f in zip(sequences, scored)), torch.cat(logits)
 
 
+class Bottleneck(torch.nn.Module):
+    """y + up(act(down(y))): what gantrain's method=adapter puts behind attention or the MLP."""
+
+    def __init__(self, width, rank, activation):
+        super().__init__()
+        self.down, self.up, self.activation = torch.nn.Linear(width, rank), torch.nn.Linear(rank, width), activation
+
+    def forward(self, y):
+        return y + self.up(self.activation(self.down(y)))
+
+
+def with_bottlenecks(model, rank, activation, places, seed):
+    """The frozen model with bottlenecks behind these parts of every layer; their modules, by gantrain's names."""
+    torch.manual_seed(seed)
+    acts = {"gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"), "silu": torch.nn.functional.silu, "tanh": torch.tanh}
+    model.requires_grad_(False)
+    model.adapters = torch.nn.ModuleDict()
+    for number, layer in enumerate(model.model.layers):
+        for place in places:
+            b = Bottleneck(model.config.hidden_size, rank, acts[activation])
+            for p in b.parameters():
+                p.data.copy_(0.3 * torch.randn(p.shape))
+            model.adapters[f"model/layers/{number}/after_{place}"] = b
+            part = layer.self_attn if place == "attention" else layer.mlp
+            # Called with b bound: attention gives a tuple, the MLP a tensor.
+            part.register_forward_hook(lambda _m, _i, out, b=b: (b(out[0]), *out[1:]) if isinstance(out, tuple) else b(out))
+    return model
+
+
+def save_bottlenecks(model, rank, activation, folder):
+    folder.mkdir()
+    save_file({name.replace("adapters.", "").replace("/", "."): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad},
+              folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "BOTTLENECK", "width": rank, "activation": activation}))
+
+
 def probe(path, adapter, sequences, scored, work, *more):
     longest = max(map(len, sequences))
     tokens = torch.zeros((len(sequences), longest), dtype=torch.int64)
@@ -93,8 +132,8 @@ def probe(path, adapter, sequences, scored, work, *more):
         tokens[b, :len(ids)] = torch.tensor(ids)
         labels[b, first:len(ids)] = torch.tensor(ids[first:])
     save_file({"tokens": tokens, "lengths": torch.tensor([len(s) for s in sequences]), "labels": labels}, work / "in.safetensors")
-    gantrain("probe", "--model", path, "--input", work / "in.safetensors", "--output", work / "out.safetensors", "--adapter", adapter,
-             "--dtype", "f32", *more)
+    gantrain("probe", "--model", path, "--input", work / "in.safetensors", "--output", work / "out.safetensors",
+             *(["--adapter", adapter] if adapter else ["--weights"]), "--dtype", "f32", *more)
     return load_file(work / "out.safetensors")
 
 
@@ -108,7 +147,7 @@ def gradients(what, out, peft_model, expected):
     for name, p in peft_model.named_parameters():
         if p.grad is None:
             continue
-        key = "grad." + name.replace(".default", "").replace("prompt_encoder.embedding.weight", "prompt_embeddings")
+        key = "grad." + name.replace(".default", "").replace("prompt_encoder.embedding.weight", "prompt_embeddings").replace("adapters.", "").replace("/", ".")
         hold(what + " " + key, "gradient", ((out[key] - p.grad).abs().max() / p.grad.abs().max()).item(), GRADIENT)
         seen += 1
     if seen != expected or sum(k.startswith("grad.") for k in out) != expected:
@@ -133,16 +172,16 @@ def items(path, work):
     return data, sequences, [len(tokenizer.encode(p).ids) for p, _ in PAIRS]
 
 
-def train_here(path, adapter, data, output, *more):
-    gantrain("train", f"model={path}", f"data.train={data}", f"adapter={adapter}", f"output={output}", "dtype=f32", "loss.kind=ce",
-             "data.append_eos=false", f"train.batch={len(PAIRS)}", f"train.steps={STEPS}", f"optimizer.lr_ce={LR}", "optimizer.clip=0",
+def train_here(path, adapter, data, output, *more, lr=LR):
+    gantrain("train", f"model={path}", f"data.train={data}", *([f"adapter={adapter}"] if adapter else []), f"output={output}", "dtype=f32", "loss.kind=ce",
+             "data.append_eos=false", f"train.batch={len(PAIRS)}", f"train.steps={STEPS}", f"optimizer.lr_ce={lr}", "optimizer.clip=0",
              "optimizer.schedule=constant", "optimizer.warmup_steps=0", "generator.norm_penalty=0", *more)
     events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
     return [e["ce"] for e in events if e["event"] == "step"]
 
 
-def train_there(model, sequences, scored):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+def train_there(model, sequences, scored, lr=LR):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     losses = []
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -233,6 +272,70 @@ def main():
             compare(what + ", exported", out, loss, logits)
             gradients(what + ", exported", out, ours, 1)
             print(f"ok   {name}: losses {here[0]:.4f} to {here[-1]:.4f} with a prompt", flush=True)
+
+            # Prefix tuning: PEFT's folder here, training, ours there.
+            what = f"prefix tuning on {name}"
+            config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+            fresh = get_peft_model(base(path), config)
+            with torch.no_grad():
+                table = fresh.prompt_encoder["default"].embedding.weight
+                table.copy_(0.7 * torch.randn(table.shape, generator=generator))
+            fresh.save_pretrained(work / "prefix_start")
+            loss, logits = loss_of(fresh, sequences, [1, 1, 1])
+            loss.backward()
+            out = probe(path, work / "prefix_start", sequences, [1, 1, 1], work)
+            compare(what, out, loss, logits)
+            gradients(what, out, fresh, 1)
+            here = train_here(path, work / "prefix_start", data, work / "prefix_run", "method=prefix", "prefix.length=4")
+            beside(what, here, train_there(fresh, text, scored))
+            export(work / "prefix_run", "peft", work / "prefix")
+            ours = PeftModel.from_pretrained(base(path), work / "prefix")
+            ours.prompt_encoder["default"].embedding.weight.requires_grad_(True)
+            loss, logits = loss_of(ours, text, scored)
+            loss.backward()
+            out = probe(path, work / "prefix", text, scored, work)
+            compare(what + ", exported", out, loss, logits)
+            gradients(what + ", exported", out, ours, 1)
+
+            # P-tuning's folder has PEFT's own type.
+            train_here(path, None, data, work / "ptuning_run", "method=ptuning", "generator.prompt_length=5", "generator.width=8", "generator.hidden=16",
+                       "generator.noise_dim=0")
+            export(work / "ptuning_run", "peft", work / "ptuning")
+            ours = PeftModel.from_pretrained(base(path), work / "ptuning")
+            if type(ours.peft_config["default"]).__name__ != "PromptEncoderConfig":
+                sys.exit(f"FAIL P-tuning on {name}: PEFT reads {ours.peft_config['default']}")
+            loss, logits = loss_of(ours, text, scored)
+            compare(f"P-tuning on {name}, exported", probe(path, work / "ptuning", text, scored, work), loss, logits)
+
+            # Bottlenecks behind one part, the other, both, with each nonlinearity.
+            what = f"bottlenecks on {name}"
+            activation, places = [("gelu", ["mlp"]), ("silu", ["attention", "mlp"]), ("tanh", ["attention"])][i]
+            fresh = with_bottlenecks(base(path), 6, activation, places, 50 + i)
+            save_bottlenecks(fresh, 6, activation, work / "bottleneck_start")
+            loss, logits = loss_of(fresh, sequences, [1, 1, 1])
+            loss.backward()
+            out = probe(path, work / "bottleneck_start", sequences, [1, 1, 1], work)
+            compare(what, out, loss, logits)
+            gradients(what, out, fresh, 4 * len(places) * MODELS[name][6])
+            here = train_here(path, work / "bottleneck_start", data, work / "bottleneck_run", "method=adapter", "bottleneck.width=6",
+                              f"bottleneck.activation={activation}", f"bottleneck.places={','.join(places)}")
+            beside(what, here, train_there(fresh, text, scored))
+
+            # All weights: tied and untied heads, with biases and without.
+            what = f"all weights of {name}"
+            fresh = base(path)
+            loss, logits = loss_of(fresh, sequences, [1, 1, 1])
+            loss.backward()
+            out = probe(path, None, sequences, [1, 1, 1], work)
+            compare(what, out, loss, logits)
+            gradients(what, out, fresh, len(list(fresh.parameters())))
+            here = train_here(path, None, data, work / "full_run", "method=full", lr=FULL_LR)
+            beside(what, here, train_there(fresh, text, scored, lr=FULL_LR))
+            export(work / "full_run", "merged", work / "full")
+            merged = base(work / "full")
+            loss, logits = loss_of(merged, text, scored)
+            hold(what + ", exported", "loss in training", (abs(loss - loss_of(fresh, text, scored)[0]) / loss).item(), 10 * TRAINING)
+            print(f"ok   {name}: prefix, bottlenecks and all weights; losses {here[0]:.4f} to {here[-1]:.4f} with all", flush=True)
     print(f"{cases} comparisons; largest differences: " + ", ".join(f"{k} {v:.1e}" for k, v in sorted(worst.items())))
     return 0
 

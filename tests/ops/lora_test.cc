@@ -595,6 +595,161 @@ TEST_P(LoraOps, GradientsOverManyRowsAreSums) {
                      rounding_limits(1.0, 0.0, static_cast<double>(p.n), db_terms)));
 }
 
+// x with what dropout leaves out at zero and the rest divided by its share.
+std::vector<float> dropped(std::vector<float> x, int64_t width, float dropout, uint64_t key) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    const int64_t row = static_cast<int64_t>(i) / width, column = static_cast<int64_t>(i) % width;
+    x[i] =
+        kept_by_dropout(key, dropout_bound(dropout), row, column) ? x[i] * (1.0f / (1.0f - dropout)) : 0.0f;
+  }
+  return x;
+}
+
+// The adapter reads the masked input, forward and backward, and only it does: z and da have the bits of a
+// call whose input is masked beforehand, dx those of the plain gradient with the adapter's share masked. 1300
+// rows: more than a block; widths with and without whole draws of four.
+TEST_P(LoraOps, DropoutMasksTheAdaptersInput) {
+  const Types t = kTypes[0];
+  for (const auto& [n, in] : {std::pair<int64_t, int64_t>{5, 7}, {33, 40}, {1300, 24}}) {
+    const int64_t c = 12;
+    const float dropout = 0.3f;
+    const Adapter p = adapter(4, in, c, 0, 1.5f, 51);
+    const auto x = random_normal(n * in, 1), w = random_normal(c * in, 2), residual = random_normal(n * c, 3),
+               dout = random_normal(n * c, 4), masked = dropped(x, in, dropout, 77);
+    int64_t kept = 0;
+    for (size_t i = 0; i < x.size(); ++i) kept += masked[i] != 0.0f;
+    // A share of 0.7 of n * in draws, within five deviations.
+    const double draws = static_cast<double>(x.size());
+    EXPECT_NEAR(static_cast<double>(kept), 0.7 * draws, 5 * std::sqrt(0.21 * draws));
+    const auto forward = [&, n = n, in = in](const std::vector<float>& input, float share) {
+      return run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, c, in, t.weights);
+        Forward lora(m, {p}, n);
+        lora.parts[0].dropout = share;
+        lora.parts[0].key = 77;
+        ProjectForward f{.a = m.input(input, {n, in}),
+                         .w = matrix.get(),
+                         .bias = {},
+                         .residual = m.input(residual, {n, c}),
+                         .out = m.output({n, c}),
+                         .rstd = {},
+                         .scratch = {},
+                         .lora = lora.parts};
+        f.scratch = m.scratch(project_forward_scratch(d, f));
+        project_forward(d, f);
+        std::vector<std::vector<float>> all{m.read(f.out)};
+        lora.read(m, all);
+        return all;
+      });
+    };
+    const auto got = forward(x, dropout), beforehand = forward(masked, 0.0f);
+    EXPECT_TRUE(bitwise_equal("z", got[1], beforehand[1]));
+    const V product = reference::linear(to_double(x), to_double(w), V{}, z(n), z(in), z(c)),
+            low = reference::linear(to_double(got[1]), to_double(p.b), V{}, z(n), 4, z(c));
+    EXPECT_TRUE(within(
+        "out", got[0], plus(plus(product, low), to_double(residual)),
+        rounding_limits(
+            2.0, 0.0, static_cast<double>(in + 8),
+            plus(reference::linear(absolute(to_double(x)), absolute(to_double(w)), V{}, z(n), z(in), z(c)),
+                 plus(absolute(to_double(residual)),
+                      reference::linear(absolute(to_double(got[1])), absolute(to_double(p.b)), V{}, z(n), 4,
+                                        z(c)))))));
+    const auto backward = [&, n = n, in = in](const std::vector<float>& input, float share) {
+      return run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, c, in, t.weights);
+        Backward lora(m, {p}, n, {got[1]});
+        lora.parts[0].dropout = share;
+        lora.parts[0].key = 77;
+        ProjectBackward b{.dout = m.input(dout, {n, c}),
+                          .w = matrix.get(),
+                          .da = m.output({n, in}),
+                          .scratch = {},
+                          .lora = lora.parts,
+                          .a = m.input(input, {n, in})};
+        b.scratch = m.scratch(project_backward_scratch(d, b));
+        project_backward(d, b);
+        std::vector<std::vector<float>> all{m.read(b.da)};
+        lora.read(m, all);
+        return all;
+      });
+    };
+    const auto gradient = backward(x, dropout), plain = backward(masked, 0.0f);
+    EXPECT_TRUE(bitwise_equal("da", gradient[1], plain[1]));
+    EXPECT_TRUE(bitwise_equal("db", gradient[2], plain[2]));
+    // dx = dout w + m / (1 - dropout) * (scale * dout B) A
+    V want, terms;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < in; ++j) {
+        double sum = 0, size = 0;
+        for (int64_t o = 0; o < c; ++o) {
+          double share = 0, share_size = 0;
+          for (int64_t r = 0; r < 4; ++r) {
+            const double term =
+                static_cast<double>(p.b[z(o * 4 + r)]) * static_cast<double>(p.a[z(r * in + j)]);
+            share += term;
+            share_size += std::abs(term);
+          }
+          const double factor = kept_by_dropout(77, dropout_bound(dropout), i, j) ? 1.5 / (1.0 - 0.3) : 0.0;
+          const double g = dout[z(i * c + o)], at = w[z(o * in + j)];
+          sum += g * (at + factor * share);
+          size += std::abs(g) * (std::abs(at) + factor * share_size);
+        }
+        want.push_back(sum);
+        terms.push_back(size);
+      }
+    // 0.3 in f32 is off by 2^-26 of 1: less than a unit of the factor.
+    EXPECT_TRUE(
+        within("dx", gradient[0], want, rounding_limits(2.0, 0.0, static_cast<double>(c + 8), terms)));
+  }
+}
+
+// The same behind a norm, where the input is made again: z of two parts, which draw by keys of their own.
+TEST_P(LoraOps, DropoutBehindANorm) {
+  const QkvCase p = qkv_cases()[0];
+  for (const Types& t : kTypes) {
+    const QkvData a = qkv_data(p, t.weights);
+    const auto got = run_deterministic([&](Device& d) {
+      GuardedMemory m(d);
+      const int64_t out = (p.h + 2 * p.k) * p.d;
+      const auto matrix = frozen(d, a.w, out, p.c, t.weights);
+      Forward lora(m, p.adapters, p.n);
+      for (size_t i = 0; i < lora.parts.size(); ++i) {
+        lora.parts[i].dropout = 0.5f;
+        lora.parts[i].key = 5 + i;
+      }
+      QkvForward f{.x = m.input(a.x, {p.n, p.c}),
+                   .rstd = m.input(a.rstd, {p.n}),
+                   .gain = m.input(a.gain, {p.c}),
+                   .w = matrix.get(),
+                   .bias = m.input(a.bias, {out}),
+                   .positions = m.input(a.positions, {p.n}),
+                   .inv_freq = m.input(a.inv_freq, {p.d / 2}),
+                   .q = m.output({p.n, p.h, p.d}, t.kept),
+                   .k = m.output({p.n, p.k, p.d}, t.kept),
+                   .v = m.output({p.n, p.k, p.d}, t.kept),
+                   .scratch = {},
+                   .lora = lora.parts};
+      f.scratch = m.scratch(qkv_forward_scratch(d, f));
+      qkv_forward(d, f);
+      std::vector<std::vector<float>> all;
+      lora.read(m, all);
+      return all;
+    });
+    const V normed = reference::rmsnorm(to_double(a.x), to_double(a.gain), z(p.c), kEps);
+    for (size_t i = 0; i < p.adapters.size(); ++i) {
+      V input = normed;
+      for (size_t j = 0; j < input.size(); ++j)
+        input[j] *= kept_by_dropout(5 + i, dropout_bound(0.5f), static_cast<int64_t>(j) / p.c,
+                                    static_cast<int64_t>(j) % p.c)
+                        ? 2.0
+                        : 0.0;
+      check_z({got[i]}, 0, input, p.n, {p.adapters[i]});
+    }
+  }
+}
+
 TEST_P(LoraOps, WrongShapesThrow) {
   GuardedMemory m(device());
   const auto matrix = frozen(device(), random_normal(24 * 33, 1), 24, 33, DType::kF32);

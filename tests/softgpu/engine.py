@@ -1,9 +1,9 @@
 """The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
 
-usage: engine.py ROOT BUILD [--method gan|lora|qlora] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+usage: engine.py ROOT BUILD [--method gan|lora|qlora|prefix|adapter|full] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
                  [--settings KEY=VALUE ...] [--same WORD ...]
 
-Trains a conditional generator, or low-rank adapters on every linear layer, on a handful of sentences with both devices, from the same seed, and compares the losses of
+Trains a conditional generator, or one of the methods that train something on the model, on a handful of sentences with both devices, from the same seed, and compares the losses of
 every step. In f32 they agree to 1e-4; a sampled token that differs would show at once. In bf16 both round on their own way,
 so tokens may differ, and with them whose turn it is: the warm-up is compared, and everything must be finite. With --resume the CUDA
 run is continued from its middle and must end with the bits that it had when it was left alone. With --same there is one more
@@ -54,6 +54,9 @@ samples = 1
 PLAYERS = {
     "gan": "[generator]\nprompt_length = 2\nwidth = 16\nnoise_dim = 4",
     "lora": "[lora]\nrank = 3\ntargets = [\"all\"]",
+    "prefix": "[prefix]\nlength = 2\nprojection = true\nhidden = 16",
+    "adapter": "[bottleneck]\nwidth = 4\nplaces = [\"attention\", \"mlp\"]",
+    "full": "",
 }
 PLAYERS["qlora"] = PLAYERS["lora"]
 SENTENCES = [("Once upon a", " time, there was a cat."), ("Tom and", " Lily play."), ("The sun", " was hot."),

@@ -76,6 +76,14 @@ TEST(Config, MethodAndGeneratorKindSayTheSameThing) {
   EXPECT_THROW(load_train_config("", {"method=prompt", "generator.kind=mlp"}), Error);
   EXPECT_EQ(load_train_config("", {"method=lora"}).generator.prompt_length, 0);
   EXPECT_THROW(load_train_config("", {"method=lora", "generator.prompt_length=3"}), Error);
+  for (const char* method : {"method=prefix", "method=adapter", "method=full"}) {
+    EXPECT_EQ(load_train_config("", {method}).generator.prompt_length, 0) << method;
+    EXPECT_THROW(load_train_config("", {method, "generator.prompt_length=3"}), Error) << method;
+    EXPECT_THROW(load_train_config("", {method, "generator.kind=mlp"}), Error) << method;
+  }
+  EXPECT_EQ(positions_before(load_train_config("", {"method=prefix", "prefix.length=7"})), 7);
+  EXPECT_EQ(positions_before(load_train_config("", {"method=adapter"})), 0);
+  EXPECT_THROW(load_train_config("", {"method=adapter", "bottleneck.places=[]"}), Error);
   // A run's own file has all keys: it reads back, and the command line wins over it.
   TextFile lora(to_toml(load_train_config("", {"method=lora"}))),
       prompt(to_toml(load_train_config("", {"method=prompt"})), "prompt.toml");
@@ -132,7 +140,9 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[generator]\nkind='mlp'\nprompt_length=5\ninit='text'\ninit_text='hello'\nwidth=64\nblocks=2\nnoise_"
       "dim=1\n"
       "hidden=99\nfeature_layer=3\nplacement='suffix'\nnorm_penalty=0.25\n"
-      "[lora]\nrank=7\nalpha=0.5\nrslora=true\ntargets=['k','up']\n"
+      "[lora]\nrank=7\nalpha=0.5\nrslora=true\ntargets=['k','up']\ndropout=0.05\n"
+      "[prefix]\nlength=6\nprojection=true\nhidden=98\n"
+      "[bottleneck]\nwidth=9\nactivation='tanh'\nplaces=['attention']\n"
       "[discriminator]\nfeature_layer=4\nwidth=65\nloss='hinge'\ngamma=0.3\ngamma_end=0.2\n"
       "sigma=0.11\ncenter_penalty=0.12\nlabel_smoothing=0.13\nspectral_norm=true\nreplay=0.14\n"
       "[loss]\nkind='gumbel'\nalpha=0.15\nalpha_end=0.16\nbeta=0.17\nsamples=3\n"

@@ -23,6 +23,10 @@ METHODS = (
     ("prompt", ["method=prompt", "generator.prompt_length=2"], ("peft",), False),
     ("ptuning", ["method=ptuning", "generator.prompt_length=2", "generator.width=8", "generator.hidden=8", "generator.noise_dim=0"],
      ("peft",), False),
+    ("prefix", ["method=prefix", "prefix.length=2"], ("peft",), False),
+    ("prefix mlp", ["method=prefix", "prefix.length=2", "prefix.projection=true", "prefix.hidden=8"], ("peft",), False),
+    ("adapter", ["method=adapter", "bottleneck.width=2", "bottleneck.places=attention,mlp"], ("peft",), False),
+    ("full", ["method=full"], ("merged",), False),
     ("gan", ["method=gan", "generator.prompt_length=2", "generator.width=8", "generator.noise_dim=3"], ("peft",), True),
 )  # fmt: skip
 COMMON = ["train", "model=model", "data.train=data.jsonl", "data.valid=valid.jsonl", "train.steps=4", "train.warmup_ce_steps=2",
@@ -75,13 +79,17 @@ def main():
                         sys.exit(f"FAIL: {out}: prompts of two inputs")
                 ask = ["generate", "--model", "model", "--prompt", "p1", "--max-new", "8", "--temperature", "0.8", "--seed", "5", "--json",
                        "--dtype", "f32", "--threads", "1"]  # fmt: skip
-                answers = [run(*ask, *words).stdout for words in (["--checkpoint", latest], ["--adapter", f"{out}-peft"], [])]
+                if "peft" in formats:
+                    answers = [run(*ask, *words).stdout for words in (["--checkpoint", latest], ["--adapter", f"{out}-peft"])]
+                else:
+                    merged = [f"{out}-merged" if word == "model" else word for word in ask]
+                    answers = [run(*ask, "--checkpoint", latest).stdout, run(*merged).stdout]
                 if answers[0] != answers[1]:
                     sys.exit(f"FAIL: {out}: the run answers {answers[0]}, its folder {answers[1]}")
                 checked += 1
-                if loss == "ce" and method not in ("gan",):
-                    # A table of vectors is what a prompt method's folder holds: it goes on as one.
-                    again = [s for s in settings if not s.startswith(("method=ptuning", "generator.width", "generator.hidden"))]
+                if loss == "ce" and method not in ("gan", "full"):
+                    # A table is what a prompt's or prefix's folder holds, whatever made it: it goes on as one.
+                    again = [s for s in settings if not s.startswith(("method=ptuning", "generator.width", "generator.hidden", "prefix.proj"))]
                     again += ["method=prompt"] if method == "ptuning" else []
                     run(*COMMON, *again, "loss.kind=ce", f"adapter={out}-peft", f"output={out}-on")
                     first, before = losses(f"{out}-on")[0], losses(out)[-1]

@@ -36,6 +36,10 @@ MATRIX = {
         LARGE, 12, 12, [CONDITIONAL, RLOO, "loss.samples=2", "train.batch=2", "train.accumulate=2"],
     ),
     "smollm lora": (LARGE, 20, 20, ["method=lora", "lora.targets=all", CE, "train.batch=4"]),
+    "smollm prefix": (LARGE, 20, 20, ["method=prefix", "prefix.projection=true", CE, "train.batch=4"]),
+    "smollm adapter": (LARGE, 20, 20, ["method=adapter", "bottleneck.places=attention,mlp", CE, "train.batch=4"]),
+    "stories full c1": (SMALL, 12, 12, ["method=full", RLOO, "loss.samples=4"]),
+    "smollm full": (LARGE, 12, 12, ["method=full", CE, "train.batch=2"]),
     "smollm c2": (LARGE, 12, 12, [CONDITIONAL, GUMBEL, "loss.samples=1", "train.batch=4"]),
 }
 
@@ -64,7 +68,7 @@ def settings(model, folder, completion, own):
         f"data.train={folder}/train.jsonl",
         f"data.valid={folder}/valid.jsonl",
         f"output={folder}/run",
-        *([] if "method=lora" in own else ["generator.prompt_length=8"]),
+        *(["generator.prompt_length=8"] if own[0] in (STATIC, MLP, CONDITIONAL) else []),
         "optimizer.warmup_steps=0",
         f"train.steps={6 if adversarial else 3}",
         "train.warmup_ce_steps=2",

@@ -49,6 +49,9 @@ class Metered final : public Device {
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& s, DType t) override {
     return cpu_->freeze(s, t);
   }
+  std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) override {
+    return cpu_->matrix_over(values);
+  }
   uint64_t hash(const FrozenMatrix& m) override { return cpu_->hash(m); }
   DType kept_dtype(DType weights) const override { return cpu_->kept_dtype(weights); }
   bool has_fast_bf16() const override { return cpu_->has_fast_bf16(); }
@@ -75,7 +78,14 @@ TEST(CountingDevice, HoldsWhatTheRealTrainerHoldsToTheByte) {
       {"method=lora", "loss.kind=ce", "train.steps=3", "lora.targets=all"},
       {"method=gan", "loss.kind=rloo", "train.accumulate=2"},
       {"method=prompt", "loss.kind=gumbel", "loss.beta=0.1"},
-      {"method=lora", "loss.kind=rloo"}};
+      {"method=lora", "loss.kind=rloo"},
+      {"method=lora", "loss.kind=ce", "train.steps=3", "lora.dropout=0.1"},
+      {"method=prefix", "loss.kind=ce", "train.steps=3", "prefix.projection=true"},
+      {"method=prefix", "loss.kind=rloo", "prefix.length=5"},
+      {"method=adapter", "loss.kind=ce", "train.steps=3", "bottleneck.places=attention,mlp"},
+      {"method=adapter", "loss.kind=rloo", "train.recompute=layer"},
+      {"method=full", "loss.kind=ce", "train.steps=3"},
+      {"method=full", "loss.kind=rloo", "loss.beta=0.1"}};
   for (const std::vector<std::string>& own : runs) {
     std::vector<std::string> settings{"model=m",
                                       "data.train=m",

@@ -172,15 +172,32 @@ void expect_same_records(const std::vector<StepRecord>& a, const std::vector<Ste
 struct Case {
   const char *generator, *loss;
 };
-constexpr Case kCases[] = {{"static", "ce"},      {"static", "rloo"},      {"static", "gumbel"},
-                           {"conditional", "ce"}, {"conditional", "rloo"}, {"conditional", "gumbel"},
-                           {"lora", "ce"},        {"lora", "rloo"},        {"lora", "gumbel"}};
-// The kind of a generator, or adapters on every linear layer.
+constexpr Case kCases[] = {
+    {"static", "ce"},        {"static", "rloo"},        {"static", "gumbel"},     {"conditional", "ce"},
+    {"conditional", "rloo"}, {"conditional", "gumbel"}, {"lora", "ce"},           {"lora", "rloo"},
+    {"lora", "gumbel"},      {"lora dropout", "ce"},    {"lora dropout", "rloo"}, {"prefix", "ce"},
+    {"prefix", "rloo"},      {"prefix", "gumbel"},      {"prefix mlp", "ce"},     {"prefix mlp", "rloo"},
+    {"adapter", "ce"},       {"adapter", "rloo"},       {"adapter", "gumbel"},    {"full", "ce"},
+    {"full", "rloo"},        {"full", "gumbel"}};
+// What is trained on the model itself: every method, its variants included.
+const char* const kOnModel[] = {"lora", "prefix", "prefix mlp", "adapter", "full"};
+// The kind of a generator, or a method that trains something on the model.
 std::vector<std::string> with_generator(const std::string& kind, std::vector<std::string> more = {}) {
-  if (kind == "lora")
-    more.insert(more.end(), {"method=lora", "generator.prompt_length=0", "lora.rank=3", "lora.targets=all"});
-  else
+  const std::map<std::string, std::vector<std::string>> methods{
+      {"lora", {"method=lora", "lora.rank=3", "lora.targets=all"}},
+      {"lora dropout", {"method=lora", "lora.rank=3", "lora.targets=all", "lora.dropout=0.3"}},
+      {"prefix", {"method=prefix", "prefix.length=3"}},
+      {"prefix mlp", {"method=prefix", "prefix.length=3", "prefix.projection=true", "prefix.hidden=24"}},
+      {"adapter", {"method=adapter", "bottleneck.width=6", "bottleneck.places=attention,mlp"}},
+      // A random model has more to learn than a trained one.
+      {"full", {"method=full", "optimizer.lr_ce=2e-3", "optimizer.lr=1e-3"}}};
+  const auto method = methods.find(kind);
+  if (method == methods.end()) {
     more.push_back("generator.kind=" + kind);
+    return more;
+  }
+  more.insert(more.begin(), method->second.begin(), method->second.end());
+  more.push_back("generator.prompt_length=0");
   return more;
 }
 std::vector<std::string> overrides_of(const Case& c, std::vector<std::string> more = {}) {
@@ -191,7 +208,8 @@ std::vector<std::string> overrides_of(const Case& c, std::vector<std::string> mo
 std::string name_of(const Case& c) { return std::string(c.generator) + " " + c.loss; }
 
 TEST_F(TrainerTest, CrossEntropyAloneLowersTheLoss) {
-  for (const char* kind : {"static", "mlp", "conditional", "lora"}) {
+  for (const char* kind :
+       {"static", "mlp", "conditional", "lora", "lora dropout", "prefix", "prefix mlp", "adapter", "full"}) {
     TestRun run(with_generator(kind, {"train.steps=80"}));
     const double before = run.trainer->validate().ce;
     run.to();
@@ -205,7 +223,8 @@ TEST_F(TrainerTest, CrossEntropyAloneLowersTheLoss) {
 
 TEST_F(TrainerTest, AccumulatedBatchesEqualOneBatch) {
   // Without noise, whose draws are numbered by batch. Nothing clipped, so that moments are gradients.
-  for (const char* kind : {"static", "mlp", "conditional", "lora"}) {
+  for (const char* kind :
+       {"static", "mlp", "conditional", "lora", "prefix", "prefix mlp", "adapter", "full"}) {
     const std::vector<std::string> common =
         with_generator(kind, {"generator.noise_dim=0", "optimizer.clip=0"});
     auto with = [&](const std::string& batch, const std::string& accumulate) {
@@ -290,6 +309,27 @@ TEST_F(TrainerTest, ALoadedRunGoesOnWithTheSameBits) {
   }
 }
 
+// Before the first step a method that adds to the model is the model, bit for bit; a prefix is the tokens it
+// was made from, but for the order of attention's sums.
+TEST_F(TrainerTest, OffIsTheBaseExactly) {
+  TestRun none({"generator.prompt_length=0"});
+  const double base = none.trainer->validate().ce;
+  for (const char* kind : kOnModel) {
+    TestRun run(with_generator(kind));
+    const double ce = run.trainer->validate().ce;
+    if (std::string(kind).starts_with("prefix")) {
+      TestRun hard({"generator.kind=static", "generator.prompt_length=3"});
+      // Sums of some hundred terms of some units each in f32.
+      EXPECT_NEAR(ce, hard.trainer->validate().ce, 1e-5 * ce) << kind;
+      EXPECT_NE(ce, base) << kind;
+    } else {
+      EXPECT_EQ(ce, base) << kind;
+    }
+    run.to(2);
+    EXPECT_NE(run.trainer->validate().ce, ce) << kind;
+  }
+}
+
 TEST_F(TrainerTest, ACheckpointOfOtherDataOrBaseIsRefused) {
   TestRun run({});
   const std::string path = save(run.to(2));
@@ -311,7 +351,7 @@ TEST_F(TrainerTest, ARunStartsFromAnAdapter) {
   first.to(3);
   const std::vector<const TokenizedExample*> none;
   const auto adapter = [&](TestRun& run) {
-    return lora_from_device(*run.device, *run.trainer->deployed().make(none, 0).adapter);
+    return lora_from_device(*run.device, *run.trainer->deployed().make(none, 0).adapter.lora);
   };
   const std::string folder = (folder_ / "peft").string();
   write_peft(folder, adapter(first), testing::tiny_config(), "memory");
@@ -325,6 +365,20 @@ TEST_F(TrainerTest, ARunStartsFromAnAdapter) {
       EXPECT_EQ(adapter(second).layers[l][t].b, file.layers[l][t].b);
     }
   EXPECT_EQ(second.trainer->validate().ce, first.trainer->validate().ce);
+  // The others that a folder can hold.
+  for (const char* kind : {"prefix", "adapter"}) {
+    TestRun from(with_generator(kind)), to(with_generator(kind, {"seed=9"}));
+    from.to(3);
+    const std::string other = (folder_ / kind).string();
+    write_peft(other, adapter_from_device(*from.device, from.trainer->deployed().make(none, 0).adapter),
+               testing::tiny_config(), "memory");
+    EXPECT_NE(to.trainer->validate().ce, from.trainer->validate().ce) << kind;
+    to.trainer->start_from(read_peft(other, testing::tiny_config()), other);
+    EXPECT_EQ(to.trainer->validate().ce, from.trainer->validate().ce) << kind;
+    EXPECT_THROW(second.trainer->start_from(read_peft(other, testing::tiny_config()), other), Error) << kind;
+    TestRun small(with_generator(kind, {"prefix.length=2", "bottleneck.width=5"}));
+    EXPECT_THROW(small.trainer->start_from(read_peft(other, testing::tiny_config()), other), Error) << kind;
+  }
   TestRun prompt({}), narrow(with_generator("lora", {"lora.alpha=3"}));
   EXPECT_THROW(prompt.trainer->start_from(file, folder), Error);
   EXPECT_THROW(narrow.trainer->start_from(file, folder), Error);
@@ -354,7 +408,7 @@ void expect_somebody_trains(const std::vector<std::string>& overrides, std::vect
 
 TEST_F(TrainerTest, NeverAreBothPlayersOff) {
   for (const char* loss : {"loss.kind=rloo", "loss.kind=gumbel"})
-    for (const char* generator : {"static", "conditional", "lora"})
+    for (const char* generator : {"static", "conditional", "lora", "prefix", "adapter", "full"})
       for (const char* gate : {"train.gate_g=0.55", "train.gate_g=0", "train.gate_g=0.79"})
         expect_somebody_trains(with_generator(generator, {loss, gate, "train.steps=20"}), {1});
 }

@@ -21,7 +21,9 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("-m,--model", o.model,
                   "the frozen model; with --checkpoint: when it has moved since the training");
   verb.add_option("-c,--checkpoint", o.checkpoint, "run folder or checkpoint file: use what it trained");
-  verb.add_option("--adapter", o.adapter, "PEFT folder (PROMPT_TUNING, P_TUNING or LORA): use it");
+  verb.add_option("--adapter", o.adapter,
+                  "PEFT folder (PROMPT_TUNING, P_TUNING, PREFIX_TUNING or LORA), or a folder of bottleneck "
+                  "adapters: use it");
   // One value a flag: a prompt may look like anything, the next word included.
   verb.add_option("-p,--prompt", o.prompts, "text to continue; may be given several times")
       ->expected(1)

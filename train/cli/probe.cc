@@ -24,6 +24,7 @@ Action add_probe(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("-o,--output", o.output, "safetensors file to write");
   verb.add_option("--adapter", o.adapter, "PEFT folder: its gradients are written too");
   add_packing_flag(verb, flags->packing);
+  verb.add_flag("--weights", o.weights, "write the gradient of every weight of the model too, in f32");
   add_device_flags(verb, flags->device, "f32");
   return [flags, run = verbs.probe] {
     ProbeOptions& options = flags->options;

@@ -3,7 +3,10 @@
 #include <cmath>
 
 #include "core/rng.h"
+#include "train/networks/bottleneck.h"
+#include "train/networks/full.h"
 #include "train/networks/lora.h"
+#include "train/networks/prefix.h"
 
 namespace gantrain {
 namespace {
@@ -16,8 +19,8 @@ float rms(const std::vector<float>& v) {
 
 class StaticGenerator : public Generator {
  public:
-  StaticGenerator(Device& device, int64_t length, int64_t width, std::vector<float> p0)
-      : Generator(device, length, width) {
+  StaticGenerator(Device& device, int64_t length, int64_t width, std::vector<float> p0, bool gradients)
+      : Generator(device, length, width, gradients) {
     table_ = parameters_.add("prompt", {length, width}, values_init(std::move(p0)));
   }
   int64_t prompts(int64_t) const override { return 1; }
@@ -33,8 +36,9 @@ class StaticGenerator : public Generator {
 // What mlp and conditional share: learned rows Q (P, w) plus projected noise, and the way back around P0.
 class MlpGenerator : public Generator {
  public:
-  MlpGenerator(Device& device, const GeneratorConfig& c, int64_t width, std::vector<float> p0, uint64_t key)
-      : Generator(device, c.prompt_length, width), hidden_(c.hidden), noise_dim_(c.noise_dim) {
+  MlpGenerator(Device& device, const GeneratorConfig& c, int64_t width, std::vector<float> p0, uint64_t key,
+               bool gradients)
+      : Generator(device, c.prompt_length, width, gradients), hidden_(c.hidden), noise_dim_(c.noise_dim) {
     base_ = parameters_.add("prompt", {length_, width_}, values_init(std::move(p0)));
     seeds_ = parameters_.add("seeds", {length_, c.width}, normal_init(derive_key(key, 1), 1.0f));
     if (noise_dim_ > 0)
@@ -98,8 +102,8 @@ class MlpGenerator : public Generator {
 class ConditionalGenerator : public Generator {
  public:
   ConditionalGenerator(Device& device, const GeneratorConfig& c, int64_t width, std::vector<float> p0,
-                       uint64_t key)
-      : Generator(device, c.prompt_length, width), noise_dim_(c.noise_dim) {
+                       uint64_t key, bool gradients)
+      : Generator(device, c.prompt_length, width, gradients), noise_dim_(c.noise_dim) {
     // The output's scale starts at half the hard prompt's own.
     const float scale = 0.5f * rms(p0);
     base_ = parameters_.add("prompt", {length_, width_}, values_init(std::move(p0)));
@@ -193,25 +197,40 @@ class ConditionalGenerator : public Generator {
 }  // namespace
 
 std::unique_ptr<Generator> Generator::make(Device& device, const GeneratorConfig& config, int64_t width,
-                                           std::vector<float> p0, uint64_t key) {
+                                           std::vector<float> p0, uint64_t key, bool gradients) {
   GT_CHECK(static_cast<int64_t>(p0.size()) == config.prompt_length * width,
            "hard prompt of {} values, expected {} x {}", p0.size(), config.prompt_length, width);
   switch (config.kind) {
     case GeneratorKind::kStatic:
-      return std::make_unique<StaticGenerator>(device, config.prompt_length, width, std::move(p0));
+      return std::make_unique<StaticGenerator>(device, config.prompt_length, width, std::move(p0), gradients);
     case GeneratorKind::kMlp:
-      return std::make_unique<MlpGenerator>(device, config, width, std::move(p0), key);
+      return std::make_unique<MlpGenerator>(device, config, width, std::move(p0), key, gradients);
     case GeneratorKind::kConditional:
-      return std::make_unique<ConditionalGenerator>(device, config, width, std::move(p0), key);
+      return std::make_unique<ConditionalGenerator>(device, config, width, std::move(p0), key, gradients);
   }
   fail("unknown generator kind");
 }
 
-std::unique_ptr<Generator> Generator::make(Device& device, const TrainConfig& config,
-                                           const LlamaConfig& model, std::vector<float> p0, uint64_t key) {
-  if (trains_lora(config.method))
-    return std::make_unique<LoraGenerator>(device, model, lora_shape(config.lora), key);
-  return make(device, config.generator, model.hidden_size, std::move(p0), key);
+std::unique_ptr<Generator> Generator::make(Device& device, const TrainConfig& config, const Llama& model,
+                                           std::vector<float> start, uint64_t key, bool gradients) {
+  const LlamaConfig& shape = model.config();
+  switch (config.method) {
+    case Method::kLora:
+    case Method::kQlora:
+      return std::make_unique<LoraGenerator>(device, shape, lora_shape(config.lora), key, gradients);
+    case Method::kPrefix:
+      return std::make_unique<PrefixGenerator>(device, shape, config.prefix, std::move(start), key,
+                                               gradients);
+    case Method::kAdapter:
+      return std::make_unique<BottleneckGenerator>(device, shape, bottleneck_shape(config.bottleneck), key,
+                                                   gradients);
+    case Method::kFull:
+      return std::make_unique<FullGenerator>(device, model, gradients);
+    default:
+      break;
+  }
+  if (start.empty()) start.resize(static_cast<size_t>(config.generator.prompt_length * shape.hidden_size));
+  return make(device, config.generator, shape.hidden_size, std::move(start), key, gradients);
 }
 
 }  // namespace gantrain

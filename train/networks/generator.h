@@ -11,7 +11,7 @@
 
 #include <memory>
 
-#include "model/adapters/lora.h"
+#include "model/adapters/adapters.h"
 #include "train/config.h"
 #include "train/networks/layers.h"
 
@@ -29,10 +29,12 @@ class Generator {
  public:
   // p0: (P, C) on the host. noise_dim 0: no noise.
   static std::unique_ptr<Generator> make(Device& device, const GeneratorConfig& config, int64_t width,
-                                         std::vector<float> p0, uint64_t key);
-  // What config.method trains on this model; p0 has config.generator.prompt_length rows.
-  static std::unique_ptr<Generator> make(Device& device, const TrainConfig& config, const LlamaConfig& model,
-                                         std::vector<float> p0, uint64_t key);
+                                         std::vector<float> p0, uint64_t key, bool gradients = true);
+  // What config.method trains on this model. start: the values a prompt or a prefix begins with
+  // (train/play/generator_prompts.h), or empty: zeros, for one whose values are loaded. Without gradients it
+  // can answer and not be trained.
+  static std::unique_ptr<Generator> make(Device& device, const TrainConfig& config, const Llama& model,
+                                         std::vector<float> start, uint64_t key, bool gradients = true);
   virtual ~Generator() = default;
 
   ParameterSet& parameters() { return parameters_; }
@@ -41,8 +43,8 @@ class Generator {
   // Distinct prompts for B inputs: 1 where neither input nor noise enters, else B.
   virtual int64_t prompts(int64_t batch) const = 0;
   virtual bool reads_input() const { return false; }
-  // Where the trained thing is on the model itself; else nullptr.
-  virtual const LoraAdapter* adapter() const { return nullptr; }
+  // Where the trained thing is on the model itself, as the last forward left it; else nothing.
+  virtual Adapters adapter() const { return {}; }
   virtual int64_t noise_dim() const { return 0; }
   // (G P, C) f32. Keeps what backward needs; a second forward replaces it.
   virtual OwnedTensor forward(const GeneratorInput& input) = 0;
@@ -52,8 +54,8 @@ class Generator {
   virtual int64_t deployed_parameters() const { return length_ * width_; }
 
  protected:
-  Generator(Device& device, int64_t length, int64_t width)
-      : device_(device), parameters_(device), length_(length), width_(width) {}
+  Generator(Device& device, int64_t length, int64_t width, bool gradients)
+      : device_(device), parameters_(device, !gradients), length_(length), width_(width) {}
   Device& device_;
   ParameterSet parameters_;
   int64_t length_, width_;

@@ -6,19 +6,9 @@
 #include "core/rng.h"
 
 namespace gantrain {
-namespace {
-
-std::function<void(std::vector<float>&)> uniform_init(uint64_t key, float bound) {
-  return [key, bound](std::vector<float>& v) {
-    for (size_t i = 0; i < v.size(); ++i)
-      v[i] = bound * (2.0f * uniform_open(Philox{key}(0, static_cast<uint64_t>(i))[0]) - 1.0f);
-  };
-}
-
-}  // namespace
-
-LoraGenerator::LoraGenerator(Device& device, const LlamaConfig& model, const LoraShape& shape, uint64_t key)
-    : Generator(device, 0, model.hidden_size) {
+LoraGenerator::LoraGenerator(Device& device, const LlamaConfig& model, const LoraShape& shape, uint64_t key,
+                             bool gradients)
+    : Generator(device, 0, model.hidden_size, gradients) {
   adapter_.shape = shape;
   adapter_.layers.resize(static_cast<size_t>(model.num_layers));
   std::vector<std::array<size_t, kLoraTargets>> a(adapter_.layers.size()), b = a;

@@ -12,11 +12,12 @@ class LoraGenerator : public Generator {
  public:
   // A as PEFT makes it (Kaiming-uniform with a = sqrt(5): uniform in +-1 / sqrt(I)), drawn from `key`; B
   // zero.
-  LoraGenerator(Device& device, const LlamaConfig& model, const LoraShape& shape, uint64_t key);
+  LoraGenerator(Device& device, const LlamaConfig& model, const LoraShape& shape, uint64_t key,
+                bool gradients);
   int64_t prompts(int64_t) const override { return 1; }
   OwnedTensor forward(const GeneratorInput&) override { return {}; }
   void backward(const GeneratorInput&, ConstTensor) override {}
-  const LoraAdapter* adapter() const override { return &adapter_; }
+  Adapters adapter() const override { return &adapter_; }
   int64_t deployed_parameters() const override { return parameters_.count(); }
 
  private:

@@ -16,7 +16,7 @@ size_t ParameterSet::add(const std::string& name, Shape shape,
     device_->fill_zero(t);
   };
   take(item.value);
-  {
+  if (!values_only_) {
     const Range range(*device_, "optimizer state");
     for (OwnedTensor* t : {&item.grad, &item.m, &item.v}) take(*t);
   }
@@ -35,13 +35,14 @@ int64_t ParameterSet::count() const {
   return n;
 }
 
-int64_t ParameterSet::optimizer_bytes() const { return 3 * 4 * count(); }
+int64_t ParameterSet::optimizer_bytes() const { return values_only_ ? 0 : 3 * 4 * count(); }
 
 void ParameterSet::zero_grad() {
   for (Item& i : items_) device_->fill_zero(i.grad);
 }
 
 void ParameterSet::start_step(const AdamSettings& s) {
+  GT_CHECK(!values_only_, "a step of parameters without gradients");
   const Range range(*device_, "optimizer");
   std::vector<Tensor> values, grads, m, v;
   for (Item& i : items_) {
@@ -149,6 +150,13 @@ std::function<void(std::vector<float>&)> normal_init(uint64_t key, float deviati
       v[i] = deviation * pair[0];
       if (i + 1 < v.size()) v[i + 1] = deviation * pair[1];
     }
+  };
+}
+
+std::function<void(std::vector<float>&)> uniform_init(uint64_t key, float bound) {
+  return [key, bound](std::vector<float>& v) {
+    for (size_t i = 0; i < v.size(); ++i)
+      v[i] = bound * (2.0f * uniform_open(Philox{key}(0, static_cast<uint64_t>(i))[0]) - 1.0f);
   };
 }
 

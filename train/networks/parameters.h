@@ -17,7 +17,9 @@ struct AdamSettings {
 
 class ParameterSet {
  public:
-  explicit ParameterSet(Device& device) : device_(&device), norm_(device, DType::kF32, {1}) {}
+  // values_only: without gradients and moments, for what is read and never trained.
+  explicit ParameterSet(Device& device, bool values_only = false)
+      : device_(&device), norm_(device, DType::kF32, {1}), values_only_(values_only) {}
 
   // Adds a tensor and returns its index. Values come from `init`, which fills them on the host.
   size_t add(const std::string& name, Shape shape, const std::function<void(std::vector<float>&)>& init);
@@ -26,7 +28,7 @@ class ParameterSet {
   const std::string& name(size_t i) const { return items_[i].name; }
   Tensor value(size_t i) { return items_[i].value.view(); }
   ConstTensor value(size_t i) const { return items_[i].value.view(); }
-  // Empty while gradients are off: backward then only passes through.
+  // Empty while gradients are off and where there are none: backward then only passes through.
   Tensor grad(size_t i) { return gradients_on_ ? items_[i].grad.view() : Tensor(); }
   void set_gradients(bool on) { gradients_on_ = on; }
   int64_t count() const;            // values in all tensors
@@ -71,6 +73,7 @@ class ParameterSet {
   Device* device_;
   std::vector<Item> items_;
   OwnedTensor norm_;  // (1) f32: of the last step
+  bool values_only_;
   Reading<float> norm_read_;
   bool step_open_ = false;
   int64_t steps_ = 0;
@@ -79,6 +82,7 @@ class ParameterSet {
 
 // Initialisers. Normal draws from Philox(key), numbered from 0.
 std::function<void(std::vector<float>&)> normal_init(uint64_t key, float deviation);
+std::function<void(std::vector<float>&)> uniform_init(uint64_t key, float bound);  // in +-bound
 std::function<void(std::vector<float>&)> constant_init(float value);
 std::function<void(std::vector<float>&)> values_init(std::vector<float> values);
 

@@ -26,6 +26,8 @@ class CountingOps final : public Ops {
   void attention_forward(const AttentionForward&) override {}
   void attention_backward(const AttentionBackward&) override {}
   void kv_append(const KvAppend&) override {}
+  void prefix_forward(const PrefixForward&) override {}
+  void prefix_backward(const PrefixBackward&) override {}
   void project_forward(const ProjectForward&) override {}
   void project_backward(const ProjectBackward&) override {}
   void gate_up_forward(const GateUpForward&) override {}

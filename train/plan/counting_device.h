@@ -35,6 +35,9 @@ class CountingDevice final : public Device {
   void synchronize() override {}
   bool queues_work() const override { return real_.queues_work(); }
   std::unique_ptr<const FrozenMatrix> freeze(const MatrixSource& source, DType dtype) override;
+  std::unique_ptr<const FrozenMatrix> matrix_over(ConstTensor values) override {
+    return real_.matrix_over(values);
+  }
   uint64_t hash(const FrozenMatrix&) override { return 0; }
   DType kept_dtype(DType weights) const override { return real_.kept_dtype(weights); }
   bool fuses_norms(DType weights) const override { return real_.fuses_norms(weights); }

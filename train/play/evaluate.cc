@@ -39,7 +39,7 @@ LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan example
     const ExampleSpan part =
         examples.subspan(at, std::min(examples.size() - at, static_cast<size_t>(batch_size)));
     const Prompts prompts = maker.make(part, derive_key(0, 1, at));
-    PackedBatch batch;
+    PackedBatch batch(prompts.adapter.prefix_rows());
     ContextBuilder contexts(batch, prompts, placement);
     HeadRequest request;
     for (size_t b = 0; b < part.size(); ++b)
@@ -71,7 +71,7 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
     const ExampleSpan part =
         examples.subspan(at, std::min(examples.size() - at, static_cast<size_t>(batch_size)));
     const Prompts prompts = maker.make(part, derive_key(0, 1, at));
-    PackedBatch batch;
+    PackedBatch batch(prompts.adapter.prefix_rows());
     ContextBuilder contexts(batch, prompts, placement);
     HeadRequest request;
     for (size_t b = 0; b < part.size(); ++b) {

@@ -44,21 +44,69 @@ Prompts GeneratorPrompts::make(ExampleSpan inputs, uint64_t noise_key) {
   return out;
 }
 
-std::vector<float> text_prompt(const Llama& llama, const std::vector<int32_t>& text, int64_t length) {
+std::vector<int32_t> text_tokens(const std::vector<int32_t>& text, int64_t length) {
   if (text.empty())
     fail("generator.init_text has no token; give a text, or set generator.init = \"vocabulary\"");
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < length; ++i) ids.push_back(text[static_cast<size_t>(i) % text.size()]);
-  return llama.embedding_rows(ids);
+  return ids;
 }
 
-std::vector<float> vocabulary_prompt(const Llama& llama, int64_t length, uint64_t key) {
+std::vector<int32_t> vocabulary_tokens(const Llama& llama, int64_t length, uint64_t key) {
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < length; ++i) {
     const uint64_t word = Philox{key}(0, static_cast<uint64_t>(i))[0];
     ids.push_back(static_cast<int32_t>(word * static_cast<uint64_t>(llama.config().vocab_size) >> 32));
   }
-  return llama.embedding_rows(ids);
+  return ids;
+}
+
+std::vector<float> keys_and_values(Device& device, const Llama& llama, const std::vector<int32_t>& ids) {
+  const LlamaConfig& c = llama.config();
+  const auto p = static_cast<int64_t>(ids.size());
+  const int64_t layers = c.num_layers, width = c.num_kv_heads * c.head_dim;
+  PackedBatch batch;
+  batch.add(-1, ids);
+  KvCache cache(device, llama, p);
+  std::vector<int32_t> slots(ids.size());
+  for (int32_t i = 0; i < static_cast<int32_t>(slots.size()); ++i) slots[static_cast<size_t>(i)] = i;
+  Arena counting;
+  take_activations(counting, device, llama, p, Saving::kNothing, static_cast<int>(layers), batch.plan());
+  Arena arena(device, counting.peak());
+  Activations acts =
+      take_activations(arena, device, llama, p, Saving::kNothing, static_cast<int>(layers), batch.plan());
+  const DeviceBatch on_device(device, batch);
+  const OwnedTensor slots_d = upload(device, std::span<const int32_t>(slots));
+  llama_forward(device, {.llama = &llama,
+                         .batch = &on_device,
+                         .prompt = {},
+                         .acts = &acts,
+                         .cache = &cache,
+                         .slots = slots_d,
+                         .adapters = {}});
+  std::vector<float> table(static_cast<size_t>(p * 2 * layers * width));
+  const auto put = [&](const OwnedTensor& from, int64_t part) {
+    const ConstTensor t = from.view();
+    const auto spread = [&]<typename S>(const S*) {
+      std::vector<S> host(static_cast<size_t>(t.count()));
+      device.copy_out(host.data(), t);
+      for (int64_t i = 0; i < p; ++i)
+        for (int64_t j = 0; j < width; ++j)
+          table[static_cast<size_t>((i * 2 * layers + part) * width + j)] =
+              static_cast<float>(host[static_cast<size_t>(i * width + j)]);
+    };
+    if (t.dtype() == DType::kF32)
+      spread(static_cast<const float*>(nullptr));
+    else if (t.dtype() == DType::kBF16)
+      spread(static_cast<const bf16*>(nullptr));
+    else
+      spread(static_cast<const f16*>(nullptr));
+  };
+  for (int64_t l = 0; l < layers; ++l) {
+    put(cache.k[static_cast<size_t>(l)], 2 * l);
+    put(cache.v[static_cast<size_t>(l)], 2 * l + 1);
+  }
+  return table;
 }
 
 }  // namespace gantrain

@@ -26,9 +26,11 @@ class GeneratorPrompts : public PromptMaker {
   OwnedTensor features_, noise_;
 };
 
-// The hard prompt a generator starts from: the tokens of a text, repeated or cut to P; or rows of the
-// embedding table drawn by `key`. (P, C) on the host.
-std::vector<float> text_prompt(const Llama& llama, const std::vector<int32_t>& text, int64_t length);
-std::vector<float> vocabulary_prompt(const Llama& llama, int64_t length, uint64_t key);
+// The tokens that a hard prompt is made of: a text's, repeated or cut to `length`; or tokens drawn by `key`.
+std::vector<int32_t> text_tokens(const std::vector<int32_t>& text, int64_t length);
+std::vector<int32_t> vocabulary_tokens(const Llama& llama, int64_t length, uint64_t key);
+// The keys and values of these tokens in every layer, at positions 0, 1, ...: (P, 2 L, K D) on the host, what
+// a prefix starts from. In front of any text it then is what these tokens would be.
+std::vector<float> keys_and_values(Device& device, const Llama& llama, const std::vector<int32_t>& ids);
 
 }  // namespace gantrain

@@ -10,8 +10,8 @@ Prompts NoPrompt::make(ExampleSpan inputs, uint64_t) {
 
 PeftPrompts::PeftPrompts(Device& device, const LlamaConfig& config, const PeftAdapter& adapter)
     : device_(device) {
-  if (adapter.is_lora()) {
-    lora_ = lora_on_device(device, config, adapter, false);
+  if (adapter.on_model()) {
+    adapter_ = std::make_unique<OwnedAdapter>(device, config, adapter, false);
   } else {
     const int64_t c = config.hidden_size;
     prompt_ = OwnedTensor(device, DType::kF32, {static_cast<int64_t>(adapter.prompt.size()) / c, c});
@@ -22,8 +22,8 @@ PeftPrompts::PeftPrompts(Device& device, const LlamaConfig& config, const PeftAd
 Prompts PeftPrompts::make(ExampleSpan inputs, uint64_t) {
   Prompts p;
   p.first.assign(inputs.size(), 0);
-  if (lora_) {
-    p.adapter = &lora_->adapter();
+  if (adapter_) {
+    p.adapter = adapter_->adapters();
   } else {
     p.count = prompt_.view().dim(0);
     p.rows = OwnedTensor(device_, DType::kF32, prompt_.view().shape());

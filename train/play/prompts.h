@@ -5,7 +5,7 @@
 #include <memory>
 #include <span>
 
-#include "model/adapters/peft.h"
+#include "model/adapters/owned.h"
 #include "model/batch.h"
 #include "train/config.h"
 #include "train/data/tokenized.h"
@@ -20,7 +20,7 @@ struct Prompts {
   OwnedTensor rows;  // (R, C) f32; empty if count is 0
   std::vector<int64_t> first;
   int64_t count = 0;
-  const LoraAdapter* adapter = nullptr;  // what the model reads and answers with, besides
+  Adapters adapter;  // what the model reads and answers with, besides
   ConstTensor view() const { return rows.view(); }
 };
 
@@ -46,7 +46,7 @@ class PeftPrompts : public PromptMaker {
  private:
   Device& device_;
   OwnedTensor prompt_;
-  std::unique_ptr<OwnedLora> lora_;
+  std::unique_ptr<OwnedAdapter> adapter_;
 };
 
 // Adds prompt and input of example b to the batch; returns the segment that an answer continues. Prefix

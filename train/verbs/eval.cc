@@ -22,7 +22,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   const Llama& llama = *session.llama;
   const TokenizedDataset data =
       open_dataset(config.data, static_cast<uint64_t>(config.seed), *session.tokenizer,
-                   llama.config().max_position_embeddings - config.generator.prompt_length);
+                   llama.config().max_position_embeddings - positions_before(config));
   fmt::print(stderr, "{}", data.report);
   const std::vector<TokenizedExample>*split = nullptr, *merged = nullptr;
   if (options.split == "test")

@@ -6,6 +6,7 @@
 
 #include "core/rng.h"
 #include "model/adapters/merge.h"
+#include "model/adapters/trained_weights.h"
 #include "train/checkpoint/run_folder.h"
 #include "train/data/template.h"
 #include "train/verbs/dataset.h"
@@ -18,8 +19,8 @@ namespace fs = std::filesystem;
 
 // Logits of the model on token ids drawn by a fixed key: two sequences of 24 rows, each token of each.
 std::vector<float> test_logits(Device& device, const Llama& llama, ConstTensor prompt, int64_t count,
-                               const LoraAdapter* lora) {
-  PackedBatch batch;
+                               const Adapters& adapters) {
+  PackedBatch batch(adapters.prefix_rows());
   std::vector<int32_t> rows;
   const int32_t parent = count > 0 ? batch.add_prompt(0, count) : -1;
   for (uint64_t s = 0; s < 2; ++s) {
@@ -32,7 +33,7 @@ std::vector<float> test_logits(Device& device, const Llama& llama, ConstTensor p
       rows.push_back(batch.segment(segment).row_begin + i);
   }
   Runner runner(device, llama);
-  runner.forward(batch, prompt, Saving::kNothing, -1, lora);
+  runner.forward(batch, prompt, Saving::kNothing, -1, adapters);
   return runner.logits(rows);
 }
 
@@ -67,6 +68,47 @@ std::vector<std::string> input_lines(const std::string& path) {
   return lines;
 }
 
+// What a run trained has its form in other programs, or none.
+void refuse_format(Method method, const std::string& format) {
+  const auto refuse = [&](const char* why) {
+    fail_usage("export: --format {}: this run has method {}: {}", format,
+               kMethodNames[static_cast<size_t>(method)], why);
+  };
+  if (method == Method::kFull && format != "merged")
+    refuse("it trained the weights themselves; expected --format merged");
+  if (method == Method::kPrefix && format != "peft")
+    refuse("keys and values in front of a layer's are no change of weights; expected --format peft");
+  if (method == Method::kAdapter && format != "peft")
+    refuse(
+        "a bottleneck has a nonlinearity and cannot be merged into weights, and llama.cpp has no such "
+        "adapter; "
+        "expected --format peft, a folder that gantrain reads");
+}
+
+// The trained weights of a generator that has them all, as a model of its own.
+void write_trained(const std::string& folder, const Llama& base, Generator& generator, Device& device,
+                   DType dtype) {
+  struct Place {
+    size_t tensor;
+    int64_t first;
+  };
+  std::map<std::string, Place> places;
+  const std::vector<TrainedTensor> tensors = trained_tensors(base);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    int64_t first = 0;
+    for (const TrainedTensor::Part& p : tensors[i].parts) {
+      places[p.name] = {i, first};
+      first += p.shape.count();
+    }
+  }
+  write_model(folder, base.weights(), dtype, [&](const TensorEntry& e, std::vector<float>& values) {
+    const Place& place = places.at(e.name);
+    const ConstTensor all = std::as_const(generator).parameters().value(place.tensor);
+    device.copy_out(values.data(),
+                    all.view({all.count()}).rows(place.first, static_cast<int64_t>(values.size())));
+  });
+}
+
 }  // namespace
 
 int run_export(const ExportOptions& options, const DeviceFactory& devices) {
@@ -80,20 +122,37 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
   const LlamaConfig& shape = llama.config();
   const std::unique_ptr<Generator> generator = load_generator(checkpoint, config, device, llama, false);
 
-  if (const LoraAdapter* lora = generator->adapter()) {
+  if (!has_prompt(config.method)) {
     if (!options.prompt.empty() || !options.input_file.empty())
       fail_usage(
           "export: --prompt and --input are for generators that read their input; this run trained "
           "adapters, the same for all inputs");
-    const PeftAdapter adapter = lora_from_device(device, *lora);
+    refuse_format(config.method, options.format);
+    generator->forward({});
+    const Adapters trained = generator->adapter();
     const std::vector<float> expected =
-        options.verify ? test_logits(device, llama, {}, 0, lora) : std::vector<float>();
+        options.verify ? test_logits(device, llama, {}, 0, trained) : std::vector<float>();
+    const DType dtype = options.weights == "f32" ? DType::kF32 : DType::kBF16;
+    if (trained.weights) {
+      write_trained(options.output, llama, *generator, device, dtype);
+      if (options.verify) {
+        const auto again = Llama::load(device, open_weights(options.output), DType::kF32);
+        accept(options.output, compare(expected, test_logits(device, *again, {}, 0, nullptr)),
+               dtype == DType::kF32 ? 0 : 0.05);  // bf16: every weight is rounded by up to 2^-8 of itself
+      }
+      fmt::print(stderr, "written: {}\n", options.output);
+      return 0;
+    }
+    const PeftAdapter adapter = adapter_from_device(device, trained);
     if (options.format == "peft") {
       write_peft(options.output, adapter, shape, model);
       if (options.verify) {
-        const auto again = lora_on_device(device, shape, read_peft(options.output, shape), false);
-        accept(options.output, compare(expected, test_logits(device, llama, {}, 0, &again->adapter())), 0);
+        const OwnedAdapter again(device, shape, read_peft(options.output, shape), false);
+        accept(options.output, compare(expected, test_logits(device, llama, {}, 0, again.adapters())), 0);
       }
+      if (trained.bottleneck)
+        fmt::print(stderr,
+                   "note: PEFT has no bottleneck adapters; gantrain alone reads this folder (--adapter)\n");
     } else if (options.format == "gguf-lora") {
       write_lora_gguf(options.output, adapter, shape);
       if (options.verify) {
@@ -103,7 +162,6 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
                adapter.shape.rslora ? 1e-5 : 0);
       }
     } else {
-      const DType dtype = options.weights == "f32" ? DType::kF32 : DType::kBF16;
       // Into the values of the base that was trained over: those of its blocks, where it was quantised.
       write_merged(options.output, *with_packing(open_weights(model), config.model_quantize), adapter, dtype);
       if (options.verify) {
@@ -152,7 +210,8 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
     // The noise of `gantrain generate --seed` in front of its i-th prompt.
     const Prompts made = maker.make(one, derive_key(static_cast<uint64_t>(options.seed), 2, i));
     PeftAdapter adapter;
-    adapter.type = "PROMPT_TUNING";
+    adapter.type = config.method == Method::kPtuning ? "P_TUNING" : "PROMPT_TUNING";
+    adapter.encoder_hidden = config.generator.hidden;
     const ConstTensor rows = made.view().rows(0, made.count);
     adapter.prompt = download(device, rows.view({rows.count()}));
     const std::string folder = options.input_file.empty()

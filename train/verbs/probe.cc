@@ -10,7 +10,7 @@ int run_probe(const ProbeOptions& options, const DeviceFactory& devices) {
   const std::unique_ptr<Device> device = devices(options.device);
   const auto llama = open_llama(*device, open_weights(options.model), resolved(options.packing),
                                 choose_dtype(options.dtype, *device));
-  probe(*device, *llama, {options.input, options.output, options.adapter});
+  probe(*device, *llama, {options.input, options.output, options.adapter, options.weights});
   return 0;
 }
 

@@ -97,10 +97,7 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
         checkpoint.path(), own, base);
   const bool adversarial = state_text(checkpoint, "phase") != "warmup";
   if (warm && !adversarial) return nullptr;
-  const int64_t width = llama.config().hidden_size;
-  auto g =
-      Generator::make(device, config, llama.config(),
-                      std::vector<float>(static_cast<size_t>(config.generator.prompt_length * width)), 0);
+  auto g = Generator::make(device, config, llama, {}, 0, false);
   g->parameters().load(warm          ? "warm."
                        : adversarial ? "average."
                                      : "generator.",

@@ -148,9 +148,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   device.set_graphs(options.graphs);
   const Llama& llama = *session.llama;
   const Tokenizer& tokenizer = *session.tokenizer;
-  TokenizedDataset data =
-      open_dataset(config.data, static_cast<uint64_t>(config.seed), tokenizer,
-                   llama.config().max_position_embeddings - config.generator.prompt_length);
+  TokenizedDataset data = open_dataset(config.data, static_cast<uint64_t>(config.seed), tokenizer,
+                                       llama.config().max_position_embeddings - positions_before(config));
   fmt::print(stderr, "{}", data.report);
 
   const ProcessMemory before = process_memory();

@@ -101,6 +101,7 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices);
 struct ProbeOptions {
   std::string model, input, output, adapter;
   BasePacking packing = BasePacking::kAuto;
+  bool weights = false;
   DTypeChoice dtype = DTypeChoice::kF32;
   DeviceChoice device;
 };

@@ -1,0 +1,252 @@
+// What the frozen products' ops give to who trains their weights: the gradients behind a norm, and the head's
+// own.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "core/buffer.h"
+#include "core/ops.h"
+#include "tests/reference/frozen.h"
+#include "tests/support/devices.h"
+#include "tests/support/frozen.h"
+
+namespace gantrain {
+namespace {
+
+using namespace test;
+using V = std::vector<double>;
+
+class TrainedWeightsOps : public OpsTest {};
+GT_ALL_DEVICES(TrainedWeightsOps);
+
+// dy (N, O) w (O, C), and the sum of its terms' sizes.
+V times(const V& dy, const V& w, int64_t n, int64_t o, int64_t c) {
+  V out(z(n * c));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < o; ++k)
+      for (int64_t j = 0; j < c; ++j) out[z(i * c + j)] += dy[z(i * o + k)] * w[z(k * c + j)];
+  return out;
+}
+// a (N, O), b (N, C): a^T b
+V outer(const V& a, const V& b, int64_t n, int64_t o, int64_t c) {
+  V out(z(o * c));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < o; ++k)
+      for (int64_t j = 0; j < c; ++j) out[z(k * c + j)] += a[z(i * o + k)] * b[z(i * c + j)];
+  return out;
+}
+
+TEST_P(TrainedWeightsOps, QkvHandsOutItsGradients) {
+  struct Problem {
+    int64_t n, c, h, k, d;
+  };
+  // 1100 rows: more than a block of the CPU's.
+  for (const Problem& p : {Problem{1, 8, 1, 1, 2}, {9, 33, 3, 1, 6}, {1100, 40, 2, 2, 16}}) {
+    const int64_t out = (p.h + 2 * p.k) * p.d;
+    const auto x = random_normal(p.n * p.c, 1), gain = random_uniform(p.c, 2, 0.5f, 2.0f),
+               w = random_normal(out * p.c, 3), dq = random_normal(p.n * p.h * p.d, 4),
+               dk = random_normal(p.n * p.k * p.d, 5), dv = random_normal(p.n * p.k * p.d, 6),
+               rstd = random_uniform(p.n, 7, 0.5f, 2.0f), inv_freq = random_uniform(p.d / 2, 8, 0.1f, 1.0f),
+               start = random_normal(p.n * p.c, 9);
+    const auto positions = random_ints(p.n, 10, 0, 59);
+    const auto run = [&](bool wanted) {
+      return run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, out, p.c, DType::kF32);
+        QkvBackward b{.x = m.input(x, {p.n, p.c}),
+                      .rstd = m.input(rstd, {p.n}),
+                      .gain = m.input(gain, {p.c}),
+                      .w = matrix.get(),
+                      .positions = m.input(positions, {p.n}),
+                      .inv_freq = m.input(inv_freq, {p.d / 2}),
+                      .dq = m.input(dq, {p.n, p.h, p.d}),
+                      .dk = m.input(dk, {p.n, p.k, p.d}),
+                      .dv = m.input(dv, {p.n, p.k, p.d}),
+                      .dx = m.accumulator(start, {p.n, p.c}),
+                      .scratch = {},
+                      .dy = wanted ? m.output({p.n, out}) : Tensor{},
+                      .dnormed = wanted ? m.output({p.n, p.c}) : Tensor{}};
+        b.scratch = m.scratch(qkv_backward_scratch(d, b));
+        qkv_backward(d, b);
+        std::vector<std::vector<float>> all{m.read(b.dx)};
+        if (wanted) {
+          all.push_back(m.read(b.dy));
+          all.push_back(m.read(b.dnormed));
+        }
+        return all;
+      });
+    };
+    const auto got = run(true), plain = run(false);
+    EXPECT_TRUE(bitwise_equal("dx", got[0], plain[0]));
+    V inverse = to_double(inv_freq);
+    for (double& f : inverse) f = -f;
+    const V q0 = reference::rope(to_double(dq), positions, inverse, z(p.h)),
+            k0 = reference::rope(to_double(dk), positions, inverse, z(p.k));
+    V dy;
+    for (int64_t i = 0; i < p.n; ++i) {
+      dy.insert(dy.end(), q0.begin() + i * p.h * p.d, q0.begin() + (i + 1) * p.h * p.d);
+      dy.insert(dy.end(), k0.begin() + i * p.k * p.d, k0.begin() + (i + 1) * p.k * p.d);
+      for (int64_t j = 0; j < p.k * p.d; ++j) dy.push_back(static_cast<double>(dv[z(i * p.k * p.d + j)]));
+    }
+    // Turned back: two products and a sum of values of at most 6 beside sine and cosine; the angle, up to 59
+    // in f32, is off by up to 2^-24 * 64 of itself and more.
+    EXPECT_TRUE(within("dy", got[1], dy, 6.0 * 128.0 * kUnitF32));
+    const V dy_given = to_double(got[1]);
+    EXPECT_TRUE(within("dnormed", got[2], times(dy_given, to_double(w), p.n, out, p.c),
+                       rounding_limits(1.0, 0.0, static_cast<double>(out),
+                                       times(absolute(dy_given), absolute(to_double(w)), p.n, out, p.c))));
+  }
+}
+
+TEST_P(TrainedWeightsOps, GateUpHandsOutItsGradient) {
+  for (const auto& [n, c, f2] : {std::array<int64_t, 3>{1, 7, 2}, {9, 32, 66}, {1100, 24, 40}}) {
+    const auto x = random_normal(n * c, 1), gain = random_uniform(c, 2, 0.5f, 2.0f),
+               w = random_normal(f2 * c, 3), dy = random_normal(n * f2, 4),
+               rstd = random_uniform(n, 5, 0.5f, 2.0f), start = random_normal(n * c, 6);
+    const auto run = [&, n = n, c = c, f2 = f2](bool wanted) {
+      return run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, f2, c, DType::kF32);
+        GateUpBackward b{.x = m.input(x, {n, c}),
+                         .rstd = m.input(rstd, {n}),
+                         .gain = m.input(gain, {c}),
+                         .w = matrix.get(),
+                         .dy = m.input(dy, {n, f2}),
+                         .dx = m.accumulator(start, {n, c}),
+                         .scratch = {},
+                         .dnormed = wanted ? m.output({n, c}) : Tensor{}};
+        b.scratch = m.scratch(gate_up_backward_scratch(d, b));
+        gate_up_backward(d, b);
+        std::vector<std::vector<float>> all{m.read(b.dx)};
+        if (wanted) all.push_back(m.read(b.dnormed));
+        return all;
+      });
+    };
+    const auto got = run(true), plain = run(false);
+    EXPECT_TRUE(bitwise_equal("dx", got[0], plain[0]));
+    EXPECT_TRUE(within("dnormed", got[1], times(to_double(dy), to_double(w), n, f2, c),
+                       rounding_limits(1.0, 0.0, static_cast<double>(f2),
+                                       times(absolute(to_double(dy)), absolute(to_double(w)), n, f2, c))));
+  }
+}
+
+TEST_P(TrainedWeightsOps, TheHeadsWeightAndGain) {
+  constexpr double kEps = 1e-5;
+  // 200 rows: more than a chunk; one row of x is scored twice.
+  for (const auto& [n, c, v, r] : {std::array<int64_t, 4>{3, 8, 16, 3}, {7, 33, 37, 5}, {150, 12, 40, 200}}) {
+    const auto x = random_normal(n * c, 1), gain = random_uniform(c, 2, 0.5f, 2.0f),
+               w = random_normal(v * c, 3, 0.3f), weights = random_uniform(r, 4, -1.0f, 1.0f),
+               start = random_normal(v * c, 5), gain_start = random_normal(c, 6),
+               reference = random_normal(r * c, 7), other_gain = random_uniform(c, 8, 0.5f, 2.0f),
+               other_w = random_normal(v * c, 9, 0.3f);
+    auto rows = random_ints(r, 10, 0, static_cast<int32_t>(n) - 1);
+    const auto labels = random_ints(r, 11, 0, static_cast<int32_t>(v) - 1);
+    rows[0] = rows[1];
+    const auto run = [&, n = n, c = c, v = v, r = r](bool trained) {
+      return run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, v, c, DType::kF32), other = frozen(d, other_w, v, c, DType::kF32);
+        HeadLoss h{.x = m.input(x, {n, c}),
+                   .rows = m.input(rows, {r}),
+                   .gain = m.input(gain, {c}),
+                   .w = matrix.get(),
+                   .eps = static_cast<float>(kEps),
+                   .labels = m.input(labels, {r}),
+                   .ce_weight = m.input(weights, {r}),
+                   .reference = m.input(reference, {r, c}),
+                   .kl_weight = {},
+                   .reference_gain = m.input(other_gain, {c}),
+                   .reference_w = other.get(),
+                   .embedding_grad = {},
+                   .key = {},
+                   .counter = {},
+                   .nll = m.output({r}),
+                   .kl = m.output({r}),
+                   .argmax = {},
+                   .dx = m.accumulator(std::vector<float>(z(n * c)), {n, c}),
+                   .scratch = {},
+                   .dw = trained ? m.accumulator(start, {v, c}) : Tensor{},
+                   .dgain = trained ? m.accumulator(gain_start, {c}) : Tensor{}};
+        h.scratch = m.scratch(head_loss_scratch(d, h));
+        head_loss(d, h);
+        std::vector<std::vector<float>> all{m.read(h.dx), m.read(h.kl)};
+        if (trained) {
+          all.push_back(m.read(h.dw));
+          all.push_back(m.read(h.dgain));
+        }
+        return all;
+      });
+    };
+    const auto got = run(true), plain = run(false);
+    EXPECT_TRUE(bitwise_equal("dx", got[0], plain[0]));
+    V xs;
+    for (const int32_t row : rows)
+      for (int64_t j = 0; j < c; ++j) xs.push_back(static_cast<double>(x[z(row * c + j)]));
+    const V ones(z(c), 1.0), plain_rows = reference::rmsnorm(xs, ones, z(c), kEps),
+                             normed = reference::rmsnorm(xs, to_double(gain), z(c), kEps);
+    const V logits = reference::linear(normed, to_double(w), V{}, z(r), z(c), z(v)),
+            theirs =
+                reference::linear(reference::rmsnorm(to_double(reference), to_double(other_gain), z(c), kEps),
+                                  to_double(other_w), V{}, z(r), z(c), z(v));
+    V seeds, kl;
+    for (int64_t i = 0; i < r; ++i) {
+      const V log_p = reference::log_softmax(V(logits.begin() + i * v, logits.begin() + (i + 1) * v)),
+              log_q = reference::log_softmax(V(theirs.begin() + i * v, theirs.begin() + (i + 1) * v));
+      kl.push_back(reference::kl(log_p, log_q));
+      for (int64_t j = 0; j < v; ++j)
+        seeds.push_back(static_cast<double>(weights[z(i)]) *
+                        (std::exp(log_p[z(j)]) - (j == labels[z(i)] ? 1 : 0)));
+    }
+    EXPECT_TRUE(within("kl", got[1], kl, 1e-5));  // as in head_test.cc: losses of some nats in f32
+    V dgain = to_double(gain_start), terms(z(c));
+    const V dnormed = times(seeds, to_double(w), r, v, c);
+    for (int64_t i = 0; i < r; ++i)
+      for (int64_t j = 0; j < c; ++j) {
+        dgain[z(j)] += dnormed[z(i * c + j)] * plain_rows[z(i * c + j)];
+        terms[z(j)] += std::abs(dnormed[z(i * c + j)] * plain_rows[z(i * c + j)]);
+      }
+    // The seeds carry the roundings of logits that are sums of C terms and of sums over V.
+    const double length = static_cast<double>(r + c + v);
+    EXPECT_TRUE(
+        within("dw", got[2], plus(outer(seeds, normed, r, v, c), to_double(start)),
+               plus(rounding_limits(2.0, 0.0, length, outer(absolute(seeds), absolute(normed), r, v, c)),
+                    V(z(v * c), 1e-6))));
+    EXPECT_TRUE(
+        within("dgain", got[3], dgain, plus(rounding_limits(2.0, 0.0, length, terms), V(z(c), 2e-6))));
+  }
+}
+
+TEST_P(TrainedWeightsOps, OnlyF32WeightsAreTrained) {
+  GuardedMemory m(device());
+  const auto matrix = frozen(device(), random_normal(6 * 4, 1), 6, 4, DType::kBF16);
+  GateUpBackward b{.x = m.output({2, 4}),
+                   .rstd = m.output({2}),
+                   .gain = {},
+                   .w = matrix.get(),
+                   .dy = m.output({2, 6}, DType::kBF16),
+                   .dx = m.output({2, 4}),
+                   .scratch = m.scratch(1 << 16),
+                   .dnormed = m.output({2, 4})};
+  EXPECT_THROW(gate_up_backward(device(), b), Error);
+}
+
+// A matrix over values that change is read as they are now.
+TEST_P(TrainedWeightsOps, AMatrixOverValuesSeesThemChange) {
+  Device& d = device();
+  OwnedTensor values(d, DType::kF32, {5, 3}), x(d, DType::kF32, {1, 3}), tokens(d, DType::kI32, {1});
+  const auto matrix = d.matrix_over(values.view());
+  EXPECT_EQ(matrix->bytes(), 0);
+  const int32_t token = 4;
+  d.copy_in(tokens, &token);
+  for (const uint64_t seed : {1, 2}) {
+    const auto w = random_normal(15, seed);
+    d.copy_in(values, w.data());
+    embed_forward(d, {.table = matrix.get(), .tokens = tokens, .prompt = {}, .x = x});
+    std::vector<float> got(3);
+    d.copy_out(got.data(), x);
+    EXPECT_EQ(got, std::vector<float>(w.begin() + 12, w.end()));
+  }
+}
+
+}  // namespace
+}  // namespace gantrain
