@@ -36,6 +36,8 @@ MATRIX = {
         LARGE, 12, 12, [CONDITIONAL, RLOO, "loss.samples=2", "train.batch=2", "train.accumulate=2"],
     ),
     "smollm lora": (LARGE, 20, 20, ["method=lora", "lora.targets=all", CE, "train.batch=4"]),
+    "smollm qlora": (LARGE, 20, 20, ["method=qlora", "lora.targets=all", CE, "train.batch=4"]),
+    "smollm packed c1": (LARGE, 16, 16, [STATIC, RLOO, "model_quantize=file", "loss.samples=2", "train.batch=4"]),
     "smollm c2": (LARGE, 12, 12, [CONDITIONAL, GUMBEL, "loss.samples=1", "train.batch=4"]),
 }
 
@@ -64,7 +66,7 @@ def settings(model, folder, completion, own):
         f"data.train={folder}/train.jsonl",
         f"data.valid={folder}/valid.jsonl",
         f"output={folder}/run",
-        *([] if "method=lora" in own else ["generator.prompt_length=8"]),
+        *([] if "method=lora" in own or "method=qlora" in own else ["generator.prompt_length=8"]),
         "optimizer.warmup_steps=0",
         f"train.steps={6 if adversarial else 3}",
         "train.warmup_ce_steps=2",
