@@ -149,13 +149,13 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void dequantize_nf
 // Rows of packed blocks by token, with the soft prompt spliced in (core/ops/embedding.h): x[i] = the row of
 // tokens[i], rounded once to T, where it is one of [begin, begin + rows), whose blocks these are; prompt rows
 // where kPrompt; other rows are left alone. grid (N), block kThreads: a block owns one row, a thread eight
-// values at a time. Traffic a row: its packed bytes, C f32 written.
-template <PackedCode kType, typename T, int kThreads>
+// values at a time. Traffic a row: its packed bytes, C f32 written. kWide: x and prompt are 16-byte aligned.
+template <PackedCode kType, typename T, bool kWide, int kThreads>
 __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void embed_packed_kernel(
     const unsigned char* __restrict__ packed, Nf4Tensor tensor, const int32_t* __restrict__ tokens,
     const float* __restrict__ prompt, bool with_prompt, float* __restrict__ x, int64_t begin, int64_t rows,
     int c) {
-  constexpr int kParts = kPackedValues<kType> / 8;
+  constexpr int kParts = kPackedValues<kType> / 8, kStep = kWide ? 4 : 1;
   __shared__ float table[16];
   if constexpr (kType == PackedCode::kNf4) write_nf4_table(table);
   const int64_t n = blockIdx.x, token = tokens[n], row = token - begin;
@@ -164,7 +164,11 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void embed_packed_
     if (!with_prompt) return;
     const float* from = prompt + (-1 - token) * c;
 #pragma unroll 1
-    for (int j = threadIdx.x; j < c; j += kThreads) to[j] = from[j];
+    for (int j = threadIdx.x * kStep; j < c; j += kThreads * kStep) {
+      float v[kStep];
+      load_floats(from + j, v);
+      store_floats(to + j, v);
+    }
     return;
   }
   if (row < 0 || row >= rows) return;
@@ -179,7 +183,13 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void embed_packed_
     else
       unpack_eight<kType>(packed + block * kPackedBytes<kType>, i % kParts, v);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) to[8 * i + e] = to_float(from_float<T>(v[e]));
+    for (int e = 0; e < 8; ++e) v[e] = to_float(from_float<T>(v[e]));
+    if constexpr (kWide) {
+      store_floats(to + 8 * i, v);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) to[8 * i + e] = v[e];
+    }
   }
 }
 

@@ -13,12 +13,15 @@ namespace {
 void embed_packed(const Context& context, const EmbedForward& a) {
   constexpr int kThreads = 128;
   const int64_t n = a.tokens.dim(0), c = a.table->cols();
+  const bool wide = aligned_to(16, raw<float>(a.prompt), raw<float>(a.x));  // rows are whole blocks
   for (const PackedPart& part : as_cuda(*a.table).parts())
     with_weights(a.table->dtype(), [&]<typename T>(Tag<T>) {
       const auto with = [&]<PackedCode kCode>() {
-        launch(embed_packed_kernel<kCode, T, kThreads>, dim3(blocks_for(n, 1)), kThreads, 0, context.stream,
-               part.blocks, nf4_tensor(part, 0), raw<int32_t>(a.tokens), raw<float>(a.prompt),
-               part.begin == 0, raw<float>(a.x), part.begin, part.rows, c);
+        launch(wide ? embed_packed_kernel<kCode, T, true, kThreads>
+                    : embed_packed_kernel<kCode, T, false, kThreads>,
+               dim3(blocks_for(n, 1)), kThreads, 0, context.stream, part.blocks, nf4_tensor(part, 0),
+               raw<int32_t>(a.tokens), raw<float>(a.prompt), part.begin == 0, raw<float>(a.x), part.begin,
+               part.rows, c);
       };
       with_packed(part.type, with);
     });

@@ -64,6 +64,44 @@ void run(const char* name, Verdict& verdict) {
   verdict.check("  in bf16", y16_d.host(), want, 0.0);
 }
 
+// NF4, whose scales lie apart, and rows of it by token.
+void run_nf4(Verdict& verdict) {
+  constexpr int kRows = 37, kRowBlocks = 3, kBlocks = kRows * kRowBlocks, kCols = kRowBlocks * 64,
+                kFirst = 200;
+  constexpr float kMean = 0.11f;
+  std::vector<unsigned char> packed, codes;
+  for (int32_t b : integers(size_t{kBlocks} * 32, 11, 0, 255)) packed.push_back(b);
+  for (int32_t c : integers(kBlocks, 12, 0, 255)) codes.push_back(c);
+  std::vector<float> values, steps{0.031f, 0.17f};
+  for (int i = 0; i < 256; ++i) values.push_back(float(i - 127) / 150.0f);
+  std::vector<double> want;
+  for (int b = 0; b < kBlocks; ++b) {
+    const float product = float(double(values[codes[b]]) * double(steps[(kFirst + b) / 256]));
+    const float scale = float(double(product) + double(kMean));
+    for (int i = 0; i < 64; ++i) {
+      const int byte = packed[b * 32 + i / 2];
+      want.push_back(double(float(double(nf4_value(i % 2 ? byte & 15 : byte >> 4)) * double(scale))));
+    }
+  }
+  const std::vector<int32_t> tokens{5, -1, 36, 0, 5};
+  std::vector<float> prompt(kCols, 0.5f);
+  std::vector<double> rows;
+  for (int32_t t : tokens)
+    for (int j = 0; j < kCols; ++j) rows.push_back(t < 0 ? 0.5 : want[size_t(t) * kCols + j]);
+  Values<unsigned char> packed_d(packed), codes_d(codes);
+  Values<float> values_d(values), steps_d(steps), prompt_d(prompt), y_d(want.size()), x_d(rows.size());
+  Values<int32_t> tokens_d(tokens);
+  const Nf4Tensor tensor{
+      .codes = codes_d, .steps = steps_d, .values = values_d, .mean = kMean, .first = kFirst};
+  dequantize_nf4_kernel<float, true, kThreads>
+      <<<(kBlocks * 8 + kThreads - 1) / kThreads, kThreads>>>(packed_d, tensor, y_d, kBlocks * 8);
+  embed_packed_kernel<PackedCode::kNf4, float, true, 128>
+      <<<int(tokens.size()), 128>>>(packed_d, tensor, tokens_d, prompt_d, true, x_d, 0, kRows, kCols);
+  finished("NF4 kernels");
+  verdict.check("NF4", y_d.host(), want, 0.0);
+  verdict.check("  rows by token", x_d.host(), rows, 0.0);
+}
+
 }  // namespace
 
 int main() {
@@ -73,5 +111,6 @@ int main() {
   run<PackedCode::kQ4_1>("Q4_1", verdict);
   run<PackedCode::kQ4_K>("Q4_K", verdict);
   run<PackedCode::kQ6_K>("Q6_K", verdict);
+  run_nf4(verdict);
   return verdict.finish();
 }

@@ -40,6 +40,8 @@ MATRIX = {
     "smollm adapter": (LARGE, 20, 20, ["method=adapter", "bottleneck.places=attention,mlp", CE, "train.batch=4"]),
     "stories full c1": (SMALL, 12, 12, ["method=full", RLOO, "loss.samples=4"]),
     "smollm full": (LARGE, 12, 12, ["method=full", CE, "train.batch=2"]),
+    "smollm qlora": (LARGE, 20, 20, ["method=qlora", "lora.targets=all", CE, "train.batch=4"]),
+    "smollm packed c1": (LARGE, 16, 16, [STATIC, RLOO, "model_quantize=file", "loss.samples=2", "train.batch=4"]),
     "smollm c2": (LARGE, 12, 12, [CONDITIONAL, GUMBEL, "loss.samples=1", "train.batch=4"]),
 }
 
