@@ -932,7 +932,15 @@ def subtitle(run):
         first(about, "data", "task") or os.path.basename(str(run.setting("data", "train", default=""))),
     ]
     generator, length = run.setting("generator", "kind"), run.setting("generator", "prompt_length")
-    if run.setting("method") == "lora":
+    method = run.setting("method")
+    if method == "prefix":
+        parts.append(f"prefix of keys and values, P = {run.setting('prefix', 'length')}")
+    elif method == "adapter":
+        places = " and ".join(run.setting("bottleneck", "places", default=[]))
+        parts.append(f"bottlenecks behind {places}, width {run.setting('bottleneck', 'width')}")
+    elif method == "full":
+        parts.append("all weights")
+    elif method == "lora":
         layers = ", ".join(run.setting("lora", "targets", default=[]))
         parts.append(f"LoRA on {layers}, r = {run.setting('lora', 'rank')}")
     elif generator:

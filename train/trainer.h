@@ -104,7 +104,7 @@ class Trainer {
   std::vector<float> prompt_table();
 
   // Everything a continued run needs: parameters of both players, moments, averages, gate, replay, loader,
-  // counters.
+  // counters. The writer must be committed before the next step: it may look at this trainer's own memory.
   void save(class CheckpointWriter& writer) const;
   void load(const class CheckpointReader& reader);
 

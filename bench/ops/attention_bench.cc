@@ -100,6 +100,24 @@ void define(Suite& suite) {
                      .v_cache = m.normal({rows, k, d}, kept)};
     return Call{[a, &m] { kv_append(m.device(), a); }, kv_append_bytes(a)};
   });
+  // One layer's keys and values of a prefix of all layers, and their gradient.
+  suite.op("prefix_forward", {{"prompt", {20, 100}}}, true, [](const Point& p, Memory& m) {
+    const int64_t rows = p.at("prompt"), k = p.config.num_kv_heads, d = p.config.head_dim;
+    const DType kept = m.device().kept_dtype(p.dtype);
+    const PrefixForward a{.table = m.normal({rows, 2 * p.config.num_layers, k * d}, DType::kF32),
+                          .layer = p.config.num_layers / 2,
+                          .k = m.normal({rows, k, d}, kept),
+                          .v = m.normal({rows, k, d}, kept)};
+    return Call{[a, &m] { prefix_forward(m.device(), a); }, prefix_forward_bytes(a)};
+  });
+  suite.op("prefix_backward", {{"prompt", {20, 100}}}, true, [](const Point& p, Memory& m) {
+    const int64_t rows = p.at("prompt"), k = p.config.num_kv_heads, d = p.config.head_dim;
+    const PrefixBackward a{.dk = m.normal({rows, k, d}, p.dtype),
+                           .dv = m.normal({rows, k, d}, p.dtype),
+                           .layer = p.config.num_layers / 2,
+                           .dtable = m.normal({rows, 2 * p.config.num_layers, k * d}, DType::kF32)};
+    return Call{[a, &m] { prefix_backward(m.device(), a); }, prefix_backward_bytes(a)};
+  });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Attention of two segments that share a prompt: forward, backward, and appending to a cache.
 #include "cuda/kernels/attention_general.cuh"
+#include "cuda/kernels/prefix.cuh"
 #include "cuda/standalone/harness.cuh"
 
 using namespace gantrain::cuda;
@@ -114,6 +115,27 @@ int main() {
   kv_append_kernel<float, 64><<<dim3(kN, 2), 64>>>(k_d, k_d, slots_d, cache_k, cache_v, kWidth);
   finished("kv_append_kernel");
 
+  // A prefix: layer 1 of a table of three, and its gradient.
+  constexpr int kPrefixRows = 5;
+  constexpr size_t kRow = 6 * kWidth;
+  const std::vector<float> table = normal(kPrefixRows * kRow, 21);
+  std::vector<double> prefix_k, prefix_v, dtable(table.begin(), table.end());
+  for (size_t p = 0; p < kPrefixRows; ++p)
+    for (size_t j = 0; j < kWidth; ++j) {
+      const size_t at = p * kRow + 2 * kWidth + j;
+      prefix_k.push_back(double(table[at]));
+      prefix_v.push_back(double(table[at + kWidth]));
+      dtable[at] += double(k[p * kWidth + j]);
+      dtable[at + kWidth] += double(v[p * kWidth + j]);
+    }
+  Values<float> table_d(table), dtable_d(table), prefix_k_d(prefix_k.size()), prefix_v_d(prefix_v.size());
+  prefix_forward_kernel<float, 1, 64>
+      <<<dim3(kPrefixRows, 2), 64>>>(table_d + 2 * kWidth, prefix_k_d, prefix_v_d, kRow, kWidth);
+  finished("prefix_forward_kernel");
+  prefix_backward_kernel<float, 1, 64>
+      <<<dim3(kPrefixRows, 2), 64>>>(k_d, v_d, dtable_d + 2 * kWidth, kRow, kWidth);
+  finished("prefix_backward_kernel");
+
   Verdict verdict;
   verdict.check("o", o_d.host(), o);
   verdict.check("lse", lse_d.host(), lse);
@@ -122,5 +144,8 @@ int main() {
   verdict.check("dv", dv_d.host(), dv);
   verdict.check("cache of k", cache_k.host(), cache, 0.0);
   verdict.check("cache of v", cache_v.host(), cache, 0.0);
+  verdict.check("prefix k", prefix_k_d.host(), prefix_k, 0.0);
+  verdict.check("prefix v", prefix_v_d.host(), prefix_v, 0.0);
+  verdict.check("dtable", dtable_d.host(), dtable);
   return verdict.finish();
 }

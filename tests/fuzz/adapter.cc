@@ -25,15 +25,22 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     static const std::string prompt = file({{kPeftPromptKey, ConstTensor(ones, DType::kF32, {2, 4})}});
     static const std::string lora = file({{peft_key(0, 2, false), ConstTensor(ones, DType::kF32, {1, 4})},
                                           {peft_key(0, 2, true), ConstTensor(ones, DType::kF32, {2, 1})}});
-    const bool config = bytes[0] % 2 == 0, low_rank = bytes[0] % 4 >= 2;
-    scratch.write("adapter_config.json",
-                  config     ? bytes.substr(1)
-                  : low_rank ? std::string_view(R"({"peft_type":"LORA","r":1,"lora_alpha":2})")
-                             : std::string_view(R"({"peft_type":"PROMPT_TUNING","num_virtual_tokens":2})"));
+    const auto kind = static_cast<unsigned char>(bytes[0]);
+    const bool config = kind % 2 == 0, low_rank = kind % 4 >= 2;
+    static constexpr std::string_view kConfigs[]{
+        R"({"peft_type":"PROMPT_TUNING","num_virtual_tokens":2})",
+        R"({"peft_type":"LORA","r":1,"lora_alpha":2})",
+        R"({"peft_type":"BOTTLENECK","width":1,"activation":"silu"})", R"({"peft_type":"PREFIX_TUNING"})"};
+    scratch.write("adapter_config.json", config ? bytes.substr(1) : kConfigs[kind / 2 % 4]);
     scratch.write("adapter_model.safetensors",
                   config ? std::string_view(low_rank ? lora : prompt) : bytes.substr(1));
     const PeftAdapter got = read_peft(scratch.path(), model);
     fuzz::touch(got.prompt.data(), got.prompt.size() * sizeof(float));
+    fuzz::touch(got.prefix.data(), got.prefix.size() * sizeof(float));
+    for (const auto& layer : got.bottlenecks)
+      for (const BottleneckValues& v : layer)
+        for (const std::vector<float>* t : {&v.down, &v.down_bias, &v.up, &v.up_bias})
+          fuzz::touch(t->data(), t->size() * sizeof(float));
     for (const auto& layer : got.layers)
       for (const PeftAdapter::Pair& p : layer) {
         fuzz::touch(p.a.data(), p.a.size() * sizeof(float));

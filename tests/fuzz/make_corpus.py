@@ -311,6 +311,14 @@ def adapter_files():
     yield "lora_weights", b"\3" + safetensors({v + "A.weight": [1, 4], v + "B.weight": [2, 1]})
     yield "lora_half", b"\3" + safetensors({v + "A.weight": [1, 4]})
     yield "lora_stranger", b"\3" + safetensors({v + "A.weight": [1, 4], v + "B.weight": [2, 1], "x": [1, 1]})
+    yield "bottleneck", b"\0" + text({"peft_type": "BOTTLENECK", "width": 1, "activation": "gelu"})
+    yield "bottleneck_wide", b"\0" + text({"peft_type": "BOTTLENECK", "width": 1 << 40, "activation": "gelu"})
+    yield "prefix_config", b"\0" + text({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2, "prefix_projection": True})
+    m = "model.layers.0.after_mlp."
+    yield "bottleneck_weights", b"\5" + safetensors({m + "down.weight": [1, 4], m + "down.bias": [1], m + "up.weight": [4, 1], m + "up.bias": [4]})
+    yield "bottleneck_half", b"\5" + safetensors({m + "down.weight": [1, 4], m + "up.weight": [4, 1]})
+    yield "prefix_weights", b"\7" + safetensors({"prompt_embeddings": [3, 4]})
+    yield "prefix_narrow", b"\7" + safetensors({"prompt_embeddings": [3, 2]})
     yield "weights", b"\1" + prompt
     yield "narrow", b"\1" + safetensors({"prompt_embeddings": [2, 3]})
     yield "wrong_type", b"\1" + safetensors({"prompt_embeddings": [2, 4]}, None, "F16")

@@ -40,7 +40,10 @@ ADAPTERS = [
     ("d100", 3, 5, False, ["k_proj", "o_proj", "down_proj"]),
 ]
 STEPS, LR = 10, 1e-2
-FULL_LR = 1e-3  # of the model's own weights
+# Of the model's own weights: at 1e-3 torch in f32 and torch in f64 part by 1.3e-5.
+FULL_LR = 1e-4
+# Of bottlenecks: at 1e-2 torch in f32 and torch in f64 part by 6e-6 within ten steps, which says nothing about us.
+NARROW_LR = 3e-3
 PAIRS = [("The harbour at dawn", " was quiet and grey."), ("Seven", " boats lay side by side,"), ("Rain", " fell on the roofs of the old town"),
          ("Nobody in the square", " said a word.")]
 
@@ -318,8 +321,8 @@ def main():
             compare(what, out, loss, logits)
             gradients(what, out, fresh, 4 * len(places) * MODELS[name][6])
             here = train_here(path, work / "bottleneck_start", data, work / "bottleneck_run", "method=adapter", "bottleneck.width=6",
-                              f"bottleneck.activation={activation}", f"bottleneck.places={','.join(places)}")
-            beside(what, here, train_there(fresh, text, scored))
+                              f"bottleneck.activation={activation}", f"bottleneck.places={','.join(places)}", lr=NARROW_LR)
+            beside(what, here, train_there(fresh, text, scored, lr=NARROW_LR))
 
             # All weights: tied and untied heads, with biases and without.
             what = f"all weights of {name}"

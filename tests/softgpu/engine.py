@@ -1,6 +1,7 @@
 """The whole engine on its CUDA backend, run by the software GPU, follows the CPU: the same losses step by step.
 
-usage: engine.py ROOT BUILD [--method gan|lora|qlora|prefix|adapter|full] [--dtype f32|bf16] [--loss rloo|gumbel] [--steps N] [--seed N] [--resume]
+usage: engine.py ROOT BUILD [--method gan|prompt|ptuning|lora|qlora|prefix|adapter|full] [--dtype f32|bf16] [--loss rloo|gumbel]
+                 [--steps N] [--seed N] [--resume]
                  [--settings KEY=VALUE ...] [--same WORD ...]
 
 Trains a conditional generator, or one of the methods that train something on the model, on a handful of sentences with both devices, from the same seed, and compares the losses of
@@ -53,6 +54,8 @@ samples = 1
 """
 PLAYERS = {
     "gan": "[generator]\nprompt_length = 2\nwidth = 16\nnoise_dim = 4",
+    "prompt": "[generator]\nprompt_length = 2",
+    "ptuning": "[generator]\nprompt_length = 2\nwidth = 16\nhidden = 16\nnoise_dim = 4",
     "lora": "[lora]\nrank = 3\ntargets = [\"all\"]",
     "prefix": "[prefix]\nlength = 2\nprojection = true\nhidden = 16",
     "adapter": "[bottleneck]\nwidth = 4\nplaces = [\"attention\", \"mlp\"]",

@@ -172,13 +172,15 @@ void expect_same_records(const std::vector<StepRecord>& a, const std::vector<Ste
 struct Case {
   const char *generator, *loss;
 };
-constexpr Case kCases[] = {
-    {"static", "ce"},        {"static", "rloo"},        {"static", "gumbel"},     {"conditional", "ce"},
-    {"conditional", "rloo"}, {"conditional", "gumbel"}, {"lora", "ce"},           {"lora", "rloo"},
-    {"lora", "gumbel"},      {"lora dropout", "ce"},    {"lora dropout", "rloo"}, {"prefix", "ce"},
-    {"prefix", "rloo"},      {"prefix", "gumbel"},      {"prefix mlp", "ce"},     {"prefix mlp", "rloo"},
-    {"adapter", "ce"},       {"adapter", "rloo"},       {"adapter", "gumbel"},    {"full", "ce"},
-    {"full", "rloo"},        {"full", "gumbel"}};
+constexpr Case kCases[] = {{"static", "ce"},       {"static", "rloo"},       {"static", "gumbel"},
+                           {"mlp", "ce"},          {"mlp", "rloo"},          {"mlp", "gumbel"},
+                           {"conditional", "ce"},  {"conditional", "rloo"},  {"conditional", "gumbel"},
+                           {"lora", "ce"},         {"lora", "rloo"},         {"lora", "gumbel"},
+                           {"lora dropout", "ce"}, {"lora dropout", "rloo"}, {"lora dropout", "gumbel"},
+                           {"prefix", "ce"},       {"prefix", "rloo"},       {"prefix", "gumbel"},
+                           {"prefix mlp", "ce"},   {"prefix mlp", "rloo"},   {"prefix mlp", "gumbel"},
+                           {"adapter", "ce"},      {"adapter", "rloo"},      {"adapter", "gumbel"},
+                           {"full", "ce"},         {"full", "rloo"},         {"full", "gumbel"}};
 // What is trained on the model itself: every method, its variants included.
 const char* const kOnModel[] = {"lora", "prefix", "prefix mlp", "adapter", "full"};
 // The kind of a generator, or a method that trains something on the model.

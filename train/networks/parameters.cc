@@ -108,21 +108,15 @@ void ParameterSet::average_from(const ParameterSet& other, float decay) {
                  .norm = other.step_open_ ? ConstTensor(other.norm_.view()) : ConstTensor()});
 }
 
-std::vector<ParameterSet::Saved> ParameterSet::save(const std::string& prefix, bool with_moments) const {
-  std::vector<Saved> out;
-  auto add = [&](const std::string& name, const OwnedTensor& t) {
-    Saved s{prefix + name, t.view().shape(), std::vector<float>(static_cast<size_t>(t.view().count()))};
-    device_->copy_out(s.values.data(), t);
-    out.push_back(std::move(s));
-  };
+void ParameterSet::save(const std::string& prefix, bool with_moments,
+                        const std::function<void(const std::string&, ConstTensor)>& add) const {
   for (const Item& i : items_) {
-    add(i.name, i.value);
+    add(prefix + i.name, i.value.view());
     if (with_moments) {
-      add(i.name + ".m", i.m);
-      add(i.name + ".v", i.v);
+      add(prefix + i.name + ".m", i.m.view());
+      add(prefix + i.name + ".v", i.v.view());
     }
   }
-  return out;
 }
 
 void ParameterSet::load(const std::string& prefix, bool with_moments,

@@ -53,14 +53,10 @@ class ParameterSet {
   // value = decay * value + (1 - decay) * other's value; not if the other's last step was refused
   void average_from(const ParameterSet& other, float decay);
 
-  // Everything that a continued run needs, as host copies: "<prefix><name>", ".m", ".v"; `steps` goes along
-  // in `counters`.
-  struct Saved {
-    std::string name;
-    Shape shape;
-    std::vector<float> values;
-  };
-  std::vector<Saved> save(const std::string& prefix, bool with_moments) const;
+  // Everything that a continued run needs, where it lies: "<prefix><name>", ".m", ".v"; `steps` goes along in
+  // `counters`.
+  void save(const std::string& prefix, bool with_moments,
+            const std::function<void(const std::string&, ConstTensor)>& add) const;
   void load(const std::string& prefix, bool with_moments,
             const std::function<std::vector<float>(const std::string&, Shape)>& read);
   void set_steps(int64_t steps) { steps_ = steps; }

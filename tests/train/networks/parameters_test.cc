@@ -100,11 +100,14 @@ TEST_P(Parameters, GoesOnAsItWasSaved) {
     set.step(s);
   };
   for (uint64_t t = 0; t < 5; ++t) step(p, 100 + 10 * t);
-  std::map<std::string, ParameterSet::Saved> saved;
-  for (auto& x : p.save("g.", true)) saved[x.name] = x;
+  std::map<std::string, std::vector<float>> saved;
+  p.save("g.", true, [&](const std::string& name, ConstTensor t) {
+    saved[name].resize(static_cast<size_t>(t.count()));
+    device().copy_out(saved[name].data(), t);
+  });
   ASSERT_EQ(saved.size(), 6u);
   ParameterSet q = two_tensors(device(), 77);
-  q.load("g.", true, [&](const std::string& name, Shape) { return saved.at(name).values; });
+  q.load("g.", true, [&](const std::string& name, Shape) { return saved.at(name); });
   q.set_steps(p.steps());
   for (uint64_t t = 5; t < 9; ++t) step(p, 100 + 10 * t), step(q, 100 + 10 * t);
   for (size_t i = 0; i < p.size(); ++i)
@@ -124,6 +127,19 @@ TEST_P(Parameters, CountsAndHidesGradientsThatAreOff) {
   set_gradients(device(), p, 3, 1.0f);
   p.zero_grad();
   for (float x : host(device(), p.grad(1))) EXPECT_EQ(x, 0.0f);
+}
+
+TEST_P(Parameters, ValuesAloneTakeNoStepAndHoldNoGradient) {
+  ParameterSet p(device(), true);
+  const size_t i = p.add("x", {3, 2}, constant_init(2.0f));
+  EXPECT_TRUE(p.grad(i).empty());
+  EXPECT_EQ(p.count(), 6);
+  EXPECT_EQ(p.optimizer_bytes(), 0);
+  EXPECT_THROW(p.start_step({}), Error);
+  ParameterSet trained(device());
+  trained.add("x", {3, 2}, constant_init(4.0f));
+  p.average_from(trained, 0.5f);
+  for (const float x : host(device(), p.value(i))) EXPECT_EQ(x, 3.0f);
 }
 
 }  // namespace
