@@ -29,6 +29,7 @@ class Ops {
   virtual void row_rstd(const RowRstd&) = 0;
   virtual void rmsnorm_forward(const RmsNormForward&) = 0;
   virtual void rmsnorm_backward(const RmsNormBackward&) = 0;
+  virtual void rotary_table(const RotaryTable&) = 0;
   virtual void qkv_forward(const QkvForward&) = 0;
   virtual void qkv_backward(const QkvBackward&) = 0;
   virtual void attention_forward(const AttentionForward&) = 0;

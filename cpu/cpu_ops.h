@@ -18,6 +18,7 @@ class CpuOps final : public Ops {
   void rmsnorm_forward(const RmsNormForward&) override;
   void rmsnorm_backward(const RmsNormBackward&) override;
   // cpu/qkv.cc
+  void rotary_table(const RotaryTable&) override;
   void qkv_forward(const QkvForward&) override;
   void qkv_backward(const QkvBackward&) override;
   int64_t scratch(const QkvForward&) const override;

@@ -10,41 +10,6 @@
 namespace gantrain {
 namespace {
 
-// cos and sin of position * inv_freq, computed in f64 and rounded once. Positions of a batch lie close
-// together, so there is one entry a position, or one a row where they do not.
-class Rotary {
- public:
-  static int64_t floats(int64_t n, int64_t d) { return n * d; }
-
-  Rotary(ThreadPool& pool, const int32_t* positions, int64_t n, const float* inv_freq, int64_t d,
-         float* table)
-      : positions_(positions), d_(d), table_(table) {
-    const auto [low, high] = std::minmax_element(positions, positions + n);
-    const int64_t range = int64_t{*high} - *low + 1;
-    by_position_ = range <= n;
-    low_ = *low;
-    pool.parallel_ranges(by_position_ ? range : n, 32, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto position = static_cast<double>(by_position_ ? low_ + i : positions[i]);
-        float* entry = table + i * d;
-        for (int64_t j = 0; j < d / 2; ++j) {
-          const double angle = position * static_cast<double>(inv_freq[j]);
-          entry[j] = static_cast<float>(std::cos(angle));
-          entry[d / 2 + j] = static_cast<float>(std::sin(angle));
-        }
-      }
-    });
-  }
-  const float* cos(int64_t row) const { return table_ + (by_position_ ? positions_[row] - low_ : row) * d_; }
-  const float* sin(int64_t row) const { return cos(row) + d_ / 2; }
-
- private:
-  const int32_t* positions_;
-  int64_t d_, low_ = 0;
-  const float* table_;
-  bool by_position_ = false;
-};
-
 // Rotates `heads` heads by +angle (sign = 1) or -angle (sign = -1); in place is fine.
 template <typename From, typename To>
 void rotate(const From* from, To* to, int64_t heads, int64_t d, const float* cos, const float* sin,
@@ -61,7 +26,7 @@ void rotate(const From* from, To* to, int64_t heads, int64_t d, const float* cos
 
 struct ForwardPieces {
   void* normed;
-  float *product, *rotary;
+  float* product;
   LoraScratch lora;
 };
 ForwardPieces forward_pieces(Pieces& p, const QkvForward& a) {
@@ -69,13 +34,12 @@ ForwardPieces forward_pieces(Pieces& p, const QkvForward& a) {
   const DType t = a.w->dtype();
   void* normed = p.take(block * c * dtype_size(t));
   float* product = p.floats(block * a.w->rows());
-  float* rotary = p.floats(Rotary::floats(n, a.q.dim(2)));
-  return {normed, product, rotary, lora_scratch(p, a.lora, block, t == DType::kF32 ? 0 : block * c, 0)};
+  return {normed, product, lora_scratch(p, a.lora, block, t == DType::kF32 ? 0 : block * c, 0)};
 }
 
 struct BackwardPieces {
   void* dy;
-  float *dnormed, *rotary;
+  float* dnormed;
   LoraScratch lora;
 };
 BackwardPieces backward_pieces(Pieces& p, const QkvBackward& a) {
@@ -83,8 +47,7 @@ BackwardPieces backward_pieces(Pieces& p, const QkvBackward& a) {
   const DType t = a.w->dtype();
   void* dy = a.dy.empty() ? p.take(block * out * dtype_size(t)) : nullptr;
   float* dnormed = a.dnormed.empty() ? p.floats(block * c) : nullptr;
-  float* rotary = p.floats(Rotary::floats(n, a.dq.dim(2)));
-  return {dy, dnormed, rotary, lora_scratch(p, a.lora, block, block * c, t == DType::kF32 ? 0 : block * out)};
+  return {dy, dnormed, lora_scratch(p, a.lora, block, block * c, t == DType::kF32 ? 0 : block * out)};
 }
 
 template <typename S>
@@ -97,7 +60,7 @@ void forward(ThreadPool& pool, const QkvForward& a) {
   if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
   const float* bias = a.bias.empty() ? nullptr : a.bias.data<float>();
-  const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
+  const float* rotary = a.rotary.data<float>();  // (n, d)
   S *q = a.q.data<S>(), *key = a.k.data<S>(), *v = a.v.data<S>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
@@ -123,7 +86,7 @@ void forward(ThreadPool& pool, const QkvForward& a) {
         const int64_t row = r0 + i;
         if (bias)
           for (int64_t j = 0; j < out; ++j) y[j] += bias[j];
-        rotate(y, y, h + k, d, rotary.cos(row), rotary.sin(row), 1.0f);
+        rotate(y, y, h + k, d, rotary + row * d, rotary + row * d + d / 2, 1.0f);
         narrow(y, q + row * h * d, h * d);
         narrow(y + h * d, key + row * k * d, k * d);
         narrow(y + (h + k) * d, v + row * k * d, k * d);
@@ -141,7 +104,7 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
   const BackwardPieces s = backward_pieces(scratch, a);
   if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
   const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
-  const Rotary rotary(pool, a.positions.data<int32_t>(), n, a.inv_freq.data<float>(), d, s.rotary);
+  const float* rotary = a.rotary.data<float>();  // (n, d)
   const T *dq = a.dq.data<T>(), *dk = a.dk.data<T>(), *dv = a.dv.data<T>();
   const int64_t block = row_block(n);
   for (int64_t r0 = 0; r0 < n; r0 += block) {
@@ -152,8 +115,8 @@ void backward(ThreadPool& pool, const QkvBackward& a) {
       for (int64_t i = begin; i < end; ++i) {
         T* y = dy + i * out;
         const int64_t row = r0 + i;
-        rotate(dq + row * h * d, y, h, d, rotary.cos(row), rotary.sin(row), -1.0f);
-        rotate(dk + row * k * d, y + h * d, k, d, rotary.cos(row), rotary.sin(row), -1.0f);
+        rotate(dq + row * h * d, y, h, d, rotary + row * d, rotary + row * d + d / 2, -1.0f);
+        rotate(dk + row * k * d, y + h * d, k, d, rotary + row * d, rotary + row * d + d / 2, -1.0f);
         std::memcpy(y + (h + k) * d, dv + row * k * d, static_cast<size_t>(k * d) * sizeof(T));
       }
     });
@@ -181,6 +144,21 @@ int64_t CpuOps::scratch(const QkvBackward& a) const {
   return p.used();
 }
 
+void CpuOps::rotary_table(const RotaryTable& a) {
+  const int64_t d = a.table.dim(1), half = d / 2;
+  const auto* positions = a.positions.data<int32_t>();
+  const auto* inv_freq = a.inv_freq.data<float>();
+  auto* table = a.table.data<float>();
+  pool_.parallel_ranges(a.table.dim(0), 32, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < half; ++j) {
+        const double angle = static_cast<double>(positions[i]) * static_cast<double>(inv_freq[j]);
+        table[i * d + j] = static_cast<float>(std::cos(angle));
+        table[i * d + half + j] = static_cast<float>(std::sin(angle));
+      }
+    }
+  });
+}
 void CpuOps::qkv_forward(const QkvForward& a) {
   with_kept(a.q.dtype(), [&]<typename S>(S*) { forward<S>(pool_, a); });
 }

@@ -50,7 +50,7 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
   const Tensor keys = view(m.s, {m.prefix + m.n, m.k, m.d}), dkeys = view(m.t, {m.prefix + m.n, m.k, m.d});
   const Tensor dq = view(m.t, {m.n, m.h, m.d}), dkv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f}),
                dy = view(m.t, {m.n, 2 * m.f});
-  const Tensor positions = view(DType::kI32, {m.n});
+  const Tensor rotary = view(DType::kF32, {m.n, m.d});
   const Tensor lse = view(DType::kF32, {m.n, m.h});
   // As in llama_backward: what is handed over where the device fuses norms and the product has no bias.
   const bool fuses = device.fuses_norms(m.t);
@@ -73,8 +73,7 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                     .gain = w.attention_gain,
                                     .w = w.qkv.get(),
                                     .bias = w.qkv_bias,
-                                    .positions = positions,
-                                    .inv_freq = llama.inv_freq(),
+                                    .rotary = rotary,
                                     .q = q,
                                     .k = kv,
                                     .v = kv,
@@ -151,8 +150,7 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                        .rstd = rstd,
                                        .gain = w.attention_gain,
                                        .w = w.qkv.get(),
-                                       .positions = positions,
-                                       .inv_freq = llama.inv_freq(),
+                                       .rotary = rotary,
                                        .dq = dq,
                                        .dk = dkv,
                                        .dv = dkv,
@@ -274,6 +272,7 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.wide = arena.take(DType::kF32, {rows, m.c});
   }
   a.a = arena.take(m.t, {rows, m.f});
+  a.rotary = arena.take(DType::kF32, {rows, m.d});
   if (device.fuses_norms(m.t)) a.x_bf16 = arena.take(DType::kBF16, {rows, m.c});
   a.scratch =
       arena.take(DType::kU8, {layer_scratch(device, llama, m, saving != Saving::kNothing, plan, adapters)});

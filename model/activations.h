@@ -47,6 +47,7 @@ struct Activations {
   Tensor rstd_out;  // (N) f32
   Tensor a;         // (N, F) T     SwiGLU output, not saved
   Tensor x_bf16;    // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
+  Tensor rotary;    // (N, D) f32   cos and sin of the rows' angles, the same in all layers
   Tensor scratch;   // (bytes) u8   for ops
   // Bottlenecks' own, not saved:
   Tensor active;  // (N, R) f32

@@ -137,14 +137,13 @@ void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const L
 }
 
 void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-               ConstTensor positions, const Activations& acts, const Adapters& adapters, size_t l) {
+               const Activations& acts, const Adapters& adapters, size_t l) {
   qkv_forward(dev, {.x = a.x,
                     .rstd = a.rstd1,
                     .gain = w.attention_gain,
                     .w = w.qkv.get(),
                     .bias = w.qkv_bias,
-                    .positions = positions,
-                    .inv_freq = llama.inv_freq(),
+                    .rotary = acts.rotary,
                     .q = a.q,
                     .k = a.k,
                     .v = a.v,
@@ -182,11 +181,14 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
                  .eps = llama.config().rms_norm_eps,
                  .x_bf16 = layers ? acts.x_bf16 : Tensor{},
                  .gain = layers ? ConstTensor(llama.layers()[0].attention_gain) : ConstTensor{}});
+  if (layers)
+    rotary_table(dev,
+                 {.positions = args.batch->positions, .inv_freq = llama.inv_freq(), .table = acts.rotary});
   for (size_t l = 0; l < layers; ++l) {
     const Range layer(dev, "layer");
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, args.batch->positions, acts, args.adapters, l);
+    layer_qkv(dev, llama, llama.layers()[l], a, acts, args.adapters, l);
     layer_prefix(dev, a, args.adapters, l);
     if (args.cache) {
       if (const int64_t p = args.adapters.prefix_rows(); p > 0) {
@@ -225,7 +227,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
       // to x_out, whose content backward no longer needs.
       if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
         row_rstd(dev, {.x = a.x, .rstd = acts.rstd_out, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
-      layer_qkv(dev, llama, w, a, args.batch->positions, acts, adapters, l);
+      layer_qkv(dev, llama, w, a, acts, adapters, l);
       layer_prefix(dev, a, adapters, l);
       layer_forward(dev, llama, w, a, plan, a.keys, a.values, acts, acts.x_out, acts.rstd_out, nullptr,
                     adapters, l);
@@ -309,8 +311,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                        .rstd = a.rstd1,
                        .gain = w.attention_gain,
                        .w = w.qkv.get(),
-                       .positions = args.batch->positions,
-                       .inv_freq = llama.inv_freq(),
+                       .rotary = acts.rotary,
                        .dq = acts.dq,
                        .dk = acts.dk,
                        .dv = acts.dv,
@@ -346,10 +347,11 @@ void llama_decode(Device& dev, const Llama& base, ConstTensor tokens, ConstTenso
                  .eps = llama.config().rms_norm_eps,
                  .x_bf16 = acts.x_bf16,
                  .gain = llama.layers()[0].attention_gain});
+  rotary_table(dev, {.positions = positions, .inv_freq = llama.inv_freq(), .table = acts.rotary});
   for (size_t l = 0; l < layers; ++l) {
     const LayerActivations& a = acts.layers[l];
     const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, positions, acts, adapters, l);
+    layer_qkv(dev, llama, llama.layers()[l], a, acts, adapters, l);
     kv_append(dev, {.k = a.k, .v = a.v, .slots = slots, .k_cache = cache.k[l], .v_cache = cache.v[l]});
     layer_forward(dev, llama, llama.layers()[l], a, plan, cache.k[l], cache.v[l], acts,
                   last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,

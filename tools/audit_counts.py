@@ -50,8 +50,7 @@ def count(root, build, arch):
         layer = sum(len(o["launches"]) for o in ops if re.match(r"(qkv|attention|project|gate_up)_", o["name"]))
         # The head works on chunks of its rows: one chunk's launches count.
         head = next(o for o in ops if o["name"] == "head_loss")
-        scored = batch[0] * batch[3]
-        chunks = max(1, -(-scored // 128))
+        chunks = sum("head_row_kernel" in n["kernel"] for n in head["launches"])
         launches[name] = (layer, sum(len(o["launches"]) for o in ops) - layer - len(head["launches"]) + len(head["launches"]) // chunks)
     return rows, launches
 

@@ -15,14 +15,19 @@ void define(Suite& suite) {
                  .gain = {},
                  .w = m.frozen((h + 2 * k) * d, c, p.dtype),
                  .bias = {},
-                 .positions = m.ints({n}, 0, 512),
-                 .inv_freq = m.positive({d / 2}),
+                 .rotary = m.normal({n, d}),
                  .q = m.normal({n, h, d}, kept),
                  .k = m.normal({n, k, d}, kept),
                  .v = m.normal({n, k, d}, kept),
                  .scratch = {}};
     a.scratch = m.scratch(qkv_forward_scratch(m.device(), a));
     return Call{[a, &m] { qkv_forward(m.device(), a); }, qkv_forward_bytes(a), qkv_forward_flops(a)};
+  });
+  suite.op("rotary_table", axes, true, [](const Point& p, Memory& m) {
+    const int64_t n = p.at("tokens"), d = p.config.head_dim;
+    const RotaryTable a{
+        .positions = m.ints({n}, 0, 512), .inv_freq = m.positive({d / 2}), .table = m.normal({n, d})};
+    return Call{[a, &m] { rotary_table(m.device(), a); }, rotary_table_bytes(a), 0};
   });
   suite.op("qkv_backward", axes, true, [](const Point& p, Memory& m) {
     const LlamaConfig& l = p.config;
@@ -31,8 +36,7 @@ void define(Suite& suite) {
                   .rstd = m.positive({n}),
                   .gain = {},
                   .w = m.frozen((h + 2 * k) * d, c, p.dtype),
-                  .positions = m.ints({n}, 0, 512),
-                  .inv_freq = m.positive({d / 2}),
+                  .rotary = m.normal({n, d}),
                   .dq = m.normal({n, h, d}, p.dtype),
                   .dk = m.normal({n, k, d}, p.dtype),
                   .dv = m.normal({n, k, d}, p.dtype),

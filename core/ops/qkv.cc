@@ -4,6 +4,19 @@
 
 namespace gantrain {
 
+void rotary_table(Device& device, const RotaryTable& a) {
+  const contract::Checker check("rotary_table", device);
+  check.rank("table", a.table, 2);
+  const int64_t n = a.table.dim(0), d = a.table.dim(1);
+  GT_CHECK(d % 2 == 0, "rotary_table: RoPE needs an even head size, got {}", d);
+  check.tensor("positions", a.positions, DType::kI32, {n});
+  check.tensor("inv_freq", a.inv_freq, DType::kF32, {d / 2});
+  check.tensor("table", a.table, DType::kF32, {n, d});
+  check.indices("positions", a.positions, 0, int64_t{1} << 31);
+  if (n == 0 || d == 0) return;
+  device.ops().rotary_table(a);
+}
+
 void qkv_forward(Device& device, const QkvForward& a) {
   const contract::Checker check("qkv_forward", device);
   check.rank("x", a.x, 2);
@@ -17,13 +30,11 @@ void qkv_forward(Device& device, const QkvForward& a) {
   check.tensor("rstd", a.rstd, DType::kF32, {n});
   check.optional("gain", a.gain, DType::kF32, {c});
   check.optional("bias", a.bias, DType::kF32, {(h + 2 * k) * d});
-  check.tensor("positions", a.positions, DType::kI32, {n});
-  check.tensor("inv_freq", a.inv_freq, DType::kF32, {d / 2});
+  check.tensor("rotary", a.rotary, DType::kF32, {n, d});
   check.kept("q", a.q, t, {n, h, d});
   check.tensor("k", a.k, a.q.dtype(), {n, k, d});
   check.tensor("v", a.v, a.q.dtype(), {n, k, d});
   check.rounded("x_bf16", a.x_bf16, t, {n, c});
-  check.indices("positions", a.positions, 0, int64_t{1} << 31);
   check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
@@ -42,8 +53,7 @@ void qkv_backward(Device& device, const QkvBackward& a) {
   check.tensor("x", a.x, DType::kF32, {n, c});
   check.tensor("rstd", a.rstd, DType::kF32, {n});
   check.optional("gain", a.gain, DType::kF32, {c});
-  check.tensor("positions", a.positions, DType::kI32, {n});
-  check.tensor("inv_freq", a.inv_freq, DType::kF32, {d / 2});
+  check.tensor("rotary", a.rotary, DType::kF32, {n, d});
   check.tensor("dq", a.dq, t, {n, h, d});
   check.tensor("dk", a.dk, t, {n, k, d});
   check.tensor("dv", a.dv, t, {n, k, d});
@@ -59,7 +69,6 @@ void qkv_backward(Device& device, const QkvBackward& a) {
   check.trained(t, !a.dy.empty() || !a.dnormed.empty());
   check.optional("dy", a.dy, DType::kF32, {n, (h + 2 * k) * d});
   check.optional("dnormed", a.dnormed, DType::kF32, {n, c});
-  check.indices("positions", a.positions, 0, int64_t{1} << 31);
   check.lora(a.lora, n, c, (h + 2 * k) * d);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
@@ -69,17 +78,20 @@ void qkv_backward(Device& device, const QkvBackward& a) {
 int64_t qkv_forward_scratch(Device& device, const QkvForward& a) { return device.ops().scratch(a); }
 int64_t qkv_backward_scratch(Device& device, const QkvBackward& a) { return device.ops().scratch(a); }
 
+int64_t rotary_table_bytes(const RotaryTable& a) {
+  return a.positions.bytes() + a.inv_freq.bytes() + a.table.bytes();
+}
 int64_t qkv_forward_bytes(const QkvForward& a) {
   return contract::bytes_of(a.x_bf16.empty() ? a.x : a.x_bf16) + a.rstd.bytes() + contract::bytes_of(a.gain) +
-         contract::bytes_of(a.w) + contract::bytes_of(a.bias) + a.positions.bytes() + a.q.bytes() +
-         a.k.bytes() + a.v.bytes() + lora_bytes(a.lora);
+         contract::bytes_of(a.w) + contract::bytes_of(a.bias) + a.rotary.bytes() + a.q.bytes() + a.k.bytes() +
+         a.v.bytes() + lora_bytes(a.lora);
 }
 int64_t qkv_forward_flops(const QkvForward& a) {
   return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
 }
 int64_t qkv_backward_bytes(const QkvBackward& a) {
   return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
-         a.positions.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + contract::bytes_of(a.q) +
+         a.rotary.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + contract::bytes_of(a.q) +
          contract::bytes_of(a.k) + contract::bytes_of(a.v) + 2 * a.dx.bytes() +
          contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora) + contract::bytes_of(a.dy) +
          contract::bytes_of(a.dnormed);

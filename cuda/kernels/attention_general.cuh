@@ -136,7 +136,7 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_forwar
   }
 }
 
-// statistics[n, h] = (factor * lse, delta = <o, d_o>), the row terms of softmax's backward. grid (rows /
+// statistics[n, h] = (lse, delta = <o, d_o>), the row terms of softmax's backward. grid (rows /
 // kRows), block (kDeltaThreads): a thread takes kVector values at a time, `lanes` threads (a power of two, at
 // most 32) share a row, so that kRows = kDeltaThreads / lanes. Traffic: o, d_o and lse once.
 constexpr int kDeltaThreads = 128;
@@ -145,7 +145,7 @@ __global__ __launch_bounds__(kDeltaThreads) void attention_delta_kernel(
     const S* __restrict__ o,        // (rows, D)
     const T* __restrict__ d_o,      // (rows, D)
     const float* __restrict__ lse,  // (rows)
-    float factor, float2* __restrict__ statistics, int64_t rows, int d, int lanes) {
+    float2* __restrict__ statistics, int64_t rows, int d, int lanes) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kDeltaThreads / lanes) + threadIdx.x / lanes;
   const bool valid = row < rows;
   const int64_t begin = valid ? row * d : 0;
@@ -158,7 +158,7 @@ __global__ __launch_bounds__(kDeltaThreads) void attention_delta_kernel(
     for (int i = 0; i < kVector; ++i) sum = fmaf(to_float(x.value[i]), to_float(y.value[i]), sum);
   }
   for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  if (valid && threadIdx.x % lanes == 0) statistics[row] = {lse[row] * factor, sum};
+  if (valid && threadIdx.x % lanes == 0) statistics[row] = {lse[row], sum};
 }
 
 // dq. Grid, block and ownership as in forward; kColumns * 32 >= D.

@@ -8,6 +8,7 @@
 
 #include "cuda/device/attention_tile.cuh"
 #include "cuda/device/plan.cuh"
+#include "cuda/device/types.cuh"
 
 namespace gantrain::cuda {
 
@@ -163,13 +164,28 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
   }
 }
 
-// dq. grid (tasks, K * slices), block 128, ownership as in forward: 64 rows a block; q and d_o stay in
-// registers. Tiles of keys, double buffered. Shared memory: the rows of q and d_o, two tiles each of k and v.
+// The sum of the products of eight values each, added to `sum` in order.
+__device__ inline float add_products(const __nv_bfloat16* x, const __nv_bfloat16* y, float sum) {
+  const auto xs = load_vector<4>(reinterpret_cast<const uint32_t*>(x)),
+             ys = load_vector<4>(reinterpret_cast<const uint32_t*>(y));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 a = unpack_pair<__nv_bfloat16>(xs.value[i]), b = unpack_pair<__nv_bfloat16>(ys.value[i]);
+    sum = fmaf(a.y, b.y, fmaf(a.x, b.x, sum));
+  }
+  return sum;
+}
+
+// dq, and of each row what key backward needs besides: delta = <o, d_o>, summed by the four lanes that share
+// it, and lse in base 2. grid (tasks, K * slices), block 128, ownership as in forward: 64 rows a block; q and
+// d_o stay in registers. Tiles of keys, double buffered. Shared memory: the rows of q and d_o, two tiles each
+// of k and v. Traffic: q, o and dq once, d_o twice; k and v once a block; 8 B a row written.
 template <int kD>
 __global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_backward_kernel(
     const __nv_bfloat16* __restrict__ q, const __nv_bfloat16* __restrict__ k,
-    const __nv_bfloat16* __restrict__ v, const __nv_bfloat16* __restrict__ d_o,
-    const float2* __restrict__ statistics,  // (N, H): lse log2(e), delta
+    const __nv_bfloat16* __restrict__ v, const __nv_bfloat16* __restrict__ o,
+    const __nv_bfloat16* __restrict__ d_o, const float* __restrict__ lse,  // (N, H)
+    float2* __restrict__ statistics,                                       // (N, H) =  lse log2(e), delta
     const PlanSegment* __restrict__ segments, const PlanTask* __restrict__ tasks,
     const int32_t* __restrict__ keys, float scale, __nv_bfloat16* __restrict__ dq, int heads, int kv_heads) {
   extern __shared__ __align__(256) char tensor_shared[];
@@ -199,9 +215,17 @@ __global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_back
   for (int i = 0; i < 2; ++i) {
     const int r = row0 + lane / 4 + 8 * i;
     last[i] = causal ? task.span_keys + task.begin + min(task.count - 1, r / h.width) : key_count - 1;
-    const float2 of_row = r < rows ? statistics[head_row(r)] : float2{};
-    row_lse[i] = of_row.x;
-    minus_delta[2 * i] = minus_delta[2 * i + 1] = -of_row.y;
+    const int64_t at = r < rows ? head_row(r) : 0;
+    float delta = 0;
+    if (r < rows) {
+#pragma unroll
+      for (int j = lane % 4 * 8; j < kD; j += 32)
+        delta = add_products(o + at * kD + j, d_o + at * kD + j, delta);
+    }
+    delta = quad_sum(delta);
+    row_lse[i] = r < rows ? lse[at] * kLog2E : 0.0f;
+    minus_delta[2 * i] = minus_delta[2 * i + 1] = -delta;
+    if (r < rows && lane % 4 == 0) statistics[at] = {row_lse[i], delta};
   }
   float acc[kD / 8][4] = {};
   uint32_t a_q[kD / 16][4], a_do[kD / 16][4];

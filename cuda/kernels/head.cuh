@@ -184,10 +184,14 @@ __global__ __launch_bounds__(kThreads) void head_scatter_kernel(
     const int i = i0 + static_cast<int>(threadIdx.x);
     if (__any_sync(kAllLanes, i < first && row[i] == target)) return;
   }
-  for (int i = first; i < count; ++i)
-    if (row[i] == target)
-      norm_backward_row<kVector>(x + target * c, rstd[i], gain, dnormed + static_cast<int64_t>(i) * c,
-                                 dx + target * c, c);
+  for (int i0 = first / kWarp * kWarp; i0 < count; i0 += kWarp) {
+    const int i = i0 + static_cast<int>(threadIdx.x);
+    unsigned same = __ballot_sync(kAllLanes, i >= first && i < count && row[i] == target);
+    for (; same != 0; same &= same - 1) {
+      const int64_t at = i0 + __ffs(same) - 1;
+      norm_backward_row<kVector>(x + target * c, rstd[at], gain, dnormed + at * c, dx + target * c, c);
+    }
+  }
 }
 
 }  // namespace gantrain::cuda

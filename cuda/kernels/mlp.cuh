@@ -146,30 +146,46 @@ struct SwigluBackwardEpilogue {
   }
 };
 
+// The sum of x y over kVector neighbours, added to `sum` in order.
+template <int kVector, typename S, typename T>
+__device__ inline float add_products(const S* x, const T* y, float sum) {
+  if constexpr (sizeof(S) == 2 && sizeof(T) == 2 && kVector > 1) {
+    // Word by word, so that few values live at once.
+    const auto xs = load_vector<kVector / 2>(reinterpret_cast<const uint32_t*>(x)),
+               ys = load_vector<kVector / 2>(reinterpret_cast<const uint32_t*>(y));
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) {
+      const float2 a = unpack_pair<S>(xs.value[i]), b = unpack_pair<T>(ys.value[i]);
+      sum = fmaf(a.y, b.y, fmaf(a.x, b.x, sum));
+    }
+  } else {
+    float a[kVector], b[kVector];
+    load_row(x, a);
+    load_row(y, b);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum = fmaf(a[i], b[i], sum);
+  }
+  return sum;
+}
+
 // The sum over a row of dg g + du u, where the product had no such epilogue. One warp owns a row.
 // grid (N / kRows), block (32, kRows). Traffic a value: 2 S and 2 T read.
 template <typename S, typename T, int kVector, int kRows>
-__global__ __launch_bounds__(kWarp* kRows) void swiglu_dot_kernel(const S* __restrict__ gate,
-                                                                  const S* __restrict__ up,
-                                                                  const T* __restrict__ dy,  // (N, 2F)
-                                                                  float* __restrict__ dot,   // (N)
-                                                                  int64_t n, int f) {
+__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void swiglu_dot_kernel(
+    const S* __restrict__ gate, const S* __restrict__ up,
+    const T* __restrict__ dy,  // (N, 2F)
+    float* __restrict__ dot,   // (N)
+    int64_t n, int f) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
   if (row >= n) return;
   gate += row * f;
   up += row * f;
   dy += row * 2 * f;
   float sum = 0;
+#pragma unroll 1
   for (int j = threadIdx.x * kVector; j < f; j += kWarp * kVector) {
-    float y[kVector], d[kVector];
-    load_row(gate + j, y);
-    load_row(dy + j, d);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) sum = fmaf(y[i], d[i], sum);
-    load_row(up + j, y);
-    load_row(dy + f + j, d);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) sum = fmaf(y[i], d[i], sum);
+    sum = add_products<kVector>(gate + j, dy + j, sum);
+    sum = add_products<kVector>(up + j, dy + f + j, sum);
   }
   sum = warp_sum(sum);
   if (threadIdx.x == 0) dot[row] = sum;

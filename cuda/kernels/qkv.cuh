@@ -220,36 +220,37 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
 }
 
 // The same beside the sum over a row of dq q + dk k + dv v, which a rotation of both does not change: c of
-// core/ops/qkv.h, QkvBackward. q, k and v as forward kept them. Sums in a fixed order: those of a thread,
-// then of the block.
+// core/ops/qkv.h, QkvBackward. q, k and v as forward kept them. grid (N): a block owns a row. Sums in a fixed
+// order: those of a thread, then of the block. Traffic a value: 2 T and one S, and the row's table from the
+// cache.
 template <typename S, typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads) void rotate_backward_dot_kernel(
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backward_dot_kernel(
     QkvHeads<const T> from, QkvHeads<const S> kept,
     const float* __restrict__ table,  // (N, D)
     T* __restrict__ dy,               // (N, (H + 2K) D)
     float* __restrict__ dot) {        // (N)
   const int64_t row = blockIdx.x;
-  const int half = from.half, parts = half / kVector, heads = from.heads + 2 * from.kv_heads;
-  dy += row * heads * 2 * half;
+  const int half = from.half, parts = half / kVector, count = (from.heads + 2 * from.kv_heads) * parts;
+  dy += row * count * 2 * kVector;
   table += row * 2 * half;
   float sum = 0;
-  for (int i = threadIdx.x; i < heads * parts; i += kThreads) {
+  for (int i0 = 0; i0 < count; i0 += kThreads) {
+    const int i = i0 + static_cast<int>(threadIdx.x);
+    const unsigned lanes = __ballot_sync(kAllLanes, i < count);
+    if (i >= count) continue;
     const int head = i / parts, j = i % parts * kVector;
-    const T* at = from.at(row, head) + j;
-    const S* beside = kept.at(row, head) + j;
-    float a[kVector], b[kVector], y[kVector];
-    load_row(at, a);
-    load_row(beside, y);
+    float a[kVector], b[kVector];
+    {
+      float y[kVector], z[kVector];
+      load_halves<kVector>(from.at(row, head), half, j, lanes, a, b);
+      load_halves<kVector>(kept.at(row, head), half, j, lanes, y, z);
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) sum = fmaf(a[e], y[e], sum);
-    load_row(at + half, b);
-    load_row(beside + half, y);
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], y[e], sum);
+      for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], z[e], fmaf(a[e], y[e], sum));
+    }
     if (from.rotated(head)) {
       float cosine[kVector], sine[kVector];
-      load_row(table + j, cosine);
-      load_row(table + half + j, sine);
+      load_constant_floats(table + j, cosine);
+      load_constant_floats(table + half + j, sine);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
@@ -257,8 +258,7 @@ __global__ __launch_bounds__(kThreads) void rotate_backward_dot_kernel(
         b[e] = pair.second;
       }
     }
-    store_row(dy + head * 2 * half + j, a);
-    store_row(dy + head * 2 * half + half + j, b);
+    store_halves<kVector>(dy + head * 2 * half, half, j, lanes, a, b);
   }
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) dot[row] = sum;

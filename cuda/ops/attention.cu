@@ -115,15 +115,14 @@ Partials partials(const AttentionPlan& plan, const Sizes& z) {
   return {r.slots * z.k * s.count * part_rows, part_rows};
 }
 
-// delta and lse of every row, into scratch; lse is multiplied by `factor`.
+// delta and lse of every row, into scratch.
 template <typename T, typename S>
-void row_statistics(const AttentionBackward& a, const Sizes& z, float factor, float2* statistics,
-                    cudaStream_t stream) {
+void row_statistics(const AttentionBackward& a, const Sizes& z, float2* statistics, cudaStream_t stream) {
   const auto run = [&](auto kernel, int vector) {
     int lanes = 1;
     while (lanes < 32 && lanes * vector < z.d) lanes *= 2;
     launch(kernel, blocks_for(z.n * z.h, kDeltaThreads / lanes), kDeltaThreads, 0, stream, raw<S>(a.o),
-           raw<T>(a.d_o), raw<float>(a.lse), factor, statistics, z.n * z.h, z.d, lanes);
+           raw<T>(a.d_o), raw<float>(a.lse), statistics, z.n * z.h, z.d, lanes);
   };
   static_assert(kWide<S> == kWide<T>);
   if (z.d % kWide<S> == 0 && aligned_to(16, a.o.raw(), a.d_o.raw()))
@@ -189,7 +188,7 @@ void CudaOps::attention_forward(const AttentionForward& a) {
 void CudaOps::attention_backward(const AttentionBackward& a) {
   const Sizes z = sizes(a);
   const bool tensor = on_tensor_cores(z, a.q.dtype(), a.d_o.dtype(), a.q.raw(), a.k.raw(), a.v.raw(),
-                                      a.d_o.raw(), a.dq.raw(), a.dk.raw(), a.dv.raw());
+                                      a.o.raw(), a.d_o.raw(), a.dq.raw(), a.dk.raw(), a.dv.raw());
   if (tensor && context_.attention && is_plain_batch(*a.plan, z.n, z.m) &&
       context_.attention->backward(context_.stream, a))
     return;
@@ -198,9 +197,6 @@ void CudaOps::attention_backward(const AttentionBackward& a) {
   auto* statistics = raw<float2>(a.scratch);
   if (!plan.covers_queries)
     GT_CUDA(cudaMemsetAsync(a.dq.raw(), 0, static_cast<size_t>(a.dq.bytes()), context_.stream));
-  with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
-    row_statistics<T, S>(a, z, tensor ? kLog2E : 1.0f, statistics, context_.stream);
-  });
   const auto blocks_y = static_cast<unsigned>(z.k * slices(z, tensor ? kTensorRows : kGeneralRows).count);
   const dim3 query_grid(plan.task_count, blocks_y), key_grid(plan.key_blocks, z.k);
   if (tensor) {
@@ -209,8 +205,9 @@ void CudaOps::attention_backward(const AttentionBackward& a) {
              z.h);
     with_head_size(z.d, [&]<int kD>() {
       launch(attention_tensor_query_backward_kernel<kD>, query_grid, kTensorThreads, kQueryBackwardShared<kD>,
-             context_.stream, raw<T>(a.q), raw<T>(a.k), raw<T>(a.v), raw<T>(a.d_o), statistics,
-             segments(plan), tasks(plan), plan.keys, a.scale, raw<T>(a.dq), z.h, z.k);
+             context_.stream, raw<T>(a.q), raw<T>(a.k), raw<T>(a.v), raw<T>(a.o), raw<T>(a.d_o),
+             raw<float>(a.lse), statistics, segments(plan), tasks(plan), plan.keys, a.scale, raw<T>(a.dq),
+             z.h, z.k);
       launch(attention_tensor_key_backward_kernel<kD>, key_grid, kTensorThreads, kKeyBackwardShared<kD>,
              context_.stream, raw<T>(a.q), raw<T>(a.k), raw<T>(a.v), raw<T>(a.d_o), statistics,
              plan.run_offsets, runs(plan), a.scale, shape.run_queries, shape.run_heads, raw<T>(a.dk),
@@ -218,6 +215,9 @@ void CudaOps::attention_backward(const AttentionBackward& a) {
     });
     return;
   }
+  with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
+    row_statistics<T, S>(a, z, statistics, context_.stream);
+  });
   const dim3 block(kWarp, kGeneralWarps);
   const auto shared = static_cast<size_t>(general_shared_bytes(z.d, true));
   with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {

@@ -19,6 +19,7 @@ class CudaOps final : public Ops {
   void rmsnorm_forward(const RmsNormForward&) override;
   void rmsnorm_backward(const RmsNormBackward&) override;
   // cuda/ops/qkv.cu
+  void rotary_table(const RotaryTable&) override;
   void qkv_forward(const QkvForward&) override;
   void qkv_backward(const QkvBackward&) override;
   int64_t scratch(const QkvForward&) const override;

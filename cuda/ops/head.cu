@@ -1,6 +1,9 @@
 #include "cuda/kernels/head.cuh"
 
 #include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <string_view>
 
 #include "cuda/ops/dequantize.h"
 #include "cuda/ops/dispatch.cuh"
@@ -14,8 +17,30 @@ using namespace cuda;
 
 namespace {
 
-constexpr int64_t kHeadRows = 128;  // rows of a chunk: its logits stay in the cache
+// Rows of a chunk: a whole number of tiles, so that the products fill a big GPU, and no more logits than this
+// many MiB of f32 where that leaves 128 rows. The product back has few columns, so that its rows alone make
+// its tiles: 128 of them are 16 tiles at a hidden size of 2,048.
+constexpr int64_t kTileRows = 128, kLogitMiB = 256;
 constexpr int kThreads = 512;
+
+int64_t logit_mib() {
+  const char* text = std::getenv("GANTRAIN_HEAD_MIB");
+  if (!text) return kLogitMiB;
+  const std::string_view value(text);
+  int64_t mib = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), mib);
+  if (error != std::errc() || end != value.data() + value.size() || mib < 0 || mib > (1 << 20))
+    fail_usage("GANTRAIN_HEAD_MIB: '{}', expected a whole number of MiB of logits, 0 to 1048576", value);
+  return mib;
+}
+// Chunks of about the same size for `total` rows of a vocabulary of v. Results do not depend on it: a row's
+// bits depend on neither its neighbours nor its place, and dx is added in the order of rows.
+int64_t chunk_rows(int64_t total, int64_t v) {
+  const auto tiles = [](int64_t rows) { return (rows + kTileRows - 1) / kTileRows; };
+  const int64_t most = std::max<int64_t>(1, (logit_mib() << 20) / (4 * kTileRows * v));  // in tiles
+  const int64_t chunks = (tiles(total) + most - 1) / most;
+  return std::min(total, (tiles(total) + chunks - 1) / std::max<int64_t>(chunks, 1) * kTileRows);
+}
 
 bool present(const ConstTensor& t) { return !t.empty() || t.rank() > 0; }
 
@@ -24,7 +49,7 @@ struct LossPieces {
   float *logits, *reference, *noisy, *target, *rstd, *dnormed;
 };
 LossPieces loss_pieces(Pieces& p, const HeadLoss& a) {
-  const int64_t rows = std::min(kHeadRows, a.rows.dim(0)), v = a.w->rows(), c = a.w->cols();
+  const int64_t v = a.w->rows(), c = a.w->cols(), rows = chunk_rows(a.rows.dim(0), v);
   const bool gumbel = present(a.embedding_grad);
   LossPieces s{};
   s.normed = p.take<float>(rows * c);
@@ -132,8 +157,9 @@ void CudaOps::head_loss(const HeadLoss& a) {
   Pieces pieces(a.scratch);
   const LossPieces s = loss_pieces(pieces, a);
   const bool wants_seed = !a.dx.empty(), gumbel = !a.embedding_grad.empty() && wants_seed;
-  for (int64_t r0 = 0; r0 < total; r0 += kHeadRows) {
-    const int64_t n = std::min(kHeadRows, total - r0);
+  const int64_t chunk = chunk_rows(total, v);
+  for (int64_t r0 = 0; r0 < total; r0 += chunk) {
+    const int64_t n = std::min(chunk, total - r0);
     const int32_t* rows = from_row<int32_t>(a.rows, r0);
     if (!a.reference.empty())
       logits_of(context_, a.reference_w ? *a.reference_w : *a.w, from_row<float>(a.reference, r0, c), nullptr,

@@ -31,38 +31,29 @@ Matmul forward_product(const QkvForward& a, const void* normed, float* product) 
 }
 struct ForwardPieces {
   void* normed;
-  float *table, *product;  // product null: it never leaves its kernel
-  float* input;            // with adapters: the normed rows in f32
-  float* masked;           // with dropout
+  float* product;  // null: it never leaves its kernel
+  float* input;    // with adapters: the normed rows in f32
+  float* masked;   // with dropout
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward& a) {
   const int64_t n = a.x.dim(0);
   void* normed = p.take<std::byte>(n * a.x.dim(1) * dtype_size(a.w->dtype()));
-  float* table = p.take<float>(n * a.q.dim(2));
   const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
   float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
   const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
   float* input = apart ? p.take<float>(n * a.x.dim(1)) : static_cast<float*>(normed);
-  return {normed, table, product, input, p.take<float>(lora_masked(a.lora, n))};
+  return {normed, product, input, p.take<float>(lora_masked(a.lora, n))};
 }
 struct BackwardPieces {
   void* dy;
-  float *table, *dot;  // dot null: q, k and v are not at hand
+  float* dot;  // null: q, k and v are not at hand
   NormBackwardPieces norm;
 };
 BackwardPieces backward_pieces(const Context& context, Pieces& p, const QkvBackward& a) {
   const int64_t n = a.x.dim(0);
   void* dy = a.dy.empty() ? p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype())) : a.dy.raw();
-  float* table = p.take<float>(n * a.dq.dim(2));
   float* dot = a.q.empty() ? nullptr : p.take<float>(n);
-  return {dy, table, dot, norm_backward_pieces(context, p, a, !a.q.empty())};
-}
-
-void rotary_table(const Context& context, const ConstTensor& positions, const ConstTensor& inv_freq,
-                  float* table) {
-  const int64_t n = positions.dim(0), half = inv_freq.dim(0);
-  launch(rotary_table_kernel<kThreads>, blocks_for(n * half, kThreads), kThreads, 0, context.stream,
-         raw<int32_t>(positions), raw<float>(inv_freq), table, n, half);
+  return {dy, dot, norm_backward_pieces(context, p, a, !a.q.empty())};
 }
 
 // Whether kVector neighbours of a half of a head always lie side by side and aligned.
@@ -89,6 +80,12 @@ int64_t CudaOps::scratch(const QkvBackward& a) const {
   return p.bytes();
 }
 
+void CudaOps::rotary_table(const RotaryTable& a) {
+  const int64_t n = a.table.dim(0), half = a.table.dim(1) / 2;
+  launch(rotary_table_kernel<kThreads>, blocks_for(n * half, kThreads), kThreads, 0, context_.stream,
+         raw<int32_t>(a.positions), raw<float>(a.inv_freq), raw<float>(a.table), n, half);
+}
+
 void CudaOps::qkv_forward(const QkvForward& a) {
   const int64_t n = a.x.dim(0), d = a.q.dim(2);
   Pieces pieces(a.scratch);
@@ -98,7 +95,7 @@ void CudaOps::qkv_forward(const QkvForward& a) {
   const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;
-  rotary_table(context_, a.positions, a.inv_freq, s.table);
+  const auto* table = raw<float>(a.rotary);
   with_type(a.q.dtype(), [&]<typename S>(Tag<S>) {
     const QkvHeads<S> to{.q = raw<S>(a.q),
                          .k = raw<S>(a.k),
@@ -111,11 +108,11 @@ void CudaOps::qkv_forward(const QkvForward& a) {
         const int width = common_width([&](int64_t values) {
           return d / 2 % values == 0 && side_by_side(values, to.q, sizeof(S)) &&
                  side_by_side(values, to.k, sizeof(S)) && side_by_side(values, to.v, sizeof(S)) &&
-                 aligned_to(16, product.bias);
+                 aligned_to(16, product.bias, table);
         });
         return launch_matmul_tensor<true>(context_, product,
                                           RotaryEpilogue<S>{.to = to,
-                                                            .table = s.table,
+                                                            .table = table,
                                                             .scale = input.scale,
                                                             .bias = product.bias,
                                                             .half = d / 2,
@@ -126,9 +123,9 @@ void CudaOps::qkv_forward(const QkvForward& a) {
       if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
       lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows(), s.masked);
     }
-    const bool vectors = aligned_heads<kWide<S>>(to);
+    const bool vectors = aligned_heads<kWide<S>>(to) && aligned_to(16, table);
     launch(vectors ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
-           rotate_grid(n, product.n, vectors), kThreads, 0, context_.stream, s.product, s.table, to);
+           rotate_grid(n, product.n, vectors), kThreads, 0, context_.stream, s.product, table, to);
   });
 }
 
@@ -136,7 +133,7 @@ void CudaOps::qkv_backward(const QkvBackward& a) {
   const int64_t n = a.x.dim(0), out = a.w->rows();
   Pieces pieces(a.scratch);
   const BackwardPieces s = backward_pieces(context_, pieces, a);
-  rotary_table(context_, a.positions, a.inv_freq, s.table);
+  const auto* table = raw<float>(a.rotary);
   // The dot product is taken on the way only where it will be used.
   const float* dot = s.dot && norm_backward_fuses(context_, a, s.dy, s.norm) ? s.dot : nullptr;
   const auto heads = [&]<typename S>(const S* q, const S* k, const S* v) {
@@ -151,15 +148,17 @@ void CudaOps::qkv_backward(const QkvBackward& a) {
       a.w->dtype(), a.q.empty() ? a.w->dtype() : a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
         const auto from = heads(raw<T>(a.dq), raw<T>(a.dk), raw<T>(a.dv));
         auto* dy = static_cast<T*>(s.dy);
-        const bool vectors = aligned_heads<kWide<T>>(from);
-        if (!dot)
+        const bool vectors = aligned_heads<kWide<T>>(from) && aligned_to(16, table);
+        if (!dot || std::is_same_v<T, float>)
           return launch(
               vectors ? rotate_backward_kernel<T, 4, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
-              rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, s.table, dy);
-        const auto kept = heads(raw<S>(a.q), raw<S>(a.k), raw<S>(a.v));
-        launch(vectors && aligned_heads<kWide<T>>(kept) ? rotate_backward_dot_kernel<S, T, kWide<T>, kThreads>
-                                                        : rotate_backward_dot_kernel<S, T, 1, kThreads>,
-               blocks_for(n, 1), kThreads, 0, context_.stream, from, kept, s.table, dy, s.dot);
+              rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, table, dy);
+        if constexpr (!std::is_same_v<T, float>) {  // f32 products have no epilogue that would read it
+          const auto kept = heads(raw<S>(a.q), raw<S>(a.k), raw<S>(a.v));
+          launch(vectors && aligned_heads<kWide<T>>(kept) ? rotate_backward_dot_kernel<S, T, 4, kThreads>
+                                                          : rotate_backward_dot_kernel<S, T, 1, kThreads>,
+                 blocks_for(n, 1), kThreads, 0, context_.stream, from, kept, table, dy, s.dot);
+        }
       });
   expand_weights(context_, *a.w);
   norm_product_backward(context_, a, s.dy, s.norm, dot);

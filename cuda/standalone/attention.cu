@@ -55,7 +55,7 @@ int main() {
   constexpr int kLanes = 16;  // of four values each
   attention_delta_kernel<float, float, 4>
       <<<(kN * kHeads * kLanes + kDeltaThreads - 1) / kDeltaThreads, kDeltaThreads>>>(
-          o_d, d_o_d, lse_d, 1.0f, statistics_d, kN * kHeads, kD, kLanes);
+          o_d, d_o_d, lse_d, statistics_d, kN * kHeads, kD, kLanes);
   finished("attention_delta_kernel");
   attention_general_query_backward_kernel<float, float, kColumns>
       <<<grid, block, general_shared_bytes(kD, true)>>>(q_d, k_d, v_d, d_o_d, statistics_d, segments_d,

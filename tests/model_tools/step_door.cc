@@ -66,6 +66,7 @@ void note(const char* op, const Args& a, int64_t bytes, int64_t flops, int64_t s
 WRAPPED(13, embed_forward, 12, EmbedForward, 0, 0)
 WRAPPED(14, embed_backward, 13, EmbedBackward, 0, 0)
 WRAPPED(8, row_rstd, 7, RowRstd, 0, 0)
+WRAPPED(12, rotary_table, 11, RotaryTable, 0, 0)
 WITH_PRODUCT(11, qkv_forward, 10, QkvForward)
 WITH_PRODUCT(12, qkv_backward, 11, QkvBackward)
 WITH_PRODUCT(17, attention_forward, 16, AttentionForward)

@@ -50,8 +50,7 @@ TEST_P(OpCounts, EmbeddingAndNorm) {
 
 TEST_P(OpCounts, Products) {
   Maker m(device());
-  const Tensor x = m.of({kN, kC}), gain = m.of({kC}), r = m.of({kN}), positions = m.of({kN}, kI32),
-               freq = m.of({kD / 2});
+  const Tensor x = m.of({kN, kC}), gain = m.of({kC}), r = m.of({kN}), rotary = m.of({kN, kD});
   const FrozenMatrix *qkv = m.matrix(kOut, kC), *gate_up = m.matrix(2 * kF, kC), *down = m.matrix(kC, kF);
   const auto heads = [&](int64_t h, DType t) { return m.of({kN, h, kD}, t); };
   const QkvForward q{.x = x,
@@ -59,26 +58,26 @@ TEST_P(OpCounts, Products) {
                      .gain = gain,
                      .w = qkv,
                      .bias = m.of({kOut}),
-                     .positions = positions,
-                     .inv_freq = freq,
+                     .rotary = rotary,
                      .q = heads(kH, kF16),
                      .k = heads(kK, kF16),
                      .v = heads(kK, kF16),
                      .scratch = {}};
-  EXPECT_EQ(qkv_forward_bytes(q), (6 + 2 + 3) * 4 + 48 * 2 + 16 * 4 + 2 * 4 + (16 + 8 + 8) * 2);
+  EXPECT_EQ(rotary_table_bytes({.positions = m.of({kN}, kI32), .inv_freq = m.of({kD / 2}), .table = rotary}),
+            (2 + 2 + 8) * 4);
+  EXPECT_EQ(qkv_forward_bytes(q), (6 + 2 + 3) * 4 + 48 * 2 + 16 * 4 + 8 * 4 + (16 + 8 + 8) * 2);
   EXPECT_EQ(qkv_forward_flops(q), 2 * 2 * 3 * 16);
   const QkvBackward qb{.x = x,
                        .rstd = r,
                        .gain = gain,
                        .w = qkv,
-                       .positions = positions,
-                       .inv_freq = freq,
+                       .rotary = rotary,
                        .dq = heads(kH, kBF16),
                        .dk = heads(kK, kBF16),
                        .dv = heads(kK, kBF16),
                        .dx = x,
                        .scratch = {}};
-  EXPECT_EQ(qkv_backward_bytes(qb), (6 + 2 + 3) * 4 + 48 * 2 + 2 * 4 + 32 * 2 + 2 * 6 * 4);
+  EXPECT_EQ(qkv_backward_bytes(qb), (6 + 2 + 3) * 4 + 48 * 2 + 8 * 4 + 32 * 2 + 2 * 6 * 4);
   EXPECT_EQ(qkv_backward_flops(qb), 2 * 2 * 3 * 16);
   const Tensor f = m.of({kN, kF}, kBF16);
   const GateUpForward g{.x = x,

@@ -274,5 +274,24 @@ TEST_P(HeadOps, TheArgmaxOfATieIsTheLowestIndex) {
   EXPECT_EQ(got[2][0], 2.0f);
 }
 
+// Chunks of 128 rows, as the CPU has them and GANTRAIN_HEAD_MIB=0 makes them on CUDA, give the bits that one
+// of all rows gives. Rows are scored twice, in one chunk and across two.
+TEST_P(HeadOps, ChunksOfRowsChangeNoBit) {
+  Problem p{290, 24, 33, {}, true};
+  for (int32_t i = 0; i < 290; ++i) p.rows.push_back(i % 7 == 0 ? i / 2 : i);
+  for (const DType weights : {DType::kF32, DType::kBF16}) {
+    const Data a = make(p, weights);
+    const Inputs in = inputs_of(p, weights);
+    const Parts parts{true, true, true, true, 5, 0.7f};
+    ::setenv("GANTRAIN_HEAD_MIB", "0", 1);
+    const auto in_chunks = loss(device(), p, a, in, parts, weights);
+    ::unsetenv("GANTRAIN_HEAD_MIB");
+    const auto whole = loss(device(), p, a, in, parts, weights);
+    ASSERT_EQ(whole.size(), in_chunks.size());
+    for (size_t i = 0; i < whole.size(); ++i)
+      EXPECT_TRUE(bitwise_equal("output", in_chunks[i], whole[i])) << dtype_name(weights) << ", " << i;
+  }
+}
+
 }  // namespace
 }  // namespace gantrain

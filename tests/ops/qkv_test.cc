@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "tests/reference/frozen.h"
@@ -71,8 +72,7 @@ std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t
                .gain = gain ? m.input(a.gain, {c}) : ConstTensor{},
                .w = w.get(),
                .bias = bias ? m.input(a.bias, {a.out()}) : ConstTensor{},
-               .positions = m.input(a.positions, {n}),
-               .inv_freq = m.input(a.inv_freq, {dim / 2}),
+               .rotary = m.input(angles_of(a.positions, a.inv_freq), {n, dim}),
                .q = m.output({n, h, dim}, t.kept),
                .k = m.output({n, k, dim}, t.kept),
                .v = m.output({n, k, dim}, t.kept),
@@ -97,6 +97,37 @@ constexpr Problem kProblems[] = {
     // Rows of x too odd for the tensor cores: the rotation is a kernel of its own.
     {19, 36, 3, 1, 64, true, true},
     {5, 36, 2, 1, 100, false, false}};
+
+// In f64 and rounded once: the angle is exact, sin and cos are good to some units of f64, so that a value is
+// half a unit of f32 off, and a bit more where it lies that near to the middle between two.
+TEST_P(QkvOps, RotaryTableIsRoundedOnce) {
+  for (const auto& [n, d, far] : std::initializer_list<std::array<int32_t, 3>>{{1, 2, 10},
+                                                                               {7, 10, 60},
+                                                                               {33, 64, 100000},
+                                                                               {257, 100, 2000},
+                                                                               {32, 128, 1 << 30},
+                                                                               {1000, 64, 8192}}) {
+    const auto positions = random_ints(n, 3, 0, far - 1);
+    std::vector<float> inv_freq;
+    for (int32_t i = 0; i < d / 2; ++i)
+      inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(d)));
+    const auto got = run_deterministic([&](Device& device) {
+      GuardedMemory m(device);
+      const Tensor table = m.output({n, d});
+      rotary_table(
+          device,
+          {.positions = m.input(positions, {n}), .inv_freq = m.input(inv_freq, {d / 2}), .table = table});
+      return std::vector<std::vector<float>>{m.read(table)};
+    });
+    V want, limits;
+    for (const int32_t position : positions) {
+      for (const float f : inv_freq) want.push_back(std::cos(double{f} * position));
+      for (const float f : inv_freq) want.push_back(std::sin(double{f} * position));
+    }
+    for (const double x : want) limits.push_back(kUnitF32 * std::abs(x) + 1e-15);
+    EXPECT_TRUE(within("table", got[0], want, limits)) << n << " x " << d;
+  }
+}
 
 TEST_P(QkvOps, ForwardMatchesTruth) {
   for (const Types& t : kTypes)
@@ -184,8 +215,7 @@ TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
                         .rstd = m.input(a.rstd, {p.n}),
                         .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
                         .w = w.get(),
-                        .positions = m.input(a.positions, {p.n}),
-                        .inv_freq = m.input(a.inv_freq, {p.d / 2}),
+                        .rotary = m.input(angles_of(a.positions, a.inv_freq), {p.n, p.d}),
                         .dq = heads(dq, p.h, t.weights),
                         .dk = heads(dk, p.k, t.weights),
                         .dv = heads(dv, p.k, t.weights),

@@ -1,6 +1,7 @@
 // Random test data out of Philox: the same on every machine, a different stream for every (seed, stream).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -49,6 +50,17 @@ inline std::vector<float> rounded_to(DType dtype, std::vector<float> values) {
   if (dtype == DType::kF16)
     for (float& x : values) x = static_cast<float>(f16(x));
   return values;
+}
+
+// What core/ops/qkv.h's rotary_table gives: of each position cos, then sin of position * inv_freq.
+inline std::vector<float> angles_of(const std::vector<int32_t>& positions,
+                                    const std::vector<float>& inv_freq) {
+  std::vector<float> out;
+  for (const int32_t position : positions) {
+    for (const float f : inv_freq) out.push_back(static_cast<float>(std::cos(double{f} * position)));
+    for (const float f : inv_freq) out.push_back(static_cast<float>(std::sin(double{f} * position)));
+  }
+  return out;
 }
 
 template <typename T>

@@ -21,6 +21,7 @@ class CountingOps final : public Ops {
   void row_rstd(const RowRstd&) override {}
   void rmsnorm_forward(const RmsNormForward&) override {}
   void rmsnorm_backward(const RmsNormBackward&) override {}
+  void rotary_table(const RotaryTable&) override {}
   void qkv_forward(const QkvForward&) override {}
   void qkv_backward(const QkvBackward&) override {}
   void attention_forward(const AttentionForward&) override {}
