@@ -3,6 +3,7 @@
 // one that ends, or is silent for too long, makes the calls of the others throw Error naming it.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,15 @@ class Communicator {
   void barrier() { all_gather({}); }
   // The end of the common work, called by every rank: none takes the others' departure for a loss after it.
   virtual void leave() = 0;
+};
+
+// One whose tensors are in host memory. It also stands behind a communicator of a GPU's: for what the hosts
+// agree on.
+class HostCommunicator : public Communicator {
+ public:
+  // Calls `lost(what)` from a thread of its own as soon as the connection to another rank ends, until
+  // leave(): for a rank that waits for something else than its connections.
+  virtual void watch(std::function<void(const std::string&)> lost) = 0;
 };
 
 // A process on its own.

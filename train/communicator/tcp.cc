@@ -102,7 +102,7 @@ struct Hello {
 };
 constexpr uint64_t kMostBytes = uint64_t{1} << 36;
 
-class Tcp final : public TcpCommunicator {
+class Tcp final : public HostCommunicator {
  public:
   explicit Tcp(const Ranks& ranks) : ranks_(ranks), peers_(static_cast<size_t>(ranks.size)) {
     const Deadline deadline = this->deadline();
@@ -469,7 +469,7 @@ class Tcp final : public TcpCommunicator {
 
 }  // namespace
 
-std::unique_ptr<TcpCommunicator> meet_over_tcp(const Ranks& ranks) { return std::make_unique<Tcp>(ranks); }
+std::unique_ptr<HostCommunicator> meet_over_tcp(const Ranks& ranks) { return std::make_unique<Tcp>(ranks); }
 
 Listener listen_on_free_port() {
   Listener l;

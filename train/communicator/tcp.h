@@ -5,7 +5,6 @@
 // the order of ranks.
 #pragma once
 
-#include <functional>
 #include <memory>
 
 #include "core/communicator.h"
@@ -16,16 +15,9 @@ namespace gantrain {
 // How much memory a rank of it keeps for sums.
 inline constexpr int64_t kTcpBufferBytes = int64_t{1} << 20;
 
-class TcpCommunicator : public Communicator {
- public:
-  // Calls `lost(what)` from a thread of its own as soon as the connection to another rank ends, until
-  // leave(): for a rank that waits for something else than its connections.
-  virtual void watch(std::function<void(const std::string&)> lost) = 0;
-};
-
 // Waits for all ranks, `ranks.timeout` seconds at most. Takes over ranks.listener. Throws Error that says who
 // is missing, or what two ranks disagree on.
-std::unique_ptr<TcpCommunicator> meet_over_tcp(const Ranks& ranks);
+std::unique_ptr<HostCommunicator> meet_over_tcp(const Ranks& ranks);
 
 // A socket that listens on a free port of 127.0.0.1, and that port.
 struct Listener {

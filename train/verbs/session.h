@@ -17,9 +17,9 @@ struct Session {
   double load_seconds = 0;
 };
 DType choose_dtype(DTypeChoice choice, const Device& device);
-// Opens the model with a progress line on standard error; says in one line what was opened.
+// Opens the model; says in a few lines on standard error what was opened, unless `quiet`.
 Session open_session(const std::string& model, const DeviceChoice& device, DTypeChoice dtype,
-                     const DeviceFactory& devices);
+                     const DeviceFactory& devices, bool quiet = false);
 // The device a run's configuration asks for.
 DeviceChoice device_choice(const TrainConfig& config);
 

@@ -19,7 +19,7 @@ namespace gantrain {
 namespace {
 
 // What each rank's work ended with: an error's text, or nothing.
-std::vector<std::string> on_ranks(int size, const std::function<void(TcpCommunicator&)>& work,
+std::vector<std::string> on_ranks(int size, const std::function<void(HostCommunicator&)>& work,
                                   const std::function<void(Ranks&)>& change = {}, double timeout = 60) {
   const Listener listener = listen_on_free_port();
   std::vector<std::string> ends(static_cast<size_t>(size));
@@ -42,7 +42,7 @@ using Ends = std::vector<std::string>;
 
 TEST(TcpCommunicator, GathersInTheOrderOfRanksWhateverTheLengths) {
   for (const int size : {2, 3, 5}) {
-    const Ends ends = on_ranks(size, [&](TcpCommunicator& c) {
+    const Ends ends = on_ranks(size, [&](HostCommunicator& c) {
       for (int round = 0; round < 3; ++round) {
         const auto own = [&](int r) {
           return std::string(static_cast<size_t>(r * 70'000 * round), static_cast<char>('a' + r));
@@ -67,7 +67,7 @@ TEST(TcpCommunicator, SumsAreThoseOfTheRanksInOrderBitForBit) {
         const std::vector<float> more = test::random_normal(n, static_cast<uint64_t>(r) + 1);
         for (size_t i = 0; i < want.size(); ++i) want[i] += more[i];
       }
-      const Ends ends = on_ranks(size, [&](TcpCommunicator& c) {
+      const Ends ends = on_ranks(size, [&](HostCommunicator& c) {
         std::vector<float> own = test::random_normal(n, static_cast<uint64_t>(c.rank()) + 1);
         c.all_reduce(Tensor(own.data(), DType::kF32, {n}));
         if (own != want) fail("the sum differs");
@@ -81,7 +81,7 @@ TEST(TcpCommunicator, SumsAreThoseOfTheRanksInOrderBitForBit) {
 }
 
 TEST(TcpCommunicator, BroadcastsFromAnyRank) {
-  const Ends ends = on_ranks(3, [&](TcpCommunicator& c) {
+  const Ends ends = on_ranks(3, [&](HostCommunicator& c) {
     for (int from = 0; from < 3; ++from) {
       std::vector<float> own(1000, static_cast<float>(c.rank()));
       c.broadcast(Tensor(own.data(), DType::kF32, {1000}), from);
@@ -93,7 +93,7 @@ TEST(TcpCommunicator, BroadcastsFromAnyRank) {
 
 TEST(TcpCommunicator, ARankThatEndsIsNamedByAllOthers) {
   const auto begin = std::chrono::steady_clock::now();
-  const Ends ends = on_ranks(4, [](TcpCommunicator& c) {
+  const Ends ends = on_ranks(4, [](HostCommunicator& c) {
     c.barrier();
     if (c.rank() == 2) return;
     std::vector<float> own(10, 1.0f);
@@ -111,7 +111,7 @@ TEST(TcpCommunicator, ARankThatIsSilentIsNotWaitedForForEver) {
   std::atomic<bool> over = false;
   const Ends ends = on_ranks(
       2,
-      [&](TcpCommunicator& c) {
+      [&](HostCommunicator& c) {
         if (c.rank() == 1) {
           while (!over) std::this_thread::sleep_for(std::chrono::milliseconds(10));
           return;
@@ -129,7 +129,7 @@ TEST(TcpCommunicator, ARankThatIsSilentIsNotWaitedForForEver) {
 }
 
 TEST(TcpCommunicator, RanksAtDifferentPlacesNotice) {
-  const Ends ends = on_ranks(2, [](TcpCommunicator& c) {
+  const Ends ends = on_ranks(2, [](HostCommunicator& c) {
     std::vector<float> own(10, 1.0f);
     if (c.rank() == 1) c.all_reduce(Tensor(own.data(), DType::kF32, {10}));
     c.barrier();
@@ -141,7 +141,7 @@ TEST(TcpCommunicator, RanksAtDifferentPlacesNotice) {
 }
 
 TEST(TcpCommunicator, WhatDoesNotBelongTogetherIsRefused) {
-  const auto nothing = [](TcpCommunicator&) {};
+  const auto nothing = [](HostCommunicator&) {};
   const Ends twice = on_ranks(3, nothing, [](Ranks& r) {
     if (r.rank == 2) r.rank = 1;
   });
@@ -152,7 +152,7 @@ TEST(TcpCommunicator, WhatDoesNotBelongTogetherIsRefused) {
   EXPECT_NE(sizes[0].find("WORLD_SIZE is 3 there and 2 at rank 0"), std::string::npos) << sizes[0];
   EXPECT_NE(sizes[1].find("WORLD_SIZE is 3 there"), std::string::npos) << sizes[1];
   const Ends missing = on_ranks(
-      3, [](TcpCommunicator&) {},
+      3, [](HostCommunicator&) {},
       [](Ranks& r) {
         if (r.rank == 2) throw Error("not started");
       },
@@ -164,7 +164,7 @@ TEST(TcpCommunicator, AWatchNoticesWithoutACall) {
   std::mutex mutex;
   std::string said;
   std::atomic<bool> lost = false;
-  const Ends ends = on_ranks(2, [&](TcpCommunicator& c) {
+  const Ends ends = on_ranks(2, [&](HostCommunicator& c) {
     c.barrier();
     if (c.rank() == 1) return;
     c.watch([&](const std::string& what) {
