@@ -37,7 +37,8 @@ std::vector<TokenizedExample> examples(int64_t count, uint64_t seed) {
 }
 
 // Twelve steps through every phase. 25 items: each epoch has a batch of one, which all ranks but one have no
-// part of; a held-out input a step and rank, or none.
+// part of; a held-out input a step and rank, or none. A penalty of the prompts that is large enough to be
+// seen.
 const char* kConfig = R"(
 model = "memory"
 dtype = "f32"
@@ -50,7 +51,7 @@ prompt_length = 3
 width = 16
 noise_dim = 4
 hidden = 24
-norm_penalty = 0.1
+norm_penalty = 20.0
 [discriminator]
 width = 16
 replay = 0.5
