@@ -186,6 +186,20 @@ def stopping(base, options, model):
     expect(f"stopped and continued, it has the bits of a run left alone at step {end}", case.tensors(step=end) == straight.tensors(step=end))
 
 
+def orphaned(base, options, model):
+    case = Case(base, "orphaned", options, model, steps=100000, every=0)
+    process = case.start("run.toml", "--ranks", "2")
+    case.wait_for_steps(process, 3)
+    process.kill()
+    process.wait()
+    latest = case.folder / "run" / "checkpoints" / "latest"
+    give_up = time.monotonic() + 300
+    while "stopped at step" not in process.log.read_text() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    expect("the parent is killed: the ranks stop after a step, which is saved", latest.exists() and "stopped at step" in process.log.read_text(),
+           process.log.read_text())  # fmt: skip
+
+
 def dying(base, options, model):
     for victim in options.victims:
         case = Case(base, f"dying{victim}", options, model, steps=100000, every=0)
@@ -240,7 +254,7 @@ def by_environment(base, options, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("gantrain")
-    parser.add_argument("--only", nargs="*", choices=("same_losses", "stopping", "dying", "by_environment"))
+    parser.add_argument("--only", nargs="*", choices=("same_losses", "stopping", "orphaned", "dying", "by_environment"))
     parser.add_argument("--softgpu", nargs=argparse.REMAINDER, help="the command that runs a program on two software GPUs")
     parser.add_argument("--losses", nargs="*", default=["ce", "rloo", "gumbel"])
     parser.add_argument("--victims", nargs="*", type=int, default=[1, 0], help="ranks that are killed, each in a run of its own")
@@ -253,7 +267,7 @@ def main():
         print(f"SKIP: {model} is missing; set GANTRAIN_DATA to the folder of data")
         return 77
     with tempfile.TemporaryDirectory(prefix="gantrain_ranks_") as name:
-        for test in (same_losses, stopping, dying, by_environment):
+        for test in (same_losses, stopping, orphaned, dying, by_environment):
             if not options.only or test.__name__ in options.only:
                 test(pathlib.Path(name), options, model)
     print(f"{len(failures)} failures")

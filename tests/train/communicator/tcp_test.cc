@@ -124,8 +124,8 @@ TEST(TcpCommunicator, ARankThatIsSilentIsNotWaitedForForEver) {
         }
         over = true;
       },
-      {}, 1);
-  EXPECT_NE(ends[0].find("no answer from rank 1 within 1 s"), std::string::npos) << ends[0];
+      {}, 3);
+  EXPECT_NE(ends[0].find("no answer from rank 1 within 3 s"), std::string::npos) << ends[0];
 }
 
 TEST(TcpCommunicator, RanksAtDifferentPlacesNotice) {
@@ -156,7 +156,7 @@ TEST(TcpCommunicator, WhatDoesNotBelongTogetherIsRefused) {
       [](Ranks& r) {
         if (r.rank == 2) throw Error("not started");
       },
-      1);
+      3);
   EXPECT_NE(missing[0].find("for the ranks 2 of 3"), std::string::npos) << missing[0];
 }
 
