@@ -252,7 +252,7 @@ void CpuOps::add_noise(const AddNoise& p) {
   static_assert(kGrain % 4 == 0, "a chunk holds whole draws of four normals");
   pool_.parallel_ranges(count, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += 4) {
-      const auto words = philox(p.counter, static_cast<uint64_t>(i / 4));
+      const auto words = philox(p.counter, static_cast<uint64_t>((p.first + i) / 4));
       const auto first = normal_pair(words[0], words[1]), second = normal_pair(words[2], words[3]);
       const std::array<float, 4> normal{first[0], first[1], second[0], second[1]};
       for (int64_t j = i; j < std::min(i + 4, end); ++j)

@@ -9,6 +9,9 @@ std::string cuda_unavailable() {
 std::unique_ptr<Device> make_cuda_device(const CudaOptions&) {
   fail("device cuda: {}; use --device cpu", cuda_unavailable());
 }
+std::unique_ptr<Communicator> make_cuda_communicator(Device&, std::unique_ptr<HostCommunicator>) {
+  fail("device cuda: {}", cuda_unavailable());
+}
 void* cuda_stream(const Device&) { fail("device cuda: {}", cuda_unavailable()); }
 
 }  // namespace gantrain

@@ -232,7 +232,9 @@ class CudaDevice final : public Device {
     if (!why.empty()) fail("device cuda: {}; use --device cpu", why);
     int count = 0;
     GT_CUDA(cudaGetDeviceCount(&count));
-    if (index < 0 || index >= count) fail_usage("device cuda:{}: there are {} (from 0)", index, count);
+    if (index < 0 || index >= count)
+      fail_usage("device cuda:{}: this machine has {}, counted from 0; each rank needs a GPU of its own",
+                 index, count);
     GT_CUDA(cudaSetDevice(index));
     const auto attribute = [&](cudaDeviceAttr a) {
       int value = 0;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/communicator.h"
 #include "core/device.h"
 
 namespace gantrain {
@@ -45,6 +46,9 @@ struct CudaOptions {
 // Throws Error with the line of cuda_unavailable() and what to do, or if cuBLASLt or cuDNN is asked for and
 // cannot be opened.
 std::unique_ptr<Device> make_cuda_device(const CudaOptions& options = {});
+// Sums over ranks by NCCL, put on this CUDA device's stream; `hosts` connects the ranks' processes. Every
+// rank calls it. Throws Error if NCCL is not there or cannot connect the GPUs.
+std::unique_ptr<Communicator> make_cuda_communicator(Device& device, std::unique_ptr<HostCommunicator> hosts);
 // The stream (cudaStream_t) that all work of this CUDA device is put on: for timing it by events.
 void* cuda_stream(const Device& device);
 

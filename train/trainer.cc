@@ -5,7 +5,9 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <deque>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -26,6 +28,9 @@ constexpr size_t kSignalInputs = 64;  // held-out inputs of gate G1
 constexpr double kSeenFades = 0.9;    // a step's pairs count this much in the next one
 constexpr int64_t kNoiseEvery = 50;   // steps between looks at what the noise changes
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+// Values of gradients that are summed over ranks in one call; a player of more takes several.
+constexpr int64_t kSummedTogether = Trainer::kSummedTogether;
 
 // What a key is for; fixed numbers, because a run must mean the same in every version that reads its
 // checkpoint.
@@ -108,7 +113,15 @@ struct Trainer::State {
   std::deque<std::string> texts;  // the last answers, for self-BLEU
   std::vector<std::string> raised;
 
-  State(Device& d, const Llama& l, const Tokenizer& t, const TrainConfig& c, Data items)
+  // Every rank works on its part of each batch and knows the whole of it: what is random goes by an example's
+  // place in the whole batch, counts that a mean divides by are the whole batch's, gradients and losses are
+  // summed. The rest of the state (gate, replay, alarms, positions) is the same on all of them.
+  OneRank alone;
+  Communicator& group;
+  OwnedTensor summed;   // (at most kSummedTogether) f32: gradients on their way, with more ranks than one
+  bool shared = false;  // all ranks have rank 0's values
+
+  State(Device& d, const Llama& l, const Tokenizer& t, const TrainConfig& c, Data items, Communicator* ranks)
       : device(d),
         llama(l),
         tokenizer(t),
@@ -122,8 +135,14 @@ struct Trainer::State {
                 derive_key(static_cast<uint64_t>(c.seed), kPurposeHeldout), false),
         gate(gate_settings(c)),
         replay(kReplayCapacity, derive_key(static_cast<uint64_t>(c.seed), kPurposeReplay)),
-        seed(static_cast<uint64_t>(c.seed)) {
+        seed(static_cast<uint64_t>(c.seed)),
+        group(ranks ? *ranks : alone) {
     const int64_t width = llama.config().hidden_size;
+    if (config.train.batch % group.size() != 0)
+      fail_usage("train.batch is {}, which {} ranks cannot share evenly; set a multiple of {}",
+                 config.train.batch, group.size(), group.size());
+    if (several() && width % 4 != 0)
+      fail_usage("{} ranks: the model's width is {}, expected a multiple of 4", group.size(), width);
     if (!has_prompt(config.method))
       for (const TokenizedExample& e : data.train)
         if (e.prompt.empty())
@@ -187,6 +206,38 @@ struct Trainer::State {
         mix(e.completion);
       }
     return fmt::format("{:016x}", h);
+  }
+
+  bool several() const { return group.size() > 1; }
+  Part mine(size_t n) const { return part_of(n, group.rank(), group.size()); }
+  // Gradients become the sums over all ranks.
+  void sum_gradients(ParameterSet& set) {
+    if (!several()) return;
+    const Range range(device, "sum over ranks");
+    if (summed.empty()) {
+      const int64_t most =
+          std::max(generator->parameters().count(), discriminator ? discriminator->parameters().count() : 0);
+      summed = OwnedTensor(device, DType::kF32, {std::min(most, kSummedTogether)});
+    }
+    set.sum_gradients(group, summed);
+  }
+  // The first step begins with rank 0's values everywhere: mathematical functions differ between machines.
+  void share() {
+    if (shared) return;
+    shared = true;
+    if (!several()) return;
+    const std::vector<std::string> runs =
+        group.all_gather(fmt::format("base {:016x} as {}, data {}, step {}", llama.content_hash(),
+                                     dtype_name(llama.dtype()), data_hash(), step));
+    for (size_t r = 1; r < runs.size(); ++r)
+      if (runs[r] != runs[0])
+        fail(
+            "rank {} has another run than rank 0: {}, rank 0 {}; every rank needs the same model, data and "
+            "checkpoint",
+            r, runs[r], runs[0]);
+    for (Generator* g : {generator.get(), average.get(), frozen_warm.get()})
+      if (g) g->parameters().broadcast_values(group);
+    if (discriminator) discriminator->parameters().broadcast_values(group);
   }
 
   bool adversarial() const { return config.loss.kind != LossKind::kCe; }
@@ -276,19 +327,85 @@ struct Trainer::State {
     std::vector<SampledSeed> list;
     OwnedTensor embedding;
   };
+  // A rank's part of a micro-batch.
+  struct Micro {
+    std::vector<const TokenizedExample*> inputs;
+    size_t first = 0;  // place of inputs[0] in the whole micro-batch
+    size_t whole = 0;  // inputs of all ranks
+    // Several ranks whose inputs have prompts of their own: rms of all prompts of the micro-batch, and how
+    // many numbers they have.
+    double rms = 0, count = 0;
+    std::vector<int64_t> places() const {
+      std::vector<int64_t> p(inputs.size());
+      std::iota(p.begin(), p.end(), static_cast<int64_t>(first));
+      return p;
+    }
+  };
+  Micro micro_of(const std::vector<const TokenizedExample*>& whole) const {
+    const Part part = mine(whole.size());
+    Micro m;
+    m.inputs.assign(whole.begin() + static_cast<std::ptrdiff_t>(part.begin),
+                    whole.begin() + static_cast<std::ptrdiff_t>(part.end));
+    m.first = part.begin;
+    m.whole = whole.size();
+    return m;
+  }
+  std::vector<Micro> micros_of(const std::vector<std::vector<const TokenizedExample*>>& batches) const {
+    std::vector<Micro> out;
+    for (const auto& b : batches) out.push_back(micro_of(b));
+    return out;
+  }
+  // The norm penalty looks at all prompts of a micro-batch at once. `made` has those of m's inputs in front;
+  // null: they are made here.
+  void measure_prompts(Micro& m, uint64_t noise_key, const Prompts* made) {
+    if (!several() || generator->prompt_length() == 0 || generator->prompts(2) == 1) return;
+    double own[2] = {0, 0};
+    if (!m.inputs.empty()) {
+      const Prompts fresh = made ? Prompts() : prompts->make(m.inputs, noise_key, m.places());
+      const ConstTensor rows = (made ? *made : fresh).view();
+      const int64_t n = static_cast<int64_t>(m.inputs.size()) * generator->prompt_length();
+      for (const float v : download(device, rows.rows(0, n))) own[0] += static_cast<double>(v) * v;
+      own[1] = static_cast<double>(n * rows.dim(1));
+    }
+    const std::vector<double> sum = sum_values(group, own);
+    m.rms = std::sqrt(sum[0] / sum[1]);
+    m.count = sum[1];
+  }
+
   struct GeneratorSums {
     double ce = 0, kl = 0, rms = 0;
     int64_t ce_tokens = 0, kl_tokens = 0, rows = 0;
+    // Of all ranks' sums.
+    void add_up(Communicator& ranks) {
+      if (ranks.size() == 1) return;
+      const double own[] = {ce,
+                            kl,
+                            rms,
+                            static_cast<double>(ce_tokens),
+                            static_cast<double>(kl_tokens),
+                            static_cast<double>(rows)};
+      const auto all = gather_values(ranks, own);
+      *this = GeneratorSums();
+      for (const std::vector<double>& of_rank : all) {
+        ce += of_rank[0];
+        kl += of_rank[1];
+        rms = std::max(rms, of_rank[2]);  // the same where there is one: a rank without inputs has none
+        ce_tokens += static_cast<int64_t>(of_rank[3]);
+        kl_tokens += static_cast<int64_t>(of_rank[4]);
+        rows += static_cast<int64_t>(of_rank[5]);
+      }
+    }
     // One a micro-batch: what the device is still at. The prompt is kept for the message of a loss that is
     // not finite.
     struct Pass {
+      Micro batch;
       Prompts prompts;
       HeadReading reference, sampled;
       Reading<float> rms;
     };
     std::vector<Pass> passes;
   };
-  // Reads the losses of the passes.
+  // Reads the losses of the passes; then the sums are those of all ranks.
   void finish(GeneratorSums& sums) {
     for (const GeneratorSums::Pass& pass : sums.passes) {
       for (float nll : pass.reference.get().nll) sums.ce += nll;
@@ -297,8 +414,10 @@ struct Trainer::State {
         ++sums.kl_tokens;
       }
       for (float rms : pass.rms.get()) sums.rms = rms / llama.embedding_rms();
+      if (pass.batch.rms > 0) sums.rms = pass.batch.rms / llama.embedding_rms();
     }
     sums.passes.clear();
+    sums.add_up(group);
   }
 
   // A part of a step that waits for nothing: one graph, by the power of two that holds `size`.
@@ -314,17 +433,20 @@ struct Trainer::State {
 
   // Forward and backward of one micro-batch: cross-entropy on the references with weight ce_weight a token,
   // and the seeds of the sampled answers. Parameter gradients are accumulated.
-  void generator_pass(ExampleSpan inputs, uint64_t noise_key, float ce_weight, const SampledSeeds& seeds,
+  void generator_pass(const Micro& micro, uint64_t noise_key, float ce_weight, const SampledSeeds& seeds,
                       float kl_weight, GeneratorSums& sums) {
+    const ExampleSpan inputs = micro.inputs;
+    if (inputs.empty()) return;  // a short batch: other ranks have its inputs
     const Placement placement = config.generator.placement;
     GeneratorSums::Pass& pass = sums.passes.emplace_back();
-    pass.prompts = prompts->make(inputs, noise_key);
+    pass.batch = micro;
+    pass.prompts = prompts->make(inputs, noise_key, micro.places());
     const Prompts& made = pass.prompts;
     // Of the low-rank adapters' inputs some are left out, here alone: answers and losses are read with all.
     Adapters trained = made.adapter;
     if (trained.lora && config.lora.dropout > 0) {
       trained.dropout = static_cast<float>(config.lora.dropout);
-      trained.dropout_key = derive_key(noise_key, kPurposeDropout);
+      trained.dropout_key = derive_key(noise_key, kPurposeDropout, static_cast<uint64_t>(group.rank()));
     }
     PackedBatch batch(made.adapter.prefix_rows());
     ContextBuilder contexts(batch, made, placement);
@@ -350,7 +472,7 @@ struct Trainer::State {
       // Nothing after the last scored token matters.
       const std::vector<int32_t> read(tokens.begin(),
                                       tokens.begin() + static_cast<std::ptrdiff_t>(seed.length));
-      continue_with(segment[seed.rollout->input], read, seed.length, sampled_head);
+      continue_with(segment[seed.rollout->input - micro.first], read, seed.length, sampled_head);
       for (size_t t = 0; t < seed.length; ++t) {
         sampled_head.ce_weight.push_back(seed.weight);
         sampled_head.keys.push_back(static_cast<int64_t>(seed.rollout->key));
@@ -361,7 +483,7 @@ struct Trainer::State {
     // The reference policy's states, if the KL term is on: the same rows under the warm prompt.
     OwnedTensor warm_rows;
     if (kl_weight > 0 && !sampled_head.rows.empty()) {
-      const Prompts warm = warm_prompts->make(inputs, noise_key);
+      const Prompts warm = warm_prompts->make(inputs, noise_key, micro.places());
       runner.forward(batch, warm.view(), Saving::kNothing, -1, warm.adapter);
       warm_rows = runner.output_rows(sampled_head.rows);
       sampled_head.reference = warm_rows.view();
@@ -398,15 +520,27 @@ struct Trainer::State {
 
     OwnedTensor dprompt = zeros(device, made.rows.view().shape());
     runner.add_prompt_gradient(dprompt);
-    OwnedTensor loss(device, DType::kF32, {1}), rms(device, DType::kF32, {1});
-    rms_penalty(device, {.prompt = made.view(),
-                         .reference_rms = llama.embedding_rms(),
-                         .weight = static_cast<float>(config.generator.norm_penalty /
-                                                      static_cast<double>(config.train.accumulate)),
-                         .loss = loss,
-                         .rms = rms,
-                         .dprompt = dprompt});
-    pass.rms = Reading<float>(device, rms);
+    const double penalty = config.generator.norm_penalty / static_cast<double>(config.train.accumulate);
+    if (micro.rms > 0) {
+      // Its gradient where the rms is of more prompts than these.
+      const double ratio = micro.rms / llama.embedding_rms();
+      axpy(device,
+           {.x = made.view(),
+            .a = static_cast<float>(2.0 * penalty * std::log(ratio) / (micro.count * micro.rms * micro.rms)),
+            .y = dprompt});
+    } else {
+      // A prompt that all ranks share is penalised once: each that has inputs takes its share.
+      int sharing = 0;
+      for (int r = 0; r < group.size(); ++r) sharing += part_of(micro.whole, r, group.size()).size() > 0;
+      OwnedTensor loss(device, DType::kF32, {1}), rms(device, DType::kF32, {1});
+      rms_penalty(device, {.prompt = made.view(),
+                           .reference_rms = llama.embedding_rms(),
+                           .weight = static_cast<float>(penalty / sharing),
+                           .loss = loss,
+                           .rms = rms,
+                           .dprompt = dprompt});
+      pass.rms = Reading<float>(device, rms);
+    }
     // The warm generator's forward did not touch the trained one's state.
     prompts->backward(dprompt);
   }
@@ -420,12 +554,15 @@ struct Trainer::State {
   StepRecord warmup_step() {
     StepRecord r;
     Clock clock;
-    const auto batches = next_batches();
+    const auto whole = next_batches();
     int64_t tokens = 0;
-    for (const auto& b : batches)
+    for (const auto& b : whole)
       for (const TokenizedExample* e : b) tokens += static_cast<int64_t>(e->completion.size());
-    int64_t size = 0;
-    for (const auto& b : batches) size = std::max(size, tokens_of(b));
+    std::vector<Micro> batches = micros_of(whole);
+    for (size_t m = 0; m < batches.size(); ++m)
+      measure_prompts(batches[m], key(kPurposeNoise, index(m)), nullptr);
+    int64_t size = 1;
+    for (const Micro& b : batches) size = std::max(size, tokens_of(b.inputs));
     GeneratorSums sums;
     const AdamSettings adam = adam_g();
     region("warm-up step", size, [&] {
@@ -434,8 +571,12 @@ struct Trainer::State {
         generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(tokens), {}, 0.0f,
                        sums);
       r.forward_backward_s = clock.lap();
-      generator->parameters().start_step(adam);
+      if (!several()) generator->parameters().start_step(adam);
     });
+    if (several()) {
+      sum_gradients(generator->parameters());
+      region("optimizers", 1, [&] { generator->parameters().start_step(adam); });
+    }
     finish(sums);
     r.grad_norm_g = generator->parameters().finish_step();
     lap_of_wait(clock, r.forward_backward_s, r.optimizer_s);
@@ -474,31 +615,52 @@ struct Trainer::State {
     return {{all.begin(), all.begin() + n}, {all.begin() + n, all.end()}};
   }
 
-  // One discriminator update's gradients, on features f (normalised) of n pairs; returns the loss.
+  // Rows of features that follow each other here, and in the same features of all ranks together from row
+  // `first` on.
+  struct RowRun {
+    int64_t rows = 0, first = 0;
+  };
+  static void add_run(std::vector<RowRun>& runs, int64_t rows, int64_t first) {
+    if (rows == 0) return;
+    if (!runs.empty() && runs.back().first + runs.back().rows == first)
+      runs.back().rows += rows;
+    else
+      runs.push_back({rows, first});
+  }
+
+  // One discriminator update's gradients, on features f (normalised) of n pairs, whose mean has this share in
+  // that of all ranks; returns the loss.
   Reading<float> discriminator_pass(ConstTensor f, const std::vector<int32_t>& offsets, int64_t n,
-                                    size_t micro) {
+                                    const std::vector<RowRun>& runs, float share, size_t micro) {
     const DiscriminatorConfig& c = config.discriminator;
     const double gamma = c.gamma + (c.gamma_end - c.gamma) * progress();
     if (gamma <= 0.0) {
       const OwnedTensor d = discriminator->forward(f, offsets);
-      return discriminator_seeds(f, d.view(), n, 0.0, false);
+      return discriminator_seeds(f, d.view(), n, 0.0, false, share);
     }
     // Clean and noisy copies in one batch: rows side by side, answers after answers.
     const int64_t rows = f.dim(0), width = f.dim(1);
     OwnedTensor both(device, DType::kF32, {2 * rows, width});
     device.copy(both.view().rows(0, rows), f);
-    add_noise(device, {.x = f,
-                       .sigma = static_cast<float>(c.sigma),
-                       .key = key(kPurposeFeatureNoise, index(micro)),
-                       .counter = 0,
-                       .y = both.view().rows(rows, rows)});
+    int64_t at = 0;
+    for (const RowRun& run : runs) {
+      add_noise(device, {.x = f.rows(at, run.rows),
+                         .sigma = static_cast<float>(c.sigma),
+                         .key = key(kPurposeFeatureNoise, index(micro)),
+                         .counter = 0,
+                         .first = run.first * width,
+                         .y = both.view().rows(rows + at, run.rows)});
+      at += run.rows;
+    }
+    GT_CHECK(at == rows, "noise for {} rows of {}", at, rows);
     std::vector<int32_t> twice = offsets;
     for (size_t i = 1; i < offsets.size(); ++i) twice.push_back(offsets.back() + offsets[i]);
     const OwnedTensor d = discriminator->forward(both, twice);
-    return discriminator_seeds(both, d.view(), n, gamma / (2.0 * c.sigma * c.sigma), true);
+    return discriminator_seeds(both, d.view(), n, gamma / (2.0 * c.sigma * c.sigma), true, share);
   }
 
-  Reading<float> discriminator_seeds(ConstTensor f, ConstTensor d, int64_t n, double lam, bool copies) {
+  Reading<float> discriminator_seeds(ConstTensor f, ConstTensor d, int64_t n, double lam, bool copies,
+                                     float share) {
     const Range range(device, "discriminator");
     const ConstTensor scores = d.view({d.count()});
     OwnedTensor seeds(device, DType::kF32, {d.count()}), loss(device, DType::kF32, {1});
@@ -516,6 +678,11 @@ struct Trainer::State {
                        .ddf = s.rows(n, n),
                        .ddr2 = copies ? s.rows(2 * n, n) : Tensor(),
                        .ddf2 = copies ? s.rows(3 * n, n) : Tensor()});
+    if (share != 1.0f) {
+      OwnedTensor scaled = zeros(device, {d.count()});
+      axpy(device, {.x = seeds, .a = share, .y = scaled});
+      seeds = std::move(scaled);
+    }
     discriminator->backward(f, seeds, {});
     return Reading<float>(device, loss);
   }
@@ -526,6 +693,7 @@ struct Trainer::State {
     StepRecord r;
     Clock clock;
     const auto batches = next_batches();
+    std::vector<Micro> micros = micros_of(batches);
     const bool train_d = turn.discriminator;
     bool train_g = turn.generator;
     const float alpha =
@@ -539,32 +707,48 @@ struct Trainer::State {
     generator->parameters().zero_grad();
     discriminator->parameters().zero_grad();
     GeneratorSums sums;
-    std::vector<Reading<float>> losses_d;
+    std::vector<std::pair<Reading<float>, double>> losses_d;  // and their shares in the micro-batch's loss
     double loss_d = 0, loss_adv = 0, reward = 0, length = 0, non_canonical = 0;
     double right = 0, right_heldout = 0, counted = 0, heldout_counted = 0;
     int64_t pairs_seen = 0, rollouts_seen = 0;
 
     for (size_t m = 0; m < batches.size(); ++m) {
       const uint64_t noise_key = key(kPurposeNoise, index(m));
-      // Training inputs first, then held-out ones, then the inputs of replayed fakes (those need no prompt).
+      // Training inputs first, then held-out ones, then the inputs of replayed fakes (those need no prompt):
+      // of all ranks, and `asked` of this one.
+      Micro& micro = micros[m];
       std::vector<const TokenizedExample*> inputs = batches[m];
       const size_t fresh_inputs = inputs.size();
       if (m == 0)
         for (int64_t n : heldout.next())
           inputs.push_back(&(data.valid.empty() ? data.train : data.valid)[static_cast<size_t>(n)]);
-      const size_t sampled_inputs = inputs.size();
+      const Part held = mine(inputs.size() - fresh_inputs);
+      std::vector<const TokenizedExample*> asked = micro.inputs;
+      std::vector<int64_t> places = micro.places();
+      for (size_t i = held.begin; i < held.end; ++i) {
+        asked.push_back(inputs[fresh_inputs + i]);
+        places.push_back(static_cast<int64_t>(fresh_inputs + i));
+      }
 
       // Answers of the model under the present prompts, all decoded together: a step of decoding reads every
       // weight, however many answers it serves. Held-out inputs get one sample each.
       Prompts made;
-      region("prompts", tokens_of(inputs), [&] { made = prompts->make(inputs, noise_key); });
-      const RolloutGroup groups[] = {
-          {0, fresh_inputs, config.loss.samples, key(kPurposeRollout, index(m))},
-          {fresh_inputs, sampled_inputs, 1, key(kPurposeRollout, index(m) + 2048)}};
-      const size_t fresh = fresh_inputs * static_cast<size_t>(config.loss.samples);
+      std::vector<Rollout> own;
+      if (!asked.empty()) {
+        region("prompts", tokens_of(asked), [&] { made = prompts->make(asked, noise_key, places); });
+        const RolloutGroup groups[] = {
+            {0, micro.inputs.size(), config.loss.samples, key(kPurposeRollout, index(m)), micro.first},
+            {micro.inputs.size(), asked.size(), 1, key(kPurposeRollout, index(m) + 2048), held.begin}};
+        own = roll_out(device, llama, tokenizer, made, asked, config.generator.placement, groups,
+                       config.train.max_new_tokens, gumbel);
+      }
+      measure_prompts(micro, noise_key, &made);
+      const size_t samples = static_cast<size_t>(config.loss.samples), fresh = fresh_inputs * samples;
+      // From here on rollouts and their inputs are numbered as in the whole micro-batch.
       const std::vector<Rollout> rollouts =
-          roll_out(device, llama, tokenizer, made, ExampleSpan(inputs.data(), sampled_inputs),
-                   config.generator.placement, groups, config.train.max_new_tokens, gumbel);
+          share_rollouts(std::move(own), micro.inputs.size() * samples, places);
+      const Part my_fresh{micro.first * samples, (micro.first + micro.inputs.size()) * samples},
+          my_held{fresh + held.begin, fresh + held.end};
       for (const Rollout& o : rollouts) {
         totals.sampled_tokens += static_cast<int64_t>(o.tokens.size());
         length += static_cast<double>(o.tokens.size());
@@ -602,10 +786,21 @@ struct Trainer::State {
       }
       const size_t n_train = pairs.size();
       for (size_t i = fresh; i < rollouts.size(); ++i) pair_up(i);
-      const size_t n_all = pairs.size();
       for (size_t i = 0; i < fresh; ++i)
         if (!rollouts[i].text.empty())
           replay.add({inputs[rollouts[i].input] - data.train.data(), rollouts[i].text});
+      // What the seeds of this step will lie on, in all ranks together.
+      int64_t seeded = 0;
+      for (size_t i = 0; i < n_fresh; ++i)
+        seeded +=
+            static_cast<int64_t>(std::min(pairs[i].fake.size(), rollouts[pairs[i].rollout].tokens.size()));
+      const OwnPairs own_pairs = pairs_of_rank(pairs, n_fresh, n_train, my_fresh, my_held);
+      const std::vector<AnswerPair>& my_pairs = own_pairs.pairs;
+      const size_t my_n_fresh = own_pairs.fresh, my_n_train = own_pairs.train;
+      const double share_fresh =
+                       n_fresh > 0 ? static_cast<double>(my_n_fresh) / static_cast<double>(n_fresh) : 0.0,
+                   share_train =
+                       n_train > 0 ? static_cast<double>(my_n_train) / static_cast<double>(n_train) : 0.0;
 
       // Frozen features of all of them in one forward; backward to the embeddings only where the generator
       // needs it.
@@ -614,9 +809,10 @@ struct Trainer::State {
       OwnedTensor f_train, f_fresh, raw_fresh, ddf;
       PairRows rows_train;
       const bool through = gumbel && train_g;
-      if (n_fresh > 0) {
-        packed = pack_pairs(inputs, pairs, !through);
-        const int64_t n = static_cast<int64_t>(n_fresh);
+      pairs_seen += static_cast<int64_t>(n_fresh);
+      if (n_fresh > 0 && !my_pairs.empty()) {
+        packed = pack_pairs(inputs, my_pairs, !through);
+        const int64_t n = static_cast<int64_t>(my_n_fresh);
         Reading<float> read_held, read_fresh, read_adv;
         region("features", packed.batch.rows(), [&] {
           runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d);
@@ -627,14 +823,15 @@ struct Trainer::State {
             if (raw) *raw = std::move(h);
             return std::pair(std::move(f), rows);
           };
-          std::tie(f_train, rows_train) = features(0, n_train, nullptr);
+          if (my_n_train > 0) std::tie(f_train, rows_train) = features(0, my_n_train, nullptr);
           PairRows rows_fresh;
-          std::tie(f_fresh, rows_fresh) = features(0, n_fresh, &raw_fresh);
-          if (n_all > n_train) {
-            const auto [f_held, rows_held] = features(n_train, n_all, nullptr);
+          if (n > 0) std::tie(f_fresh, rows_fresh) = features(0, my_n_fresh, &raw_fresh);
+          if (my_pairs.size() > my_n_train) {
+            const auto [f_held, rows_held] = features(my_n_train, my_pairs.size(), nullptr);
             const OwnedTensor d = discriminator->forward(f_held, rows_held.offsets);
             read_held = Reading<float>(device, d.view());
           }
+          if (n == 0) return;
           // The generator's reward or gradient, from the discriminator as it stands before its own update.
           const OwnedTensor d_fresh = discriminator->forward(f_fresh, rows_fresh.offsets);
           read_fresh = Reading<float>(device, d_fresh.view());
@@ -650,36 +847,34 @@ struct Trainer::State {
         });
         // The scores are the rewards: what the generator is told next depends on them.
         const PairScores scores = split(read_fresh.get());
-        if (n_all > n_train) {
-          const PairScores held = split(read_held.get());
-          right_heldout += held.right();
-          heldout_counted += held.counted();
-        }
+        const PairScores held_scores = split(read_held.get());
+        right_heldout += held_scores.right();
+        heldout_counted += held_scores.counted();
         r.features_s += clock.lap();
-        loss_adv += read_adv.get().front() / static_cast<double>(batches.size());
+        if (n > 0) loss_adv += share_fresh * read_adv.get().front() / static_cast<double>(batches.size());
         for (float s : scores.fake) reward += s;
         right += scores.right();
         counted += scores.counted();
-        pairs_seen += n;
-        if (train_g && !through) seeds.list = rloo_seeds(pairs, n_fresh, rollouts, scores.fake, inputs_total);
+        if (train_g && !through)
+          seeds.list = rloo_seeds(my_pairs, my_n_fresh, rollouts, scores.fake, inputs_total);
       }
-      region("players", std::max<int64_t>(tokens_of(batches[m]), packed.batch.rows()), [&] {
+      region("players", std::max<int64_t>({1, tokens_of(micro.inputs), packed.batch.rows()}), [&] {
         if (n_fresh > 0) {
-          if (through)
-            seeds = gumbel_seeds(packed, pairs, n_fresh, rollouts, f_fresh, raw_fresh, ddf,
-                                 static_cast<float>(batches.size()));
-          if (train_d)
-            losses_d.push_back(
-                discriminator_pass(f_train.view(), rows_train.offsets, static_cast<int64_t>(n_train), m));
+          if (through && my_n_fresh > 0)
+            seeds = gumbel_seeds(packed, my_pairs, my_n_fresh, rollouts, f_fresh, raw_fresh, ddf,
+                                 static_cast<float>(share_fresh / static_cast<double>(batches.size())));
+          if (train_d && my_n_train > 0)
+            losses_d.emplace_back(
+                discriminator_pass(f_train.view(), rows_train.offsets, static_cast<int64_t>(my_n_train),
+                                   own_pairs.rows, static_cast<float>(share_train), m),
+                share_train);
           r.discriminator_s += clock.lap();
         }
         if (!train_g) return;
-        int64_t seeded = 0;
-        for (const SampledSeed& s : seeds.list) seeded += static_cast<int64_t>(s.length);
         const float kl = seeded > 0 ? static_cast<float>(config.loss.beta / static_cast<double>(seeded) /
                                                          static_cast<double>(batches.size()))
                                     : 0.0f;
-        generator_pass(batches[m], noise_key, alpha / static_cast<float>(reference_tokens), seeds, kl, sums);
+        generator_pass(micro, noise_key, alpha / static_cast<float>(reference_tokens), seeds, kl, sums);
         r.forward_backward_s += clock.lap();
       });
     }
@@ -688,13 +883,15 @@ struct Trainer::State {
     // to go by. The generator learns from the references alone, or neither player would ever move again.
     if (pairs_seen == 0 && !train_g && !turn.warmup) {
       for (size_t m = 0; m < batches.size(); ++m)
-        generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(reference_tokens),
+        generator_pass(micros[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(reference_tokens),
                        {}, 0.0f, sums);
       train_g = true;
       r.forward_backward_s += clock.lap();
     }
     const bool step_d = train_d && pairs_seen > 0;
     const AdamSettings adam_of_d = adam_d(), adam_of_g = adam_g();
+    if (step_d) sum_gradients(discriminator->parameters());
+    if (train_g) sum_gradients(generator->parameters());
     region("optimizers", 1, [&] {
       if (step_d) discriminator->parameters().start_step(adam_of_d);
       if (!train_g) return;
@@ -705,8 +902,14 @@ struct Trainer::State {
           generator->parameters(), static_cast<float>(std::min(config.train.ema, (1.0 + t) / (10.0 + t))));
     });
     finish(sums);
-    for (const Reading<float>& loss : losses_d)
-      loss_d += loss.get().front() / static_cast<double>(batches.size());
+    for (const auto& [loss, share] : losses_d)
+      loss_d += share * loss.get().front() / static_cast<double>(batches.size());
+    if (several()) {
+      const double of_rank[] = {loss_d, loss_adv, reward, right, counted, right_heldout, heldout_counted};
+      const std::vector<double> sum = sum_values(group, of_rank);
+      loss_d = sum[0], loss_adv = sum[1], reward = sum[2], right = sum[3], counted = sum[4];
+      right_heldout = sum[5], heldout_counted = sum[6];
+    }
     if (step_d) {
       r.grad_norm_d = discriminator->parameters().finish_step();
       if (config.discriminator.spectral_norm) discriminator->normalise_spectrum();
@@ -746,12 +949,86 @@ struct Trainer::State {
     r.gate_accuracy = gate.accuracy();
     gate.took(turn);
     if (phase == Phase::kDiscriminator && gate.warmed_up()) {
-      measure_signal();
+      if (group.rank() == 0) measure_signal();
       r.features_s += clock.lap();
       phase = Phase::kAdversarial;
       phase_step = -1;
     }
     return r;
+  }
+
+  // All ranks' rollouts of a micro-batch, as one rank would have them: the answers to its inputs, then those
+  // to the held-out ones. `fresh`: how many of `own` belong to the former; places: of this rank's inputs.
+  std::vector<Rollout> share_rollouts(std::vector<Rollout> own, size_t fresh,
+                                      const std::vector<int64_t>& places) {
+    for (Rollout& o : own) o.input = static_cast<size_t>(places[o.input]);
+    if (!several()) return own;
+    // A rollout as numbers: input, key, ended, canonical, then tokens and text, each after its length.
+    std::vector<int64_t> words{static_cast<int64_t>(own.size()), static_cast<int64_t>(fresh)};
+    for (const Rollout& o : own) {
+      words.insert(words.end(), {static_cast<int64_t>(o.input), std::bit_cast<int64_t>(o.key), o.ended,
+                                 o.canonical, static_cast<int64_t>(o.tokens.size())});
+      words.insert(words.end(), o.tokens.begin(), o.tokens.end());
+      words.push_back(static_cast<int64_t>(o.text.size()));
+      words.insert(words.end(), o.text.begin(), o.text.end());
+    }
+    std::vector<Rollout> all, held;
+    for (const std::string& bytes :
+         group.all_gather({reinterpret_cast<const char*>(words.data()), words.size() * sizeof(int64_t)})) {
+      std::vector<int64_t> w(bytes.size() / sizeof(int64_t));
+      if (!w.empty()) std::memcpy(w.data(), bytes.data(), w.size() * sizeof(int64_t));
+      size_t at = 0;
+      const auto next = [&] { return w.at(at++); };
+      const auto list = [&] {
+        std::vector<int32_t> tokens(static_cast<size_t>(next()));
+        for (int32_t& t : tokens) t = static_cast<int32_t>(next());
+        return tokens;
+      };
+      const int64_t count = next(), first = next();
+      for (int64_t i = 0; i < count; ++i) {
+        Rollout o;
+        o.input = static_cast<size_t>(next());
+        o.key = std::bit_cast<uint64_t>(next());
+        o.ended = next() != 0;
+        o.canonical = next() != 0;
+        o.tokens = list();
+        o.text = list();
+        (i < first ? all : held).push_back(std::move(o));
+      }
+    }
+    std::move(held.begin(), held.end(), std::back_inserter(all));
+    return all;
+  }
+
+  // This rank's part of a micro-batch's pairs: fresh ones of its own rollouts, some of the replayed ones,
+  // held-out ones of its own; and where the rows of the first two lie among the features of all ranks' pairs.
+  struct OwnPairs {
+    std::vector<AnswerPair> pairs;
+    size_t fresh = 0, train = 0;  // of them: pairs [0, fresh) and [fresh, train)
+    std::vector<RowRun> rows;
+  };
+  OwnPairs pairs_of_rank(const std::vector<AnswerPair>& all, size_t n_fresh, size_t n_train, Part my_fresh,
+                         Part my_held) const {
+    OwnPairs own;
+    const auto inside = [](const Part& part, size_t i) { return i >= part.begin && i < part.end; };
+    const Part old = mine(n_train - n_fresh);
+    int64_t half = 0;  // rows of all references
+    std::vector<RowRun> runs;
+    for (size_t i = 0; i < n_train; ++i) {
+      const auto rows = static_cast<int64_t>(all[i].real.size());
+      if (i < n_fresh ? inside(my_fresh, all[i].rollout) : inside(old, i - n_fresh)) {
+        own.pairs.push_back(all[i]);
+        own.fresh += i < n_fresh;
+        add_run(runs, rows, half);
+      }
+      half += rows;
+    }
+    own.train = own.pairs.size();
+    for (const int64_t side : {int64_t{0}, half})
+      for (const RowRun& run : runs) add_run(own.rows, run.rows, side + run.first);
+    for (size_t i = n_train; i < all.size(); ++i)
+      if (inside(my_held, all[i].rollout)) own.pairs.push_back(all[i]);
+    return own;
   }
 
   // The present discriminator on one answer to each of some held-out inputs, spread over them all.
@@ -868,14 +1145,14 @@ struct Trainer::State {
   }
 
   // C2: the discriminator's gradient at each sampled token's embedding, through the frozen layers it reads
-  // with.
+  // with. `share` of the mean over the pairs counts.
   SampledSeeds gumbel_seeds(const PairBatch& packed, const std::vector<AnswerPair>& pairs, size_t n_fresh,
                             const std::vector<Rollout>& rollouts, ConstTensor f, ConstTensor h,
-                            ConstTensor ddf, float micro_batches) {
+                            ConstTensor ddf, float share) {
     const int64_t n = static_cast<int64_t>(n_fresh);
     const OwnedTensor d_scores = zeros(device, {2 * n});
     OwnedTensor scaled = zeros(device, {n});
-    axpy(device, {.x = ddf, .a = 1.0f / micro_batches, .y = scaled});
+    axpy(device, {.x = ddf, .a = share, .y = scaled});
     OwnedTensor d = copy_of(device, d_scores.view());
     device.copy(d.view().rows(n, n), scaled);
     OwnedTensor df = zeros(device, f.shape());
@@ -906,8 +1183,8 @@ struct Trainer::State {
 };
 
 Trainer::Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer, const TrainConfig& config,
-                 Data data)
-    : s_(std::make_unique<State>(device, llama, tokenizer, config, std::move(data))) {}
+                 Data data, Communicator* ranks)
+    : s_(std::make_unique<State>(device, llama, tokenizer, config, std::move(data), ranks)) {}
 Trainer::~Trainer() = default;
 
 bool Trainer::done() const { return s_->step >= s_->total; }
@@ -942,13 +1219,14 @@ StepRecord Trainer::step() {
   const Range range(s.device, "step");
   const int64_t waits = s.device.counters().synchronisations;
   s.raised.clear();
+  s.share();
   StepRecord r = phase == Phase::kWarmup ? s.warmup_step() : s.adversarial_step();
   r.phase = phase;
   ++s.step;
   ++s.phase_step;
   r.step = s.step;
   r.synchronisations = s.device.counters().synchronisations - waits;
-  s.watch(r);
+  if (s.group.rank() == 0) s.watch(r);  // who writes the log
   if (s.phase == Phase::kWarmup && s.adversarial() && s.step >= s.warmup_total) s.begin_adversarial();
   r.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   s.totals.rollout += r.rollout_s;
@@ -959,6 +1237,27 @@ StepRecord Trainer::step() {
   s.totals.all += r.seconds;
   s.totals.tokens += r.tokens;
   return r;
+}
+
+void Trainer::compare_ranks() const {
+  const State& s = *s_;
+  if (!s.several()) return;
+  // FNV-1a of both players.
+  uint64_t h = 0xcbf29ce484222325ull;
+  const auto mix = [&](const ParameterSet& set) {
+    set.save("", true, [&](const std::string&, ConstTensor t) {
+      for (const float v : download(s.device, t)) h = (h ^ std::bit_cast<uint32_t>(v)) * 0x100000001b3ull;
+    });
+  };
+  mix(s.generator->parameters());
+  if (s.discriminator) mix(s.discriminator->parameters());
+  const std::vector<std::string> all = s.group.all_gather(fmt::format("{:016x}", h));
+  for (size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      fail(
+          "after step {} rank {} has other parameters than rank 0: sums over ranks do not arrive the same "
+          "everywhere; nothing was saved",
+          s.step, r);
 }
 
 PromptMaker& Trainer::deployed() {
@@ -1038,6 +1337,7 @@ void Trainer::start_from(const PeftAdapter& adapter, const std::string& folder) 
 LossResult Trainer::validate() {
   State& s = *s_;
   const Range range(s.device, "validation");
+  s.share();
   std::vector<const TokenizedExample*> items;
   const int64_t most =
       s.config.eval.max_items > 0 ? s.config.eval.max_items : std::numeric_limits<int64_t>::max();
@@ -1046,8 +1346,8 @@ LossResult Trainer::validate() {
     items.push_back(&e);
   }
   Clock clock;
-  const LossResult r =
-      evaluate_loss(s.runner, deployed(), items, s.config.generator.placement, s.config.train.batch);
+  const LossResult r = evaluate_loss(s.runner, deployed(), items, s.config.generator.placement,
+                                     s.config.train.batch, &s.group);
   s.totals.evaluation += clock.lap();
   if (r.tokens > 0) s.validation_ce = r.ce;
   return r;

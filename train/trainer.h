@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 
+#include "core/communicator.h"
 #include "model/adapters/peft.h"
 #include "model/runner.h"
 #include "model/tokenizer/tokenizer.h"
@@ -71,9 +72,14 @@ class Trainer {
   struct Data {
     std::vector<TokenizedExample> train, valid;
   };
+  // With several `ranks` each is given the same and trains on its part of every batch (docs/distributed.md);
+  // null: this process is alone. step() is then something all of them do together.
   Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer, const TrainConfig& config,
-          Data data);
+          Data data, Communicator* ranks = nullptr);
   ~Trainer();
+
+  // Gradients that are summed over ranks in one call, numbers: what a rank keeps besides is at most this.
+  static constexpr int64_t kSummedTogether = int64_t{16} << 20;
 
   bool done() const;
   int64_t step_number() const;  // steps taken
@@ -81,11 +87,15 @@ class Trainer {
   Phase phase() const;
   StepRecord step();  // takes one step; throws Error naming layer and op of a value that is not finite
 
+  // Every rank calls it: throws Error if they do not have the same parameters, bit for bit.
+  void compare_ranks() const;
+
   // Begins with the values of this adapter and not with the configuration's own, before the first step.
   // Throws Error if it is of another kind or size than what is trained.
   void start_from(const PeftAdapter& adapter, const std::string& folder);
 
-  // Cross-entropy on the validation items with the weights that would be deployed; watched by an alarm.
+  // Cross-entropy on the validation items with the weights that would be deployed; watched by an alarm. All
+  // ranks call it.
   LossResult validate();
   // The deployed prompt maker: the averaged generator in the adversarial phase. `warm`: as it was after
   // warm-up.

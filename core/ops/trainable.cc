@@ -131,6 +131,7 @@ void add_noise(Device& d, const AddNoise& a) {
   const contract::Checker check("add_noise", d);
   check.tensor("x", a.x, kF32, a.x.shape());
   check.tensor("y", a.y, kF32, a.x.shape());
+  GT_CHECK(a.first >= 0 && a.first % 4 == 0, "add_noise: first is {}, expected a multiple of 4", a.first);
   d.ops().add_noise(a);
 }
 

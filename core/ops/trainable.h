@@ -86,14 +86,15 @@ struct Axpy {
   Tensor y;  // as x  +=
 };
 
-// y[i] = x[i] + sigma * normal_i; normals 4j..4j+3 come from Philox(key)(counter, j): normal_pair of words
-// (0, 1), then of words (2, 3).
+// y[i] = x[i] + sigma * normal_(first + i); normals 4j..4j+3 come from Philox(key)(counter, j): normal_pair
+// of words (0, 1), then of words (2, 3).
 struct AddNoise {
   ConstTensor x;  // any shape, f32
   float sigma;
   uint64_t key;
   uint64_t counter;
-  Tensor y;  // as x  =
+  int64_t first = 0;  // a multiple of 4: x is the part from there on of something larger
+  Tensor y;           // as x  =
 };
 
 void linear_forward(Device&, const LinearForward&);

@@ -209,7 +209,7 @@ void CudaOps::add_noise(const AddNoise& a) {
       a.x.count(),
       [&]<int kVector>(int64_t begin, int64_t n, const float* x, float* y) {
         launch(add_noise_kernel<kVector, kThreads>, blocks_for(n, 4 * kThreads), kThreads, 0, context_.stream,
-               x, a.sigma, a.key, a.counter, begin / 4, y, n);
+               x, a.sigma, a.key, a.counter, (a.first + begin) / 4, y, n);
       },
       raw<float>(a.x), raw<float>(a.y));
 }

@@ -13,6 +13,7 @@ struct Options {
   bool dry = false;   // SOFTGPU_DRY: nothing is executed or copied to the device; what is read back is zero
   uint64_t seed = 0;  // SOFTGPU_SEED: order of blocks, warps, time slices, completion of async copies
   int threads = 0;    // SOFTGPU_THREADS: 0 for one per processor
+  int devices = 1;    // SOFTGPU_DEVICES: GPUs that are counted; a process works with one of them
   uint64_t memory = 16ull << 30;  // SOFTGPU_MEMORY_MB
   uint64_t step_limit = 0;        // SOFTGPU_STEP_LIMIT: warp instructions a block may take, 0 for no limit
   std::string counters;           // SOFTGPU_COUNTERS: file for counters as JSON, written at exit

@@ -38,6 +38,7 @@ Options read_options() {
   o.dry = number("SOFTGPU_DRY", 0);
   o.seed = number("SOFTGPU_SEED", 0);
   o.threads = static_cast<int>(number("SOFTGPU_THREADS", 0));
+  o.devices = static_cast<int>(number("SOFTGPU_DEVICES", 1));
   o.memory = number("SOFTGPU_MEMORY_MB", 16384) << 20;
   o.step_limit = number("SOFTGPU_STEP_LIMIT", 0);
   o.counters = text("SOFTGPU_COUNTERS");

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "cuda/softgpu/runtime.h"
@@ -45,6 +46,9 @@ int occupancy(const Kernel& k, int block, size_t dynamic_shared) {
   return std::min(n, static_cast<int>(static_cast<size_t>(f.shared_per_sm) / shared));
 }
 
+std::atomic<int> g_device = -1;  // that the process has set
+bool is_device(int d) { return d >= 0 && d < options().devices; }
+
 struct ErrorName {
   int code;
   const char* name;
@@ -70,15 +74,21 @@ SOFTGPU_EXPORT const char* cudaGetErrorString(cudaError_t e) {
   return "unrecognized error code";
 }
 SOFTGPU_EXPORT cudaError_t cudaGetDeviceCount(int* n) {
-  *n = 1;
+  *n = options().devices;
   return cudaSuccess;
 }
 SOFTGPU_EXPORT cudaError_t cudaGetDevice(int* d) {
-  *d = 0;
+  *d = g_device < 0 ? 0 : g_device.load();
   return cudaSuccess;
 }
 SOFTGPU_EXPORT cudaError_t cudaSetDevice(int d) {
-  return finish(d == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+  if (!is_device(d)) return finish(cudaErrorInvalidDevice);
+  // All memory is that of the first one that was set.
+  int none = -1;
+  if (!g_device.compare_exchange_strong(none, d) && none != d)
+    return finish(complain(cudaErrorNotSupported,
+                           fmt::format("a process works with one GPU: it has set {}, and now {}", none, d)));
+  return finish(cudaSuccess);
 }
 SOFTGPU_EXPORT cudaError_t cudaInitDevice(int d, unsigned, unsigned) { return cudaSetDevice(d); }
 SOFTGPU_EXPORT cudaError_t cudaSetDeviceFlags(unsigned) { return cudaSuccess; }
@@ -117,7 +127,7 @@ SOFTGPU_EXPORT cudaError_t cudaDeviceGetPCIBusId(char* s, int n, int) {
 }
 
 SOFTGPU_EXPORT cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int device) {
-  if (device != 0) return finish(cudaErrorInvalidDevice);
+  if (!is_device(device)) return finish(cudaErrorInvalidDevice);
   const DeviceFacts f = facts();
   switch (a) {
     case cudaDevAttrMaxThreadsPerBlock:
@@ -217,7 +227,7 @@ SOFTGPU_EXPORT cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int 
 }
 
 SOFTGPU_EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
-  if (device != 0) return finish(cudaErrorInvalidDevice);
+  if (!is_device(device)) return finish(cudaErrorInvalidDevice);
   const DeviceFacts f = facts();
   std::memset(p, 0, sizeof *p);
   const std::string name = fmt::format("softgpu (PTX on the CPU, compute capability {}.{})",

@@ -61,8 +61,8 @@ Run qkv(int64_t n, bool lora) {
     const auto x = m.input(random_normal(n * kC, 1), {n, kC});
     const auto rstd = m.input(random_uniform(n, 2, 0.8f, 1.2f), {n}),
                gain = m.input(random_normal(kC, 3), {kC}),
-               freq = m.input(random_uniform(kD / 2, 4, 0.01f, 1.0f), {kD / 2}),
-               positions = m.input(random_ints(n, 5, 0, 90), {n});
+               rotary = m.input(angles_of(random_ints(n, 5, 0, 90), random_uniform(kD / 2, 4, 0.01f, 1.0f)),
+                                {n, kD});
     const Lora shape{kC, kD, kD};
     std::vector<LoraPart> forward;
     std::vector<LoraPartBackward> backward;
@@ -72,8 +72,7 @@ Run qkv(int64_t n, bool lora) {
                  .gain = gain,
                  .w = &w,
                  .bias = m.input(random_normal(kQkv, 6), {kQkv}),
-                 .positions = positions,
-                 .inv_freq = freq,
+                 .rotary = rotary,
                  .q = m.output({n, kH, kD}, s),
                  .k = m.output({n, kK, kD}, s),
                  .v = m.output({n, kK, kD}, s),
@@ -85,8 +84,7 @@ Run qkv(int64_t n, bool lora) {
                   .rstd = rstd,
                   .gain = gain,
                   .w = &w,
-                  .positions = positions,
-                  .inv_freq = freq,
+                  .rotary = rotary,
                   .dq = m.input(random_normal(n * kH * kD, 7), {n, kH, kD}, t),
                   .dk = m.input(random_normal(n * kK * kD, 8), {n, kK, kD}, t),
                   .dv = m.input(random_normal(n * kK * kD, 9), {n, kK, kD}, t),

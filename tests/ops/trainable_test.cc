@@ -337,6 +337,32 @@ TEST_P(TrainableOps, AddNoiseDrawsWhatTheContractSays) {
   }
 }
 
+// A part of something larger has the noise that it has in the whole.
+TEST_P(TrainableOps, AddNoiseOfAPartIsThatOfTheWhole) {
+  constexpr int64_t n = 9001;
+  const auto x = random_normal(n, 1);
+  const auto noisy = [&](int64_t first, int64_t count) {
+    const std::vector<float> part(x.begin() + first, x.begin() + first + count);
+    return run_deterministic([&](Device& d) {
+      GuardedMemory m(d);
+      const Tensor y = m.output({count});
+      add_noise(d,
+                {.x = m.input(part, {count}), .sigma = 0.5f, .key = 7, .counter = 3, .first = first, .y = y});
+      return std::vector<std::vector<float>>{m.read(y)};
+    })[0];
+  };
+  const std::vector<float> whole = noisy(0, n);
+  for (const int64_t first : {int64_t{4}, int64_t{1000}, int64_t{8996}}) {
+    const int64_t count = std::min<int64_t>(n - first, 4001);
+    EXPECT_EQ(noisy(first, count), std::vector<float>(whole.begin() + first, whole.begin() + first + count));
+  }
+  GuardedMemory m(device());
+  const ConstTensor six = m.input(random_normal(6, 1), {6});
+  EXPECT_THROW(
+      add_noise(device(), {.x = six, .sigma = 1, .key = 1, .counter = 0, .first = 2, .y = m.output({6})}),
+      Error);
+}
+
 TEST_P(TrainableOps, BrokenContractsThrow) {
   GuardedMemory m(device());
   const ConstTensor x = m.input(random_normal(6, 1), {2, 3}), w = m.input(random_normal(12, 2), {4, 3});

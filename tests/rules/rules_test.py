@@ -19,7 +19,7 @@ GOOD = {
     "model/llama.h": '#include "core/check.h"\n',
     "model/json.cc": "#include <nlohmann/json.hpp>\n",
     "train/main.cc": '#include "cpu/device.h"\n#include "cuda/device.h"\n#include "model/llama.h"\n',
-    "train/communicator_nccl.cc": "#include <nccl.h>\n",
+    "cuda/runtime/nccl.cc": "#include <nccl.h>\n",
     "tests/reference/norm.h": "#include <cmath>\n",
     "tests/support/devices.cc": '#include "cpu/device.h"\n#include "tests/reference/norm.h"\n',
     "docs/good.md": "[a](../core/check.h) [b](https://x.org/y) `core/ops/FAMILY.h` `tools/go.py --x` train/ce\n",

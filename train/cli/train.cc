@@ -14,6 +14,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
     std::vector<std::string> words;
     std::string output;
     std::string device, gemm, dtype, profile;
+    int ranks = 0;
     bool dry_run = false, resume = false, allow_config_change = false, no_graphs = false, help_config = false;
   };
   auto flags = std::make_shared<Flags>();
@@ -26,6 +27,11 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("--dtype", flags->dtype, "f32, bf16 or auto, as dtype=TYPE");
   verb.add_option("--profile", flags->profile,
                   "A:B: a profiler records steps A to B - 1 alone (tools/profile), counted from 0");
+  verb.add_option(
+          "--ranks", flags->ranks,
+          "train in N processes on this machine, each on its part of every batch; other launchers set "
+          "RANK and WORLD_SIZE instead (docs/distributed.md)")
+      ->check(CLI::Range(1, 1024));
   verb.add_flag(
       "--dry-run", flags->dry_run,
       "print the resolved configuration, what became of the data, and the memory plan; train nothing");
@@ -70,6 +76,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
       if (options.profile_begin < 0 || options.profile_end <= options.profile_begin)
         fail_usage("--profile: expected A:B, two step numbers with A < B, got '{}'", flags->profile);
     }
+    options.ranks = flags->ranks;
     options.dry_run = flags->dry_run;
     options.resume = flags->resume;
     options.graphs = !flags->no_graphs;

@@ -1,5 +1,6 @@
 #include "train/networks/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/ops.h"
@@ -92,6 +93,37 @@ void ParameterSet::reset_moments() {
 void ParameterSet::copy_values_from(const ParameterSet& other) {
   GT_CHECK(size() == other.size(), "{} tensors, {} in the other set", size(), other.size());
   for (size_t i = 0; i < size(); ++i) device_->copy(items_[i].value, other.items_[i].value);
+}
+
+void ParameterSet::sum_gradients(Communicator& ranks, Tensor buffer) {
+  struct Piece {
+    Tensor from;
+    int64_t at;  // in the buffer
+  };
+  std::vector<Piece> pieces;
+  int64_t used = 0;
+  const auto sum = [&] {
+    if (used == 0) return;
+    for (const Piece& p : pieces) device_->copy(buffer.rows(p.at, p.from.count()), p.from);
+    ranks.all_reduce(buffer.rows(0, used));
+    for (const Piece& p : pieces) device_->copy(p.from, buffer.rows(p.at, p.from.count()));
+    pieces.clear();
+    used = 0;
+  };
+  for (Item& item : items_) {
+    const Tensor grad = item.grad.view().view({item.grad.view().count()});
+    for (int64_t at = 0; at < grad.count();) {
+      const int64_t n = std::min(grad.count() - at, buffer.count() - used);
+      pieces.push_back({grad.rows(at, n), used});
+      used += n, at += n;
+      if (used == buffer.count()) sum();
+    }
+  }
+  sum();
+}
+
+void ParameterSet::broadcast_values(Communicator& ranks) {
+  for (Item& i : items_) ranks.broadcast(i.value, 0);
 }
 
 void ParameterSet::average_from(const ParameterSet& other, float decay) {

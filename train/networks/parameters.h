@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/communicator.h"
 #include "core/ops/optimizer.h"
 
 namespace gantrain {
@@ -50,6 +51,10 @@ class ParameterSet {
   int64_t steps() const { return steps_; }
 
   void copy_values_from(const ParameterSet& other);
+  // With several ranks: every gradient becomes the sum of theirs, through `buffer` (f32, any length), as much
+  // at a time as it holds; every value becomes rank 0's.
+  void sum_gradients(Communicator& ranks, Tensor buffer);
+  void broadcast_values(Communicator& ranks);
   // value = decay * value + (1 - decay) * other's value; not if the other's last step was refused
   void average_from(const ParameterSet& other, float decay);
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "model/runner.h"
+#include "train/communicator/tcp.h"
 #include "train/plan/counting_device.h"
 #include "train/play/evaluate.h"
 #include "train/play/pairs.h"
@@ -85,9 +86,10 @@ TrainConfig shortened(const TrainConfig& config) {
   return c;
 }
 
-void rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& tokenizer,
-              const TrainConfig& config, const TokenizedDataset& data,
-              const std::function<int64_t(const TokenizedExample&)>& length) {
+// Returns the numbers of the larger player: what is summed over ranks.
+int64_t rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& tokenizer,
+                 const TrainConfig& config, const TokenizedDataset& data,
+                 const std::function<int64_t(const TokenizedExample&)>& length) {
   const TrainConfig c = shortened(config);
   Trainer trainer(device, llama, tokenizer, c,
                   {longest(data.train, c.train.batch, length), longest(data.valid, c.train.batch, length)});
@@ -96,7 +98,8 @@ void rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& token
   // The evaluation at the end of a run, on the longest items.
   const bool has_test = !data.test.empty();
   const auto items = longest(has_test ? data.test : data.valid, c.train.batch, length);
-  if (items.empty()) return;
+  const int64_t trained = std::max(trainer.generator_parameters(), trainer.discriminator_parameters());
+  if (items.empty()) return trained;
   const Range range(device, "evaluation");
   Runner runner(device, llama);
   PromptMaker& maker = trainer.deployed();
@@ -105,7 +108,7 @@ void rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& token
   const auto labels = find_labels(pointers(data.train));
   if (!labels.empty()) {
     label_scores(runner, maker, part, labels, c.generator.placement, c.train.batch);
-    return;
+    return trained;
   }
   GenerationSettings g;
   g.max_new = static_cast<int32_t>(c.train.max_new_tokens);
@@ -113,6 +116,7 @@ void rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& token
   const auto asked = longest(has_test ? data.test_merged : data.valid_merged, g.batch,
                              [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });
   generate_texts(runner, tokenizer, maker, pointers(asked), c.generator.placement, g);
+  return trained;
 }
 
 // What the CPU's threads keep for themselves (cpu/parallel.h, thread_scratch): a tile of 128 rows of the
@@ -183,10 +187,13 @@ std::string MemoryPlan::text() const {
 }
 
 MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& tokenizer,
-                       const TrainConfig& config, const TokenizedDataset& data, const ProcessMemory& now) {
+                       const TrainConfig& whole, const TokenizedDataset& data, const ProcessMemory& now,
+                       int ranks) {
+  TrainConfig config = whole;
+  config.train.batch = (config.train.batch + ranks - 1) / ranks;
   // Long inputs make large caches, long items large batches; they need not be the same items.
   CountingDevice by_length(device, answer_tokens(tokenizer)), by_input(device, answer_tokens(tokenizer));
-  rehearse(by_length, llama, tokenizer, config, data, [](const TokenizedExample& e) {
+  const int64_t trained = rehearse(by_length, llama, tokenizer, config, data, [](const TokenizedExample& e) {
     return static_cast<int64_t>(e.prompt.size() + e.completion.size());
   });
   rehearse(by_input, llama, tokenizer, config, data,
@@ -198,6 +205,12 @@ MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& toke
   const int64_t weights = llama.weight_bytes(), held = own_memory ? weights : 0;
   plan.items.push_back({"weights", weights});
   plan.buffers = most.peak();
+  if (ranks > 1) {
+    const int64_t summed = 4 * std::min(trained, Trainer::kSummedTogether);
+    plan.items.push_back({"gradients on their way to other ranks", summed});
+    plan.buffers += summed;
+    plan.items.push_back({"messages of other ranks", kTcpBufferBytes});
+  }
   if (!own_memory) {
     // Buffers of one reservation leave gaps: an eighth, and a megabyte for the attention's plans.
     const int64_t between = plan.buffers / 8 + (int64_t{1} << 20);

@@ -33,9 +33,11 @@ struct MemoryPlan {
 };
 
 // The plan of a run whose model and data are loaded: training and evaluation run on a CountingDevice over the
-// run's longest items. `now` is what the process holds at this point.
+// run's longest items. `now` is what the process holds at this point; of several `ranks` it is the plan of
+// one, whose part of a batch is never more than a step of batch / ranks has.
 MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& tokenizer,
-                       const TrainConfig& config, const TokenizedDataset& data, const ProcessMemory& now);
+                       const TrainConfig& config, const TokenizedDataset& data, const ProcessMemory& now,
+                       int ranks = 1);
 
 // What this machine can still give: MemAvailable, and what the control group leaves, whichever is less. What
 // the process holds already counts as given.

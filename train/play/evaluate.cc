@@ -32,12 +32,14 @@ void score_continuation(PackedBatch& batch, int32_t context, const std::vector<i
 }  // namespace
 
 LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan examples, Placement placement,
-                         int64_t batch_size) {
+                         int64_t batch_size, Communicator* ranks) {
   LossResult result;
-  double sum = 0.0;
-  for (size_t at = 0; at < examples.size(); at += static_cast<size_t>(batch_size)) {
-    const ExampleSpan part =
-        examples.subspan(at, std::min(examples.size() - at, static_cast<size_t>(batch_size)));
+  const size_t step = static_cast<size_t>(batch_size);
+  std::vector<double> sums((examples.size() + step - 1) / step);  // of each batch: the same, whoever took it
+  for (size_t at = 0; at < examples.size(); at += step) {
+    const size_t number = at / step;
+    if (ranks && number % static_cast<size_t>(ranks->size()) != static_cast<size_t>(ranks->rank())) continue;
+    const ExampleSpan part = examples.subspan(at, std::min(examples.size() - at, step));
     const Prompts prompts = maker.make(part, derive_key(0, 1, at));
     PackedBatch batch(prompts.adapter.prefix_rows());
     ContextBuilder contexts(batch, prompts, placement);
@@ -45,9 +47,17 @@ LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan example
     for (size_t b = 0; b < part.size(); ++b)
       score_continuation(batch, contexts.add(b, *part[b]), part[b]->completion, request);
     runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter);
-    for (float nll : runner.head(request, false).nll) sum += nll;
+    for (float nll : runner.head(request, false).nll) sums[number] += nll;
     result.tokens += static_cast<int64_t>(request.rows.size());
   }
+  if (ranks && ranks->size() > 1) {
+    sums.push_back(static_cast<double>(result.tokens));
+    sums = sum_values(*ranks, sums);
+    result.tokens = static_cast<int64_t>(sums.back());
+    sums.pop_back();
+  }
+  double sum = 0.0;
+  for (double s : sums) sum += s;
   if (result.tokens > 0) result.ce = sum / static_cast<double>(result.tokens);
   return result;
 }

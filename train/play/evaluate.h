@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/communicator.h"
 #include "model/generate.h"
 #include "model/runner.h"
 #include "model/tokenizer/tokenizer.h"
@@ -18,9 +19,9 @@ struct LossResult {
   double perplexity() const;
 };
 // Cross-entropy of the completions (end token included) under the maker's prompts, `batch` examples at a
-// time.
+// time. Several ranks take turns, and each gets the whole result.
 LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan examples, Placement placement,
-                         int64_t batch);
+                         int64_t batch, Communicator* ranks = nullptr);
 
 // For each example the summed log-likelihood of each candidate completion: (examples, labels), row-major.
 std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan examples,

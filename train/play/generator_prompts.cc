@@ -4,7 +4,9 @@
 
 namespace gantrain {
 
-Prompts GeneratorPrompts::make(ExampleSpan inputs, uint64_t noise_key) {
+Prompts GeneratorPrompts::make(ExampleSpan inputs, uint64_t noise_key, std::span<const int64_t> places) {
+  GT_CHECK(places.empty() || places.size() == inputs.size(), "{} places of {} inputs", places.size(),
+           inputs.size());
   Device& device = runner_.device();
   const int64_t b = static_cast<int64_t>(inputs.size());
   input_ = GeneratorInput();
@@ -28,7 +30,8 @@ Prompts GeneratorPrompts::make(ExampleSpan inputs, uint64_t noise_key) {
     std::vector<float> noise(static_cast<size_t>(b * z));
     for (int64_t i = 0; i < b; ++i)
       for (int64_t j = 0; j < z; ++j) {
-        const auto words = Philox{noise_key}(static_cast<uint64_t>(i), static_cast<uint64_t>(j));
+        const int64_t place = places.empty() ? i : places[static_cast<size_t>(i)];
+        const auto words = Philox{noise_key}(static_cast<uint64_t>(place), static_cast<uint64_t>(j));
         noise[static_cast<size_t>(i * z + j)] = normal_pair(words[0], words[1])[0];
       }
     noise_ = OwnedTensor(device, DType::kF32, {b, z});

@@ -13,7 +13,9 @@ class GeneratorPrompts : public PromptMaker {
   GeneratorPrompts(Runner& runner, Generator& generator, const GeneratorConfig& config)
       : runner_(runner), generator_(generator), feature_layer_(config.feature_layer) {}
 
-  Prompts make(ExampleSpan inputs, uint64_t noise_key) override;
+  Prompts make(ExampleSpan inputs, uint64_t noise_key) override { return make(inputs, noise_key, {}); }
+  // The noise of inputs[i] is that of place places[i] in a larger call; without places it is i.
+  Prompts make(ExampleSpan inputs, uint64_t noise_key, std::span<const int64_t> places);
   // From dL/d(prompt rows of the last make()), (R, C), to the generator's parameter gradients.
   void backward(ConstTensor dprompt) { generator_.backward(input_, dprompt); }
   Generator& generator() { return generator_; }

@@ -52,7 +52,7 @@ std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenize
       for (int64_t i = 0; i < group.samples; ++i) {
         Rollout rollout;
         rollout.input = b;
-        rollout.key = derive_key(group.key, b - group.begin, static_cast<uint64_t>(i));
+        rollout.key = derive_key(group.key, group.first + b - group.begin, static_cast<uint64_t>(i));
         r.keys.push_back(rollout.key);
         rollouts.push_back(std::move(rollout));
       }

@@ -24,11 +24,12 @@ struct Rollout {
 };
 
 // A run of inputs and the answers wanted for each: sample i of input begin + b draws by
-// derive_key(key, b, i). Results do not depend on which groups are decoded together.
+// derive_key(key, first + b, i). Results do not depend on which groups are decoded together.
 struct RolloutGroup {
   size_t begin = 0, end = 0;  // inputs [begin, end)
   int64_t samples = 1;
   uint64_t key = 0;
+  size_t first = 0;  // not 0: these are the inputs from there on of a larger group
 };
 // The groups' answers, nothing cut, all decoded together; group after group, input after input. Training
 // samples at temperature 1; 0 is greedy.

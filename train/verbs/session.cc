@@ -39,14 +39,15 @@ std::unique_ptr<const Llama> open_llama(Device& device, std::shared_ptr<const We
 }
 
 Session open_session(const std::string& model, BasePacking packing, const DeviceChoice& device,
-                     DTypeChoice dtype, const DeviceFactory& devices) {
+                     DTypeChoice dtype, const DeviceFactory& devices, bool quiet) {
   if (model.empty())
     fail_usage("no model given; --model FOLDER_OR_FILE (or model = \"...\" in the configuration)");
   const auto start = std::chrono::steady_clock::now();
   Session s;
   s.device = devices(device);
   std::shared_ptr<const Weights> weights = open_weights(model);
-  for (const std::string& note : weights->notes()) fmt::print(stderr, "{}: {}\n", model, note);
+  for (const std::string& note : weights->notes())
+    if (!quiet) fmt::print(stderr, "{}: {}\n", model, note);
   s.tokenizer = open_tokenizer(model);
   const DType type = choose_dtype(dtype, *s.device);
   const std::string format = weights->format();
@@ -56,6 +57,7 @@ Session open_session(const std::string& model, BasePacking packing, const Device
     fail("{}: the tokenizer has {} tokens, the model {}; they do not belong together", model,
          s.tokenizer->vocab_size(), c.vocab_size);
   s.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (quiet) return s;
   fmt::print(stderr,
              "model: {} ({}), {:.1f} M parameters, {} layers, width {}, {} in memory as {}, opened in {:.1f} "
              "s\ndevice: {}\n",

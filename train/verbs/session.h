@@ -17,9 +17,9 @@ struct Session {
   double load_seconds = 0;
 };
 DType choose_dtype(DTypeChoice choice, const Device& device);
-// Opens the model with a progress line on standard error; says in one line what was opened.
+// Opens the model; says in a few lines on standard error what was opened, unless `quiet`.
 Session open_session(const std::string& model, BasePacking packing, const DeviceChoice& device,
-                     DTypeChoice dtype, const DeviceFactory& devices);
+                     DTypeChoice dtype, const DeviceFactory& devices, bool quiet = false);
 // The model alone. Its matrices stay packed unless `packing` is kNone.
 std::unique_ptr<const Llama> open_llama(Device& device, std::shared_ptr<const Weights> weights,
                                         BasePacking packing, DType dtype);

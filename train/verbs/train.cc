@@ -7,9 +7,12 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 
 #include "model/runner.h"
 #include "train/checkpoint/run_folder.h"
+#include "train/communicator/launch.h"
+#include "train/communicator/tcp.h"
 #include "train/log/events.h"
 #include "train/log/progress.h"
 #include "train/log/tensorboard.h"
@@ -24,13 +27,15 @@ namespace {
 
 using nlohmann::json;
 
-volatile std::sig_atomic_t g_stop = 0;  // the signal that asked for an end, or 0
+volatile std::sig_atomic_t g_stop = 0;   // the signal that asked for an end, or 0
+volatile std::sig_atomic_t g_quiet = 0;  // whether that is said
 
 // The first SIGINT or SIGTERM asks for an end after this step, the second one of either kind stops at once.
 class StopSignals {
  public:
-  StopSignals() {
+  explicit StopSignals(bool quiet) {
     g_stop = 0;
+    g_quiet = quiet;
     for (int i = 0; i < 2; ++i) {
       struct sigaction action {};
       action.sa_handler = handle;
@@ -51,6 +56,7 @@ class StopSignals {
       return;
     }
     g_stop = signal;
+    if (g_quiet) return;
     constexpr char kText[] = "\nstopping after this step; once more to stop at once\n";
     if (::write(STDERR_FILENO, kText, sizeof kText - 1) < 0) g_stop = signal;  // nobody to tell
   }
@@ -112,12 +118,67 @@ std::vector<std::string> nearest_tokens(const Llama& llama, const Tokenizer& tok
   return out;
 }
 
+// The signal that any rank has been sent, or 0: all of them stop after the same step.
+int agreed_stop(Communicator& group) {
+  if (group.size() == 1) return g_stop;
+  const double own[] = {static_cast<double>(g_stop)};
+  double most = 0;
+  for (const std::vector<double>& of_rank : gather_values(group, own)) most = std::max(most, of_rank[0]);
+  return static_cast<int>(most);
+}
+
+// Every rank trains under the configuration that rank 0 has.
+void compare_configurations(Communicator& group, TrainConfig config, bool resume) {
+  if (group.size() == 1) return;
+  config.output.clear();
+  config.threads = 0;
+  const std::vector<std::string> all =
+      group.all_gather(fmt::format("{}{}", resume ? 'R' : 'N', to_toml(config)));
+  for (size_t r = 1; r < all.size(); ++r) {
+    if (all[r] == all[0]) continue;
+    if (all[r][0] != all[0][0]) fail_usage("--resume is given to some ranks and not to others");
+    std::string listed;
+    for (const std::string& change : config_changes(parse_train_config(all[0].substr(1), "rank 0"),
+                                                    parse_train_config(all[r].substr(1), "a rank")))
+      listed.append("\n  ").append(change);
+    fail_usage("rank {} has another configuration than rank 0:{}", r, listed);
+  }
+}
+
+// What all ranks do together after a step, by the configuration that they share.
+bool evaluates_at(const TrainConfig& c, const Trainer& trainer) {
+  return trainer.done() || (c.train.eval_every > 0 && trainer.step_number() % c.train.eval_every == 0);
+}
+bool saves_at(const TrainConfig& c, const Trainer& trainer) {
+  return trainer.done() || (c.train.save_every > 0 && trainer.step_number() % c.train.save_every == 0);
+}
+
+// The training of a rank that is not 0: it works and writes nothing.
+int follow(Trainer& trainer, Communicator& group, const TrainConfig& config, bool resume, bool validates) {
+  const StopSignals signals(true);
+  if (validates && !resume && trainer.step_number() == 0) trainer.validate();
+  int stop = 0;
+  while (!trainer.done() && (stop = agreed_stop(group)) == 0) {
+    trainer.step();
+    if (validates && evaluates_at(config, trainer)) trainer.validate();
+    if (saves_at(config, trainer)) trainer.compare_ranks();
+  }
+  if (stop == 0) stop = agreed_stop(group);
+  group.leave();
+  return stop == 0 ? 0 : 128 + stop;
+}
+
+// This process is one of the ranks.
+int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config,
+             const std::vector<std::string>& changes, const DeviceFactory& devices,
+             const CommunicatorFactory& communicators);
+
 }  // namespace
 
-int run_train(const TrainOptions& options, const DeviceFactory& devices) {
+int run_train(const TrainOptions& options, const DeviceFactory& devices,
+              const CommunicatorFactory& communicators) {
   namespace fs = std::filesystem;
   TrainConfig config = load_train_config(options.config_file, options.overrides);
-  std::string listed;                // the next, for people
   std::vector<std::string> changes;  // against the configuration that the run was started with
   if (options.allow_config_change && !options.resume) fail_usage("--allow-config-change is for --resume");
   if (options.resume) {
@@ -129,6 +190,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     const TrainConfig own = load_train_config(saved);
     TrainConfig asked = options.config_file.empty() ? load_train_config(saved, options.overrides) : config;
     changes = config_changes(own, asked);
+    std::string listed;
     for (const std::string& change : changes) listed.append("\n  ").append(change);
     if (!changes.empty() && !options.allow_config_change)
       fail_usage(
@@ -142,39 +204,96 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   if (config.data.train.empty()) fail_usage("no training data: set data.train");
   if (config.output.empty() && !options.dry_run) fail_usage("no run folder: set output (or --output FOLDER)");
 
-  Session session =
-      open_session(config.model, config.model_quantize, device_choice(config), config.dtype, devices);
+  Ranks ranks = ranks_from_environment();
+  if (options.ranks > 0 && ranks.size > 1)
+    fail_usage("--ranks starts processes itself, and WORLD_SIZE says that this is one of {} already",
+               ranks.size);
+  const auto as = [&](const Ranks& r) {
+    return train_as(r, options, config, changes, devices, communicators);
+  };
+  if (options.ranks > 1 && !options.dry_run) return run_ranks(options.ranks, as);
+  if (options.ranks > 1) ranks.size = ranks.local_size = options.ranks;
+  return as(ranks);
+}
+
+namespace {
+
+int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config,
+             const std::vector<std::string>& changes, const DeviceFactory& devices,
+             const CommunicatorFactory& communicators) {
+  namespace fs = std::filesystem;
+  const bool first = ranks.rank == 0;
+  if (config.train.batch % ranks.size != 0)
+    fail_usage("train.batch is {}, which {} ranks cannot share evenly; set a multiple of {}",
+               config.train.batch, ranks.size, ranks.size);
+  if (options.dry_run && !first) return 0;
+  std::unique_ptr<HostCommunicator> hosts;
+  if (ranks.size > 1 && !options.dry_run) {
+    hosts = meet_over_tcp(ranks);
+    compare_configurations(*hosts, config, options.resume);
+  }
+  DeviceChoice choice = device_choice(config);
+  choice.index = ranks.local_rank;
+  if (choice.threads == 0 && ranks.local_size > 1)
+    choice.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks.local_size);
+  Session session = open_session(config.model, config.model_quantize, choice, config.dtype, devices, !first);
   Device& device = *session.device;
+  std::unique_ptr<Communicator> joined;
+  if (hosts) joined = communicators(device, std::move(hosts));
+  OneRank alone;
+  Communicator& group = joined ? *joined : static_cast<Communicator&>(alone);
+  if (joined && first) fmt::print(stderr, "ranks: {}\n", group.description());
   device.set_graphs(options.graphs);
   const Llama& llama = *session.llama;
   const Tokenizer& tokenizer = *session.tokenizer;
   TokenizedDataset data = open_dataset(config.data, static_cast<uint64_t>(config.seed), tokenizer,
                                        llama.config().max_position_embeddings - positions_before(config));
-  fmt::print(stderr, "{}", data.report);
+  if (first) fmt::print(stderr, "{}", data.report);
 
   const ProcessMemory before = process_memory();
   const auto plan_of = [&](const TrainConfig& c) {
-    return plan_memory(device, llama, tokenizer, c, data, before);
+    TrainConfig own = c;
+    own.threads = choice.threads;
+    return plan_memory(device, llama, tokenizer, own, data, before, ranks.size);
   };
   const MemoryPlan plan = plan_of(config);
   if (options.dry_run) fmt::print("{}", to_toml(config));
-  fmt::print(stderr, "{}", plan.text());
+  if (first) fmt::print(stderr, "{}", plan.text());
   // What a GPU has free is not this process's memory: there only a limit that was set counts.
-  if (device.kind() == DeviceKind::kCpu || config.memory_limit > 0)
-    check_memory(plan, memory_limit(config.memory_limit, before), config, plan_of);
+  if (device.kind() == DeviceKind::kCpu || config.memory_limit > 0) {
+    MemoryLimit limit = memory_limit(config.memory_limit, before);
+    if (config.memory_limit == 0 && ranks.local_size > 1) {
+      limit.bytes /= ranks.local_size;
+      limit.source += fmt::format(", shared by {} ranks", ranks.local_size);
+    }
+    check_memory(plan, limit, config, plan_of);
+  }
   if (options.dry_run) return 0;
 
   std::optional<PeftAdapter> start;
   if (!options.resume && !config.adapter.empty()) start = read_peft(config.adapter, llama.config());
-  RunFolder folder(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
+  std::optional<RunFolder> own_folder;  // rank 0's
+  if (first)
+    own_folder.emplace(config.output, options.resume ? RunFolder::Mode::kResume : RunFolder::Mode::kNew);
+  // The others read what rank 0 has found, in the same folder.
+  std::string note;
+  std::string latest = options.resume && first ? own_folder->latest(&note).string() : "";
+  if (options.resume && group.size() > 1) latest = group.all_gather(latest).front();
   device.reserve(plan.buffers);
-  Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid});
+  Trainer trainer(device, llama, tokenizer, config, {data.train, data.valid}, &group);
+  if (!first) {
+    if (options.resume)
+      trainer.load(CheckpointReader(latest));
+    else if (start)
+      trainer.start_from(*start, config.adapter);
+    return follow(trainer, group, config, options.resume, !data.valid.empty());
+  }
+  RunFolder& folder = *own_folder;
   int64_t events_kept = -1;
   double best = std::numeric_limits<double>::infinity();
   std::vector<std::string> alarms;
   if (options.resume) {
-    std::string note;
-    const fs::path path = folder.latest(&note);
+    const fs::path path = latest;
     if (!note.empty()) fmt::print(stderr, "{}\n", note);
     const CheckpointReader reader(path.string());
     trainer.load(reader);
@@ -190,6 +309,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     fmt::print(stderr, "continuing {} at step {} of {}\n", path.string(), trainer.step_number(),
                trainer.total_steps());
     if (!changes.empty()) {
+      std::string listed;
+      for (const std::string& change : changes) listed.append("\n  ").append(change);
       fmt::print(stderr, "changed:{}\n", listed);
       folder.write(folder.config_file(), to_toml(config));
     }
@@ -211,7 +332,8 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                   {"train_items", static_cast<int64_t>(data.train.size())},
                   {"valid_items", static_cast<int64_t>(data.valid.size())},
                   {"dtype", std::string(dtype_name(llama.dtype()))},
-                  {"device", device.description()}});
+                  {"device", device.description()},
+                  {"ranks", static_cast<int64_t>(group.size())}});
 
   auto save = [&](bool is_best) {
     CheckpointWriter writer;
@@ -232,11 +354,12 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
     return better;
   };
 
-  std::optional<StopSignals> signals(
-      std::in_place);  // until the training is over: what follows need not be saved
+  std::optional<StopSignals> signals(std::in_place,
+                                     false);  // until the training is over: what follows need not be saved
   Progress progress("train", trainer.total_steps(), trainer.step_number());
   if (!options.resume && trainer.step_number() == 0) validate();
-  while (!trainer.done() && g_stop == 0) {
+  int stop = 0;
+  while (!trainer.done() && (stop = agreed_stop(group)) == 0) {
     if (trainer.step_number() == options.profile_begin) device.record(true);
     const StepRecord r = trainer.step();
     if (r.step == options.profile_end) device.record(false);
@@ -289,20 +412,21 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                            r.trained_d ? "D" : "-");
     progress.update(r.step, facts);
     bool better = false;
-    if (trainer.done() || (config.train.eval_every > 0 && r.step % config.train.eval_every == 0))
-      better = validate();
-    if (better || trainer.done() || (config.train.save_every > 0 && r.step % config.train.save_every == 0))
-      save(better);
+    if (evaluates_at(config, trainer)) better = validate();
+    if (saves_at(config, trainer)) trainer.compare_ranks();
+    if (better || saves_at(config, trainer)) save(better);
   }
   progress.finish();
-  if (g_stop == 0) signals.reset();
-  if (g_stop != 0) {
-    const int signal = g_stop;
+  if (stop == 0) stop = agreed_stop(group);
+  if (stop == 0) signals.reset();
+  if (stop != 0) {
     save(false);
+    group.leave();
     fmt::print(stderr, "stopped at step {} of {}; continue with: gantrain train --resume output={}\n",
                trainer.step_number(), trainer.total_steps(), config.output);
-    return 128 + signal;
+    return 128 + stop;
   }
+  group.leave();
 
   json used = device_counters(device);  // of the training; the evaluation may take more
   used["planned_bytes"] = plan.buffers;
@@ -355,6 +479,7 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
                                                                    : "gumbel"},
                     {"dtype", dtype_name(llama.dtype())},
                     {"device", device.description()},
+                    {"ranks", group.size()},
                     {"steps", trainer.step_number()},
                     {"seed", config.seed},
                     {"split", has_test ? "test" : "valid"},
@@ -472,4 +597,5 @@ int run_train(const TrainOptions& options, const DeviceFactory& devices) {
   return 0;
 }
 
+}  // namespace
 }  // namespace gantrain

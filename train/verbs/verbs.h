@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/communicator.h"
 #include "core/device.h"
 #include "train/config.h"
 
@@ -16,9 +17,13 @@ struct DeviceChoice {
   DeviceKind kind = DeviceKind::kCpu;
   int threads = 0;  // of the CPU; 0: one a core
   Gemm gemm = Gemm::kDefault;
+  int index = 0;  // which GPU of the machine
 };
 // Makes such a device. The composition root provides it.
 using DeviceFactory = std::function<std::unique_ptr<Device>(const DeviceChoice&)>;
+// What the ranks' devices sum gradients with, given what connects their hosts.
+using CommunicatorFactory =
+    std::function<std::unique_ptr<Communicator>(Device&, std::unique_ptr<HostCommunicator>)>;
 
 struct TrainOptions {
   std::string config_file;             // TOML, may be empty
@@ -28,9 +33,12 @@ struct TrainOptions {
   bool resume = false;               // continue the run in `output` from its latest checkpoint
   bool graphs = true;                // false: no CUDA graphs; the bits are the same
   bool allow_config_change = false;  // with resume: under another configuration than it was started with
+  int ranks = 0;                     // that many processes on this machine; 0: as the environment says
   int64_t profile_begin = -1, profile_end = -1;  // steps [begin, end) are recorded by a profiler; -1: none
 };
-int run_train(const TrainOptions& options, const DeviceFactory& devices);
+// With several ranks (train/communicator/ranks.h) this process is one of them.
+int run_train(const TrainOptions& options, const DeviceFactory& devices,
+              const CommunicatorFactory& communicators);
 
 struct EvalOptions {
   std::string run;                     // a run folder or a checkpoint file
