@@ -242,7 +242,9 @@ def by_environment(base, options, model):
     message = "rank 1 has another configuration than rank 0:\n  loss.beta: 0.005 -> 0.5\n  train.batch: 8 -> 4\n"
     expect("another configuration is refused by both, key by key", all(code == 2 and message in said for code, said in ends), str(ends))
     odd = case.run("run.toml", "train.batch=7", "--ranks", "2", output="odd", code=2)
-    expect("a batch that cannot be shared is refused", "train.batch is 7, which 2 ranks cannot share evenly; set a multiple of 2" in odd, odd)
+    expect("a batch that cannot be shared is refused, in one line", odd == "gantrain: error: train.batch is 7, which 2 ranks cannot share evenly; set a multiple of 2\n", odd)
+    lost = case.run("run.toml", "model=nowhere", "--ranks", "2", output="lost", code=1)
+    expect("what all ranks fail of is said once", lost.count("\n") == 1 and "nowhere" in lost, lost)
     alone = case.run("run.toml", output="alone", code=1, RANK="1", WORLD_SIZE="2", MASTER_PORT=str(free_port()), GANTRAIN_TIMEOUT="1")
     expect("a rank that nobody meets says so", "rank 1 of 2: cannot reach rank 0 at 127.0.0.1:" in alone, alone)
     twice = case.run("run.toml", "--ranks", "2", output="twice", code=2, RANK="1", WORLD_SIZE="2")

@@ -1,5 +1,6 @@
 #include "train/communicator/launch.h"
 
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,7 +9,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <vector>
+#include <new>
 
 #include "core/check.h"
 #include "train/communicator/tcp.h"
@@ -19,6 +20,28 @@ namespace {
 volatile std::sig_atomic_t g_children = 0;
 constexpr int kMostChildren = 1024;
 volatile pid_t g_child[kMostChildren];  // 0: none, or it has ended
+
+// What a rank's work has thrown, in memory that it shares with the parent.
+struct Thrown {
+  ErrorKind kind = ErrorKind::kFailure;
+  char text[4096] = "";  // empty: nothing
+};
+class SharedThrown {
+ public:
+  explicit SharedThrown(int count) : bytes_(sizeof(Thrown) * static_cast<size_t>(count)) {
+    memory_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory_ == MAP_FAILED) fail("--ranks {}: {}", count, std::strerror(errno));
+    for (int r = 0; r < count; ++r) new (&(*this)[r]) Thrown();
+  }
+  SharedThrown(const SharedThrown&) = delete;
+  SharedThrown& operator=(const SharedThrown&) = delete;
+  ~SharedThrown() { ::munmap(memory_, bytes_); }
+  Thrown& operator[](int rank) { return static_cast<Thrown*>(memory_)[rank]; }
+
+ private:
+  size_t bytes_;
+  void* memory_ = nullptr;
+};
 
 // Only calls that a signal handler may make.
 void pass_on(int signal) {
@@ -38,6 +61,7 @@ int run_ranks(int count, const std::function<int(const Ranks&)>& work) {
   const Listener listener = listen_on_free_port();
   ranks.size = ranks.local_size = count;
   ranks.port = listener.port;
+  SharedThrown thrown(count);
   std::fflush(nullptr);  // or each process would write what is in the buffers
   // Children are in no group with the parent: a key on the terminal reaches them through it alone, once.
   sigset_t both, before;
@@ -59,7 +83,13 @@ int run_ranks(int count, const std::function<int(const Ranks&)>& work) {
         ranks.listener = listener.socket;
       else
         ::close(listener.socket);
-      return work(ranks);
+      try {
+        return work(ranks);
+      } catch (const Error& e) {
+        thrown[r].kind = e.kind();
+        std::snprintf(thrown[r].text, sizeof thrown[r].text, "%s", e.what());
+        return e.exit_code();
+      }
     }
     if (child < 0) {
       const int error = errno;
@@ -100,6 +130,13 @@ int run_ranks(int count, const std::function<int(const Ranks&)>& work) {
   ::sigaction(SIGINT, &old[0], nullptr);
   ::sigaction(SIGTERM, &old[1], nullptr);
   g_children = 0;
+  const Thrown* told = nullptr;
+  for (int r = 0; r < count; ++r) {
+    const Thrown& t = thrown[r];
+    const auto consequence = [](const Thrown& x) { return std::strstr(x.text, " is gone (") != nullptr; };
+    if (t.text[0] != 0 && (!told || (consequence(*told) && !consequence(t)))) told = &t;
+  }
+  if (told) throw Error(told->text, told->kind);
   return result;
 }
 
