@@ -293,7 +293,7 @@ TEST_P(PackedOps, TakeATallHeadInRanges) {
 TEST(PackedOpsOnTheCpu, TakeALargeMatrixInPieces) {
   const auto device = make_cpu(2);
   const int64_t rows = 2400, cols = 4096, n = 3;
-  const PackedMatrix matrix(rows, cols, {PackedType::kQ4_K, PackedType::kQ8_0}, 8);
+  const PackedMatrix matrix(rows, cols, {PackedType::kQ4_K, PackedType::kNf4}, 8);
   const auto packed = matrix.packed(*device, DType::kF32), expanded = matrix.expanded(*device, DType::kF32);
   EXPECT_EQ(device->expansion_bytes(), int64_t{32} << 20);
   EXPECT_LT(device->expansion_bytes(), rows * cols * 4);
