@@ -229,6 +229,58 @@ TEST_P(TrainedWeightsOps, OnlyF32WeightsAreTrained) {
   EXPECT_THROW(gate_up_backward(device(), b), Error);
 }
 
+// N = 2 rows, C = 3, V = 5, (H + 2 K) D = 8, 2 F = 6: what is handed out is written once, what is added to is
+// read too.
+TEST_P(TrainedWeightsOps, Counts) {
+  GuardedMemory m(device());
+  const auto head = frozen(device(), random_normal(15, 1), 5, 3, DType::kF32),
+             qkv = frozen(device(), random_normal(24, 2), 8, 3, DType::kF32),
+             gate_up = frozen(device(), random_normal(18, 3), 6, 3, DType::kF32);
+  const Tensor x = m.output({2, 3}), r = m.output({2}), ints = m.output({2}, DType::kI32),
+               gain = m.output({3});
+  HeadLoss h{.x = x,
+             .rows = ints,
+             .gain = gain,
+             .w = head.get(),
+             .labels = ints,
+             .ce_weight = r,
+             .reference = {},
+             .kl_weight = {},
+             .embedding_grad = {},
+             .key = {},
+             .counter = {},
+             .nll = r,
+             .kl = {},
+             .argmax = {},
+             .dx = x,
+             .scratch = {}};
+  const int64_t bytes = head_loss_bytes(h), flops = head_loss_flops(h);
+  h.dw = m.output({5, 3});
+  h.dgain = gain;
+  EXPECT_EQ(head_loss_bytes(h) - bytes, 2 * (15 + 3) * 4);
+  EXPECT_EQ(head_loss_flops(h) - flops, 2 * 2 * 5 * 3);
+  QkvBackward q{.x = x,
+                .rstd = r,
+                .gain = gain,
+                .w = qkv.get(),
+                .positions = ints,
+                .inv_freq = m.output({1}),
+                .dq = m.output({2, 2, 2}),
+                .dk = m.output({2, 1, 2}),
+                .dv = m.output({2, 1, 2}),
+                .dx = x,
+                .scratch = {}};
+  const int64_t plain = qkv_backward_bytes(q);
+  q.dy = m.output({2, 8});
+  q.dnormed = x;
+  EXPECT_EQ(qkv_backward_bytes(q) - plain, (16 + 6) * 4);
+  GateUpBackward g{
+      .x = x, .rstd = r, .gain = gain, .w = gate_up.get(), .dy = m.output({2, 6}), .dx = x, .scratch = {}};
+  const int64_t without = gate_up_backward_bytes(g);
+  g.dnormed = x;
+  EXPECT_EQ(gate_up_backward_bytes(g) - without, 6 * 4);
+}
+
 // A matrix over values that change is read as they are now.
 TEST_P(TrainedWeightsOps, AMatrixOverValuesSeesThemChange) {
   Device& d = device();
