@@ -28,8 +28,8 @@ constexpr Kind kKinds[] = {{PairLossKind::kRelativistic, reference::PairKind::kR
 
 TEST_P(AdversarialOps, SegmentMeanAndItsBackward) {
   for (const int64_t width : {int64_t{1}, int64_t{33}}) {
-    const std::vector<int32_t> offsets = {2, 3, 10, 41};  // rows 0, 1 and 41 belong to nobody
-    const int64_t n = 42, segments = 3;
+    const std::vector<int32_t> offsets = {2, 3, 7, 14, 41};  // rows 0, 1 and 41 belong to nobody
+    const int64_t n = 42, segments = 4;
     const auto x = random_normal(n * width, 1), dy = random_normal(segments * width, 2),
                dx0 = random_normal(n * width, 3);
     const auto got = run_deterministic([&](Device& d) {

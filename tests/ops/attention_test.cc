@@ -374,13 +374,23 @@ TEST_P(AttentionOps, FewQueriesOfLongContextsMatchTruth) {
     for (const Heads& a : {Heads{2, 2, 64}, Heads{3, 1, 64}, Heads{8, 1, 64}, Heads{4, 1, 128},
                            Heads{8, 1, 128}, Heads{20, 1, 128}}) {
       if (t.kept == DType::kF32 && a.h > 2) continue;
-      const Data x = make(p, a, t.kept);
+      Data x = make(p, a, t.kept);
+      // Once with every score so far below zero that exp of it is nothing: a maximum that starts at zero or
+      // counts a warp without keys would take all the weights away.
+      const bool low = t.kept == DType::kBF16 && (a.h == 3 || a.h == 4);
+      if (low) {
+        for (int64_t i = 0; i < p.n * a.h; ++i) x.q[z(i * a.d)] = 32.0f;
+        for (int64_t i = 0; i < p.m * a.k; ++i) x.k[z(i * a.d)] = -32.0f;
+      }
       const auto got = run_deterministic([&](Device& d) { return forward(d, p, a, x, t); });
       const auto want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v),
                                                      seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a));
-      EXPECT_TRUE(within("o", got[0], want.o, output_limits(p, a, x, want.o, t.kept)))
-          << t.name << ", " << a.h << " heads of " << a.d;
-      EXPECT_TRUE(within("lse", got[1], want.lse, 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10)))
+      // A score of some hundreds: as in ScoresThatGrowFromTileToTile.
+      const double most = low ? largest(want.lse) * kUnitF32 * (static_cast<double>(a.d) / 8 + 4) : 0;
+      V limits = output_limits(p, a, x, want.o, t.kept);
+      for (double& l : limits) l += 4 * most;
+      EXPECT_TRUE(within("o", got[0], want.o, limits)) << t.name << ", " << a.h << " heads of " << a.d;
+      EXPECT_TRUE(within("lse", got[1], want.lse, 6 * kUnitF32 * (static_cast<double>(a.d) / 8 + 10) + most))
           << t.name << ", " << a.h << " heads of " << a.d;
     }
 }
@@ -464,7 +474,7 @@ TEST_P(AttentionOps, CachedRowsAreCopiedToTheirSlots) {
   for (const DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
     const auto kv = rounded_to(t, random_normal(n * k * d, 1)),
                vv = rounded_to(t, random_normal(n * k * d, 2));
-    const std::vector<int32_t> slots{8, -1, 0, 3, -7};
+    const std::vector<int32_t> slots{-7, 8, -1, 0, 3};  // the last row has one
     GuardedMemory mem(device());
     const Tensor kc = mem.output({m, k, d}, t), vc = mem.output({m, k, d}, t);
     kv_append(device(), {.k = mem.input(kv, {n, k, d}, t),

@@ -50,7 +50,8 @@ TEST_P(EmbeddingOps, OnlyPromptRowsGetAGradientAndRepeatedOnesAddUp) {
   for (const int64_t n : {4, 200}) {  // four: as many rows as a compiler likes to take at a time
     const int64_t c = 130, r = 9;
     const auto dx = random_normal(n * c, 1), start = random_normal(r * c, 2);
-    const auto tokens = random_ints(n, 3, -static_cast<int32_t>(r), 20);
+    auto tokens = random_ints(n, 3, -static_cast<int32_t>(r), 20);
+    tokens[0] = tokens[3] = -2;  // of four rows none might be the prompt's
     const auto got = run_deterministic([&](Device& d) {
       GuardedMemory m(d);
       const Tensor dprompt = m.accumulator(start, {r, c});
