@@ -513,8 +513,9 @@ struct Trainer::State {
     if (!sampled_head.rows.empty()) pass.sampled = runner.head_later(sampled_head, true);
     runner.backward();
     sums.rows += batch.rows();
-    if (made.count == 0) {  // no prompt: the model's backward left every gradient where it belongs
-      prompts->backward({});
+    if (made.count == 0) {
+      // On the model: its backward left every gradient where it belongs. A prompt of no rows has none.
+      if (!has_prompt(config.method)) prompts->backward({});
       return;
     }
 
