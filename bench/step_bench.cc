@@ -105,6 +105,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
   settings.insert(settings.end(), method.overrides.begin(), method.overrides.end());
   const TrainConfig config = parse_train_config("", "step_bench", settings);
 
+  const bool on_model = !has_prompt(config.method);  // what is trained; needs no input
   struct Run {
     BenchModel model;  // outlives the trainer
     std::unique_ptr<Trainer> trainer;
@@ -128,7 +129,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     std::ofstream(first_step_file) << fmt::format("{:.6f}\n", std::chrono::duration<double>(now).count());
   }
-  return [run, whole_step, batch, length, &device] {
+  return [run, whole_step, on_model, batch, length, &device] {
     const StepRecord r = whole_step();
     Measured m;
     m.seconds = r.seconds;
@@ -139,8 +140,9 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
                   {"weight_bytes", static_cast<double>(run->model.llama->weight_bytes())},
                   {"parameters", static_cast<double>(run->trainer->generator_parameters())},
                   {"saved_activation_bytes",
-                   static_cast<double>(saved_bytes(device, *run->model.llama, r.tokens,
-                                                   run->trainer->deployed().make({}, 0).adapter))},
+                   static_cast<double>(
+                       saved_bytes(device, *run->model.llama, r.tokens,
+                                   on_model ? run->trainer->deployed().make({}, 0).adapter : Adapters()))},
                   {"peak_memory_bytes", static_cast<double>(peak_resident_bytes())}};
     if (r.phase != Phase::kWarmup) {
       m.counters["rollout_seconds"] = r.rollout_s;

@@ -867,7 +867,8 @@ struct Trainer::State {
           if (train_d && my_n_train > 0)
             losses_d.emplace_back(
                 discriminator_pass(f_train.view(), rows_train.offsets, static_cast<int64_t>(my_n_train),
-                                   own_pairs.rows, static_cast<float>(share_train), m),
+                                   own_pairs.rows,
+                                   static_cast<float>(share_train / static_cast<double>(batches.size())), m),
                 share_train);
           r.discriminator_s += clock.lap();
         }

@@ -25,8 +25,15 @@ struct Problem {
   int64_t n, in, c;
   bool bias;
 };
-constexpr Problem kProblems[] = {{1, 1, 1, false},      {1, 7, 33, true},       {31, 33, 65, true},
-                                 {64, 576, 576, false}, {17, 1536, 576, false}, {1300, 40, 24, true}};
+constexpr Problem kProblems[] = {{1, 1, 1, false},
+                                 {1, 7, 33, true},
+                                 {31, 33, 65, true},
+                                 {64, 576, 576, false},
+                                 {17, 1536, 576, false},
+                                 {1300, 40, 24, true},
+                                 // whole 16 bytes in, and columns out that end within a tile's vectors
+                                 {40, 64, 69, true},
+                                 {260, 64, 181, true}};
 
 std::vector<std::vector<float>> forward(Device& d, const Problem& p, const Types& t, DType input,
                                         bool in_place, const std::vector<float>& a,

@@ -118,13 +118,17 @@ void RunFolder::save(int64_t step, const CheckpointWriter& writer, bool best, in
   // `latest` last: a run killed between the two goes on from the older one and comes past here again.
   if (best) point("best", checkpoint_name(step));
   point("latest", checkpoint_name(step));
+  remove_old(step, keep);
+}
+
+void RunFolder::remove_old(int64_t newest, int64_t keep) const {
   std::error_code error;
   const fs::path best_target = fs::read_symlink(path_ / "checkpoints" / "best", error);
   const int64_t best_step = error ? -1 : step_of(best_target.filename().string());
   std::vector<int64_t> old = steps();
   // What a resumed run leaves behind from a later time is older than what it writes now, whatever its step.
-  std::erase_if(old, [&](int64_t s) { return s == step; });
-  old.push_back(step);
+  std::erase_if(old, [&](int64_t s) { return s == newest; });
+  old.push_back(newest);
   const int64_t surplus = static_cast<int64_t>(old.size()) - keep;
   for (int64_t i = 0; i < surplus; ++i)
     if (old[static_cast<size_t>(i)] != best_step)

@@ -41,6 +41,9 @@ class RunFolder {
   // but the newest `keep` and the best. A crash anywhere leaves `latest` on a whole checkpoint.
   void save(int64_t step, const CheckpointWriter& writer, bool best, int64_t keep);
 
+  // The last part of `save` by itself: for a run that was killed in the middle of its last one.
+  void remove_old(int64_t newest, int64_t keep) const;
+
   // Steps of the checkpoints that are there, ascending.
   std::vector<int64_t> steps() const;
   std::filesystem::path checkpoint_file(int64_t step) const;

@@ -297,6 +297,7 @@ int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config
     if (!note.empty()) fmt::print(stderr, "{}\n", note);
     const CheckpointReader reader(path.string());
     trainer.load(reader);
+    if (own_folder && trainer.done()) own_folder->remove_old(trainer.step_number(), config.train.keep);
     const json run = json::parse(reader.json("run"));
     try {
       events_kept = run.at("events_bytes");
