@@ -14,6 +14,7 @@
 #include "tests/support/fake_tokenizer.h"
 #include "tests/support/fill.h"
 #include "tests/support/tiny_llama.h"
+#include "tests/train/letters.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/trainer.h"
 
@@ -22,20 +23,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::FakeTokenizer;
-
-std::vector<TokenizedExample> examples(int64_t count, uint64_t seed) {
-  std::vector<TokenizedExample> out;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t own = 100 * seed + static_cast<uint64_t>(i);
-    TokenizedExample e;
-    e.prompt = test::random_ints(3 + i % 4, own, 10, 90);
-    e.prompt.insert(e.prompt.begin(), 0);
-    e.completion = test::random_ints(4 + i % 5, own + 50, 40, 44);
-    e.completion.push_back(1);
-    out.push_back(std::move(e));
-  }
-  return out;
-}
 
 // Ten steps that reach every phase.
 const char* kConfig = R"(
@@ -99,7 +86,7 @@ struct TestRun {
             s.dtype, {}, s.packed)),
         trainer(std::make_unique<Trainer>(*device, *llama, tokenizer,
                                           parse_train_config(kConfig, "kConfig", overrides),
-                                          Trainer::Data{examples(24, 1), examples(6, 2)})) {}
+                                          Trainer::Data{testing::letters(24, 1), testing::letters(6, 2)})) {}
   TestRun& to(int64_t step = -1) {
     while (!trainer->done() && (step < 0 || trainer->step_number() < step))
       records.push_back(trainer->step());

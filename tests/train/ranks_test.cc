@@ -12,6 +12,7 @@
 #include "tests/support/fake_tokenizer.h"
 #include "tests/support/fill.h"
 #include "tests/support/tiny_llama.h"
+#include "tests/train/letters.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/communicator/tcp.h"
 #include "train/trainer.h"
@@ -21,20 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::FakeTokenizer;
-
-std::vector<TokenizedExample> examples(int64_t count, uint64_t seed) {
-  std::vector<TokenizedExample> out;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t own = 100 * seed + static_cast<uint64_t>(i);
-    TokenizedExample e;
-    e.prompt = test::random_ints(3 + i % 4, own, 10, 90);
-    e.prompt.insert(e.prompt.begin(), 0);
-    e.completion = test::random_ints(4 + i % 5, own + 50, 40, 44);
-    e.completion.push_back(1);
-    out.push_back(std::move(e));
-  }
-  return out;
-}
 
 // Twelve steps through every phase. 25 items: each epoch has a batch of one, which all ranks but one have no
 // part of; a held-out input a step and rank, or none. A penalty of the prompts that is large enough to be
@@ -116,7 +103,7 @@ class RanksTest : public ::testing::Test {
               *device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
           const FakeTokenizer tokenizer({1});
           Trainer trainer(*device, *llama, tokenizer, parse_train_config(kConfig, "kConfig", overrides),
-                          {examples(kItems, 1), examples(6, 2)}, group.get());
+                          {testing::letters(kItems, 1), testing::letters(6, 2)}, group.get());
           if (!options.load.empty()) trainer.load(CheckpointReader(options.load));
           while (!trainer.done() && (options.until < 0 || trainer.step_number() < options.until))
             o.records.push_back(trainer.step());
@@ -265,7 +252,7 @@ TEST_F(RanksTest, ABatchThatCannotBeSharedIsRefused) {
   } three;
   try {
     const Trainer trainer(*device, *llama, FakeTokenizer({1}), parse_train_config(kConfig, "kConfig"),
-                          {examples(kItems, 1), examples(6, 2)}, &three);
+                          {testing::letters(kItems, 1), testing::letters(6, 2)}, &three);
     FAIL() << "expected an error";
   } catch (const Error& e) {
     EXPECT_STREQ(e.what(), "train.batch is 4, which 3 ranks cannot share evenly; set a multiple of 3");

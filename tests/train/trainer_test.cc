@@ -16,6 +16,7 @@
 #include "tests/support/fake_tokenizer.h"
 #include "tests/support/fill.h"
 #include "tests/support/tiny_llama.h"
+#include "tests/train/letters.h"
 #include "train/checkpoint/checkpoint.h"
 
 namespace gantrain {
@@ -23,22 +24,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::FakeTokenizer;
-
-// Inputs of three to six random letters; answers are words over a few letters, of other lengths than what a
-// random model says.
-std::vector<TokenizedExample> examples(int64_t count, uint64_t seed) {
-  std::vector<TokenizedExample> out;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t own = 100 * seed + static_cast<uint64_t>(i);
-    TokenizedExample e;
-    e.prompt = test::random_ints(3 + i % 4, own, 10, 90);
-    e.prompt.insert(e.prompt.begin(), 0);
-    e.completion = test::random_ints(4 + i % 5, own + 50, 40, 44);
-    e.completion.push_back(1);
-    out.push_back(std::move(e));
-  }
-  return out;
-}
 
 // A run of 12 steps that reaches every phase: 4 of cross-entropy, at most 3 of the discriminator, then both.
 const char* kConfig = R"(
@@ -86,7 +71,7 @@ struct TestRun {
         tokenizer(std::move(end_ids)),
         trainer(std::make_unique<Trainer>(*device, *llama, tokenizer,
                                           parse_train_config(kConfig, "kConfig", overrides),
-                                          Trainer::Data{examples(24, 1), examples(6, 2)})) {}
+                                          Trainer::Data{testing::letters(24, 1), testing::letters(6, 2)})) {}
   // Until `step` steps are taken, -1: all.
   TestRun& to(int64_t step = -1) {
     while (!trainer->done() && (step < 0 || trainer->step_number() < step))
@@ -337,12 +322,12 @@ TEST_F(TrainerTest, ACheckpointOfOtherDataOrBaseIsRefused) {
   const std::string path = save(run.to(2));
   TestRun other({});
   Trainer changed(*other.device, *other.llama, other.tokenizer, parse_train_config(kConfig, "kConfig"),
-                  {examples(24, 3), examples(6, 2)});
+                  {testing::letters(24, 3), testing::letters(6, 2)});
   EXPECT_THROW(changed.load(CheckpointReader(path)), Error);
   const auto base = Llama::load(
       *other.device, std::make_shared<testing::MemoryWeights>(testing::tiny_config(), 2), DType::kF32);
   Trainer elsewhere(*other.device, *base, other.tokenizer, parse_train_config(kConfig, "kConfig"),
-                    {examples(24, 1), examples(6, 2)});
+                    {testing::letters(24, 1), testing::letters(6, 2)});
   EXPECT_THROW(elsewhere.load(CheckpointReader(path)), Error);
 }
 
