@@ -18,21 +18,6 @@ QUALITY = (
     ("bleu", "BLEU", "more"),
     ("ce", "cross-entropy", "less"),
 )
-COLUMNS = (
-    ("label_likelihood", "accuracy, %", 1, 100),
-    ("ce", "cross-entropy", 4, 1),
-    ("bleu", "BLEU", 2, 1),
-    ("rouge_l", "ROUGE-L, %", 2, 100),
-    ("exact_match", "exact match, %", 1, 100),
-    ("distinct_2", "distinct-2", 3, 1),
-    ("self_bleu_4", "self-BLEU-4", 2, 1),
-    ("judge_accuracy", "judges' accuracy", 3, 1),
-    ("drift", "forgetting, nats", 4, 1),
-    ("parameters_trained", "parameters trained", 0, 1),
-    ("peak_memory_bytes", "peak memory, MB", 0, 1e-6),
-    ("steps", "steps", 0, 1),
-    ("train_seconds", "training, s", 1, 1),
-)
 PHASES = ("rollout", "features", "discriminator", "generator forward and backward", "optimizer", "validation")
 
 
@@ -48,8 +33,9 @@ def value(row, key, what="median"):
     return number(row["figures"].get(key, {}).get(what)) if key in row["figures"] else None
 
 
-def results_table(rows):
-    shown = [column for column in COLUMNS if any(column[0] in row["figures"] for row in rows)]
+def results_table(rows, columns):
+    columns = [(c["key"], c["title"], c["decimals"], c["scale"]) for c in columns]
+    shown = [column for column in columns if any(column[0] in row["figures"] for row in rows)]
     lines = []
     for row in rows:
         runs = str(row["runs"])
@@ -221,7 +207,7 @@ def page(folder):
         rows, runs = of_budget(results["arms"], name), of_budget(results["runs"], name)
         sections += [
             (f"results-{name}", budget["title"], "Medians over the seeds, quartiles in brackets. A collapsed run is counted "
-             "and not left out. Text scores at the temperature nearest to 1. " + made_by, results_table(rows)),
+             "and not left out. Text scores at the temperature nearest to 1. " + made_by, results_table(rows, results["columns"])),
             (f"costs-{name}", "Quality against cost", made_by, plot_costs(rows, name)),
             (f"curves-{name}", "Quality and diversity", "Each arm's medians over its seeds, one point a temperature. "
              + made_by, plot_curves(rows, runs, name)),

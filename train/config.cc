@@ -26,15 +26,6 @@ using TextList = std::vector<std::string>;
 using NumberList = std::vector<double>;
 using TextMap = std::map<std::string, std::string>;
 
-std::string join(const TextList& words, std::string_view between) {
-  std::string out;
-  for (const std::string& word : words) {
-    if (&word != &words.front()) out += between;
-    out += word;
-  }
-  return out;
-}
-
 // One row of the table: how a key is read, written and explained. `get` gives the value as TOML text.
 struct Key {
   std::string name;

@@ -99,6 +99,13 @@ std::string shell_word(const std::string& word) {
 }
 }  // namespace
 
+std::string join(const std::vector<std::string>& words, std::string_view between) {
+  std::string out;
+  for (size_t i = 0; i < words.size(); ++i)
+    out.append(i == 0 ? std::string_view() : between).append(words[i]);
+  return out;
+}
+
 std::string shell_line(const std::vector<std::string>& words) {
   std::string out = "gantrain";
   for (const std::string& word : words) out.append(" ").append(shell_word(word));

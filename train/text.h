@@ -20,6 +20,8 @@ size_t find_bad_utf8(std::string_view text);
 // Latin-1 to UTF-8: every byte is one character.
 std::string latin1_to_utf8(std::string_view text);
 
+// The words with `between` between them.
+std::string join(const std::vector<std::string>& words, std::string_view between);
 // "gantrain WORD ...", each word quoted where a shell would take it apart.
 std::string shell_line(const std::vector<std::string>& words);
 

@@ -53,12 +53,6 @@ struct Job {
   double seconds = 0;                      // of both its processes, this time
 };
 
-std::string joined(const std::vector<std::string>& words, const char* between) {
-  std::string out;
-  for (size_t i = 0; i < words.size(); ++i) out.append(i == 0 ? "" : between).append(words[i]);
-  return out;
-}
-
 json read_json(const fs::path& file) {
   try {
     return json::parse(read_text_file(file, kMostText));
@@ -287,7 +281,7 @@ class Comparison {
             "{}: this run was made with another configuration:\n  {}\nremove {} to run it anew, or take "
             "another "
             "--output",
-            saved.string(), joined(changes, "\n  "), job.folder.string());
+            saved.string(), join(changes, "\n  "), job.folder.string());
       // Killed before its first checkpoint: nothing to go on from.
       if (!trained(job) && !fs::exists(job.folder / "checkpoints" / "latest")) fs::remove_all(job.folder);
     }
@@ -420,10 +414,9 @@ class Comparison {
       budgets.push_back(
           {{"name", "seconds"},
            {"title", fmt::format("At equal wall clock: as many steps as fit into {} s", options_.seconds)}});
-    json comparison{{"command", options_.command},  {"version", options_.version},
-                    {"model", base_.model},         {"data", base_.data.train},
-                    {"seeds", options_.seeds},      {"budgets", budgets},
-                    {"arms", summarise_runs(runs)}, {"runs", runs}};
+    json comparison{{"command", options_.command},   {"version", options_.version},  {"model", base_.model},
+                    {"data", base_.data.train},      {"seeds", options_.seeds},      {"budgets", budgets},
+                    {"columns", compared_figures()}, {"arms", summarise_runs(runs)}, {"runs", runs}};
     const std::string markdown = compare_markdown(comparison);
     write_text(output_ / "results.json",
                comparison.dump(2, ' ', false, json::error_handler_t::replace) + "\n");

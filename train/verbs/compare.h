@@ -42,6 +42,8 @@ std::string collapse_of(const nlohmann::json& summary);
 // Over a list of runs (objects with budget, arm, seed, status, figures): medians and quartiles a budget and
 // arm, in the order they first appear.
 nlohmann::json summarise_runs(const nlohmann::json& runs);
+// The columns of the tables, in their order: key, title, decimals, and what a value is multiplied by.
+nlohmann::json compared_figures();
 // Tables for people and for papers.
 std::string compare_markdown(const nlohmann::json& comparison);
 std::string compare_csv(const nlohmann::json& comparison);

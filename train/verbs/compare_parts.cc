@@ -10,6 +10,7 @@
 #include "train/data/dataset.h"
 #include "train/metrics/statistics.h"
 #include "train/suggest.h"
+#include "train/text.h"
 #include "train/verbs/compare.h"
 
 namespace gantrain {
@@ -60,12 +61,6 @@ std::vector<std::string> words_of(const std::string& text) {
     at = end;
   }
   return words;
-}
-
-std::string joined(const std::vector<std::string>& words) {
-  std::string out;
-  for (size_t i = 0; i < words.size(); ++i) out.append(i == 0 ? "" : ", ").append(words[i]);
-  return out;
 }
 
 std::optional<double> number_at(const json& j, const char* key) {
@@ -128,7 +123,7 @@ ComparedArm parse_method(const std::string& text) {
     fail_usage(
         "compare: unknown method '{}'{}; expected one of {}, each with +ce, +rloo or +gumbel where it is "
         "trained",
-        method, did_you_mean(method, known), joined(known));
+        method, did_you_mean(method, known), join(known, ", "));
   }
   std::string loss = method == "gan" ? "rloo" : "ce";
   if (plus != std::string::npos) {
@@ -288,6 +283,13 @@ json summarise_runs(const json& runs) {
   return out;
 }
 
+json compared_figures() {
+  json out = json::array();
+  for (const Figure& f : kFigures)
+    out.push_back({{"key", f.key}, {"title", f.title}, {"decimals", f.decimals}, {"scale", f.scale}});
+  return out;
+}
+
 std::string compare_markdown(const json& comparison) {
   std::vector<std::string> seeds;
   for (const json& seed : comparison.at("seeds")) seeds.push_back(fmt::format("{}", seed.get<int64_t>()));
@@ -298,7 +300,7 @@ std::string compare_markdown(const json& comparison) {
       "of the model without it, or an alarm about self-BLEU, length or cross-entropy) is counted and not "
       "left "
       "out. Text scores at the temperature nearest to 1; every temperature of every run is in results.csv.\n",
-      comparison.at("model").get<std::string>(), comparison.at("data").get<std::string>(), joined(seeds),
+      comparison.at("model").get<std::string>(), comparison.at("data").get<std::string>(), join(seeds, ", "),
       comparison.at("command").get<std::string>());
   for (const json& budget : comparison.at("budgets")) {
     const auto name = budget.at("name").get<std::string>();
