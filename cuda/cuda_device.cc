@@ -59,12 +59,17 @@ class CudaDevice final : public Device {
     context_.partials = static_cast<double*>(small_);
     context_.total = context_.partials + 256;
     context_.flag = reinterpret_cast<int*>(context_.total + 1);
+    constexpr size_t kArrivalBytes = cuda::kMostArrivals * sizeof(unsigned);
+    GT_CUDA(cudaMalloc(&arrivals_, kArrivalBytes));
+    context_.arrivals = static_cast<unsigned*>(arrivals_);
+    GT_CUDA(cudaMemsetAsync(arrivals_, 0, kArrivalBytes, context_.stream));
     open_library(options.gemm == Gemm::kDefault ? environment_gemm() : options.gemm);
     open_attention(options.attention ? *options.attention : environment_attention());
   }
   ~CudaDevice() override {
     (void)cudaStreamSynchronize(stream_.get());
     (void)cudaFree(small_);
+    (void)cudaFree(arrivals_);
   }
 
   DeviceKind kind() const override { return DeviceKind::kCuda; }
@@ -437,6 +442,7 @@ class CudaDevice final : public Device {
   int64_t synchronisations_ = 0;
   bool graphs_allowed_ = false, graphs_on_ = true, in_region_ = false;
   void* small_ = nullptr;
+  void* arrivals_ = nullptr;
   std::unique_ptr<cuda::BlasLt> library_;
   std::unique_ptr<cuda::Cudnn> attention_;
   std::unique_ptr<cuda::GemmChoices> choices_;

@@ -47,7 +47,8 @@ def count(root, build, arch):
             by_name.setdefault(op["name"], []).append(op)
         for op, calls in sorted(by_name.items()):
             rows.append((name, op, measure(calls)))
-        layer = sum(len(o["launches"]) for o in ops if re.match(r"(qkv|attention|project|gate_up)_", o["name"]))
+        # The one layer here is the last, whose backward rounds the head's gradient; between layers it is handed over rounded.
+        layer = sum("convert_kernel" not in n["kernel"] for o in ops if re.match(r"(qkv|attention|project|gate_up|down)_", o["name"]) for n in o["launches"])
         # The head works on chunks of its rows: one chunk's launches count.
         head = next(o for o in ops if o["name"] == "head_loss")
         chunks = sum("head_row_kernel" in n["kernel"] for n in head["launches"])

@@ -221,10 +221,16 @@ def mix(code):
 
 
 def loops(code):
-    """The innermost loops: instructions between a back edge's target and its branch, the longest per target."""
-    ends = {}
+    """The innermost loops: instructions between a back edge's target and its branch, the longest per target. What BRA.DIV jumps to
+    (a warp that has diverged at a shuffle or vote) stands behind the kernel and comes back, which is no loop."""
+    behind = max((i.address for i in code if i.opcode.startswith("EXIT")), default=0)
+    ends, diverged, apart = {}, {i.target for i in code if i.opcode.startswith("BRA.DIV") and (i.target or 0) > behind}, False
     for i in code:
+        apart |= i.address in diverged
         if i.opcode.startswith("BRA") and i.target is not None and i.target < i.address:
+            if apart:
+                apart = False
+                continue
             ends[i.target] = max(ends.get(i.target, 0), i.address)
     spans = sorted(ends.items())
     inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]

@@ -36,11 +36,17 @@ def main_loop(row):
     return row["hot"] if mma_count(row["hot"]) else row["body"]
 
 
-def issue_bound(mix, card):
+WGMMA_TILE = re.compile(r"matmul_wgmma_kernel<WgmmaTile<(\d+), (\d+), \d+, (\d+)>")
+
+
+def issue_bound(row, card):
     """Share of the tensor cores' rate that the hot loop can reach: instructions, special functions and shared memory share
-    the cycles of a quarter of a multiprocessor. wgmma reads shared memory by itself and runs beside other instructions."""
+    the cycles of a quarter of a multiprocessor. wgmma runs beside other instructions and reads shared memory by itself: 64
+    rows and N columns of 16 bf16 at 128 bytes a cycle, where the multiplications of 64 x N x 16 take N / 2 cycles."""
+    mix = main_loop(row)
     if mix.get("HGMMA"):
-        return 1.0
+        columns = int(WGMMA_TILE.match(row["name"]).group(2))
+        return min(1, 2 * columns / (64 + columns))
     tensor = mix.get("HMMA", 0) * card["mma"]
     wide = mix.get("LDSM", 0) + mix.get("LDS.128", 0) + mix.get("STS.128", 0) + mix.get("LDGSTS", 0)
     narrow = sum(mix.get(f"{op}.{bits}", 0) for op in ("LDS", "STS") for bits in (8, 16, 32, 64))
@@ -48,22 +54,25 @@ def issue_bound(mix, card):
 
 
 def tiles_of(op, index, count, row):
-    """(tiles, blocks a multiprocessor) of product `index` of `count` in a call, by Hopper's kernel, whose blocks take tiles in turn
-    (the grid says nothing then); None for another kernel."""
-    match = re.match(r"matmul_wgmma_kernel<WgmmaTile<(\d+), (\d+), \d+, (\d+)>", row["name"])
+    """Tiles of product `index` of `count` in a call, by Hopper's kernel, whose blocks take tiles in turn; None for another kernel."""
+    match = WGMMA_TILE.match(row["name"])
     if not match:
         return None
-    tile_rows, tile_columns, blocks = map(int, match.groups())
+    tile_rows, tile_columns, _ = map(int, match.groups())
     # The head's two products come in turn, chunk by chunk: the logits, then their gradient.
     backward = op["name"].endswith("_backward") or (op["name"] == "head_loss" and index % 2 == 1)
     columns = op["weight"][1 if backward else 0]
     rows = round(op["flops"] / (2 * op["weight"][0] * op["weight"][1] * count))
-    return -(-rows // tile_rows) * -(-columns // tile_columns), blocks
+    return -(-rows // tile_rows) * -(-columns // tile_columns)
 
 
 def wave_share(launch, row, card, tiles=None):
-    """Share of the last wave of blocks (or of a persistent kernel's tiles), and of all before, that does work."""
-    blocks, each = tiles or (launch["blocks"], audit_machine.occupancy({**row, "threads": launch["threads"]}, card["arch"], launch["dynamic"])[0])
+    """Share of the last wave of blocks, and of all before, that does work. Of a persistent kernel the grid: a block takes as many
+    tiles as the busiest, and the blocks of a multiprocessor share it."""
+    blocks = launch["blocks"]
+    if tiles:
+        return tiles / (card["processors"] * -(-blocks // card["processors"]) * -(-tiles // blocks))
+    each = audit_machine.occupancy({**row, "threads": launch["threads"]}, card["arch"], launch["dynamic"])[0]
     at_once = card["processors"] * max(1, each)
     return blocks / (at_once * -(-blocks // at_once))
 
@@ -93,7 +102,7 @@ def predict_op(op, ratio, per_block, rows, card):
         for index, (launch, weight) in enumerate(zip(multiplying, shares(op, multiplying, rows, per_block))):
             row = rows[launch["kernel"]]
             busy = wave_share(launch, row, card, tiles_of(op, index, len(multiplying), row))
-            compute = op["flops"] * ratio * weight / (card["tensor"] * issue_bound(main_loop(row), card) * busy)
+            compute = op["flops"] * ratio * weight / (card["tensor"] * issue_bound(row, card) * busy)
             memory = op["bytes"] * weight / card["memory"]
             out.append((launch["kernel"], 1, "compute" if compute > memory else "memory", max(compute, memory),
                         max(compute / REACHED[kind], memory / REACHED["streaming"])))  # fmt: skip

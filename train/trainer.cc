@@ -754,7 +754,12 @@ struct Trainer::State {
         totals.sampled_tokens += static_cast<int64_t>(o.tokens.size());
         length += static_cast<double>(o.tokens.size());
         non_canonical += o.canonical ? 0.0 : 1.0;
-        ++rollouts_seen;
+        if (rollouts_seen++ == 0) r.answers = 2166136261u;
+        const auto take = [&](int64_t word) {
+          r.answers = (r.answers ^ static_cast<uint32_t>(word)) * 16777619u;
+        };
+        take(std::ssize(o.tokens));
+        for (const int32_t token : o.tokens) take(token);
       }
       for (size_t i = 0; i < fresh; ++i) {
         texts.push_back(tokenizer.decode_text(rollouts[i].text, true));

@@ -44,8 +44,9 @@ struct StepRecord {
   double grad_norm_g = kNone, grad_norm_d = kNone, lr_g = kNone, lr_d = kNone, rms_ratio = kNone;
   double mean_length = kNone, non_canonical = kNone;  // of the rollouts: tokens, share
   double identical = kNone;                           // share of fresh pairs whose sides are the same
-  int64_t tokens = 0;                                 // rows through the whole model, forward
-  int64_t synchronisations = 0;                       // times the host waited for the device
+  uint32_t answers = 0;  // hash of the rollouts' tokens: equal where two runs sampled the same; 0: none
+  int64_t tokens = 0;    // rows through the whole model, forward
+  int64_t synchronisations = 0;  // times the host waited for the device
   double seconds = 0;
   // Seconds by part of the step.
   double rollout_s = 0, features_s = 0, discriminator_s = 0, forward_backward_s = 0, optimizer_s = 0;

@@ -1,3 +1,4 @@
+#include "bench/support/devices.h"
 #include "bench/support/harness.h"
 #include "model/batch.h"
 
@@ -13,6 +14,48 @@ AttentionPlan training_plan(const Point& p, int64_t* rows) {
   for (int64_t b = 0; b < p.at("batch"); ++b) batch.add(prompt, text);
   *rows = batch.rows();
   return batch.plan();
+}
+
+// As many texts without a prompt: the causal batch that libraries take.
+AttentionPlan plain_plan(const Point& p, int64_t* rows) {
+  PackedBatch batch;
+  const std::vector<int32_t> text(static_cast<size_t>(p.at("length")), 1);
+  for (int64_t b = 0; b < p.at("batch"); ++b) batch.add(-1, text);
+  *rows = batch.rows();
+  return batch.plan();
+}
+
+// cuDNN's time for a case, beside which the same case by our own kernels stands: a device of its own.
+Suite::TimedFactory by_cudnn(std::function<Call(const Point&, Memory&)> prepare) {
+  return [prepare = std::move(prepare)](const Point& p, Device& device) -> Timed {
+    if (device.kind() != DeviceKind::kCuda) throw Skipped("cuDNN is a baseline of CUDA devices");
+    if (p.dtype != DType::kBF16) throw Skipped("cuDNN's attention is compared in bf16");
+    struct State {
+      std::unique_ptr<Device> device;
+      std::unique_ptr<CudaTimer> timer;
+      std::optional<Memory> memory;
+      Call call;
+    };
+    const auto state = std::make_shared<State>();
+    std::string why;
+    state->device = make_cudnn_device(&why);
+    if (!state->device) throw Skipped(why);
+    state->timer = make_cuda_timer(*state->device);
+    state->memory.emplace(*state->device);
+    state->call = prepare(p, *state->memory);
+    state->call.run();  // chooses its kernel on first use
+    state->device->synchronize();
+    return [state] {
+      constexpr int kTimes = 20;
+      double seconds = 0;
+      for (int i = 0; i < kTimes; ++i) seconds += state->timer->seconds(state->call.run) / kTimes;
+      return Measured{seconds,
+                      {{"bytes", static_cast<double>(state->call.bytes)},
+                       {"flops", static_cast<double>(state->call.flops)},
+                       {"bytes/s", static_cast<double>(state->call.bytes) / seconds},
+                       {"flops/s", static_cast<double>(state->call.flops) / seconds}}};
+    };
+  };
 }
 
 // `batch` answers that each see `context` cached rows of their own and the row just appended: one step of
@@ -50,36 +93,48 @@ void define(Suite& suite) {
     a.scratch = m.scratch(attention_forward_scratch(m.device(), a));
     return a;
   };
-  suite.op("attention_forward", training, true, [forward](const Point& p, Memory& m) {
-    int64_t rows = 0;
-    AttentionPlan plan = training_plan(p, &rows);
-    const AttentionForward a = forward(p, m, std::move(plan), rows, rows);
-    return Call{[a, &m] { attention_forward(m.device(), a); }, attention_forward_bytes(a),
-                attention_forward_flops(a)};
-  });
-  suite.op("attention_backward", training, true, [forward](const Point& p, Memory& m) {
-    int64_t rows = 0;
-    AttentionPlan plan = training_plan(p, &rows);
-    const AttentionForward f = forward(p, m, std::move(plan), rows, rows);
-    attention_forward(m.device(), f);  // o and lse that belong to q, k and v
-    const LlamaConfig& l = p.config;
-    const int64_t h = l.num_heads, k = l.num_kv_heads, d = l.head_dim;
-    AttentionBackward a{.q = f.q,
-                        .k = f.k,
-                        .v = f.v,
-                        .o = f.o,
-                        .lse = f.lse,
-                        .d_o = m.normal({rows, h, d}, p.dtype),
-                        .plan = f.plan,
-                        .scale = f.scale,
-                        .dq = m.normal({rows, h, d}, p.dtype),
-                        .dk = m.normal({rows, k, d}, p.dtype),
-                        .dv = m.normal({rows, k, d}, p.dtype),
-                        .scratch = {}};
-    a.scratch = m.scratch(attention_backward_scratch(m.device(), a));
-    return Call{[a, &m] { attention_backward(m.device(), a); }, attention_backward_bytes(a),
-                attention_backward_flops(a)};
-  });
+  using Plan = AttentionPlan (*)(const Point&, int64_t*);
+  const auto forward_call = [forward](Plan plan) {
+    return [forward, plan](const Point& p, Memory& m) {
+      int64_t rows = 0;
+      AttentionPlan made = plan(p, &rows);
+      const AttentionForward a = forward(p, m, std::move(made), rows, rows);
+      return Call{[a, &m] { attention_forward(m.device(), a); }, attention_forward_bytes(a),
+                  attention_forward_flops(a)};
+    };
+  };
+  const auto backward_call = [forward](Plan plan) {
+    return [forward, plan](const Point& p, Memory& m) {
+      int64_t rows = 0;
+      AttentionPlan made = plan(p, &rows);
+      const AttentionForward f = forward(p, m, std::move(made), rows, rows);
+      attention_forward(m.device(), f);  // o and lse that belong to q, k and v
+      const LlamaConfig& l = p.config;
+      const int64_t h = l.num_heads, k = l.num_kv_heads, d = l.head_dim;
+      AttentionBackward a{.q = f.q,
+                          .k = f.k,
+                          .v = f.v,
+                          .o = f.o,
+                          .lse = f.lse,
+                          .d_o = m.normal({rows, h, d}, p.dtype),
+                          .plan = f.plan,
+                          .scale = f.scale,
+                          .dq = m.normal({rows, h, d}, p.dtype),
+                          .dk = m.normal({rows, k, d}, p.dtype),
+                          .dv = m.normal({rows, k, d}, p.dtype),
+                          .scratch = {}};
+      a.scratch = m.scratch(attention_backward_scratch(m.device(), a));
+      return Call{[a, &m] { attention_backward(m.device(), a); }, attention_backward_bytes(a),
+                  attention_backward_flops(a)};
+    };
+  };
+  suite.op("attention_forward", training, true, forward_call(training_plan));
+  suite.op("attention_backward", training, true, backward_call(training_plan));
+  const Suite::Axes plain{{"batch", {8}}, {"length", {128, 512}}};
+  suite.op("attention_forward_plain", plain, true, forward_call(plain_plan));
+  suite.timed("attention_forward_plain_cudnn", plain, by_cudnn(forward_call(plain_plan)));
+  suite.op("attention_backward_plain", plain, true, backward_call(plain_plan));
+  suite.timed("attention_backward_plain_cudnn", plain, by_cudnn(backward_call(plain_plan)));
   suite.op("attention_decode", {{"batch", {1, 8, 64}}, {"context", {128, 1024}}}, true,
            [forward](const Point& p, Memory& m) {
              const AttentionForward a =

@@ -16,6 +16,15 @@ std::unique_ptr<Device> make_device(DeviceKind kind, int threads) {
   return kind == DeviceKind::kCuda ? make_cuda_device() : make_cpu_device(thread_count(threads));
 }
 
+std::unique_ptr<Device> make_cudnn_device(std::string* why) {
+  try {
+    return make_cuda_device({.attention = CudaAttention::kCudnn});
+  } catch (const Error& e) {
+    *why = e.what();
+    return nullptr;
+  }
+}
+
 bool is_software_gpu(const Device& device) {
   return device.kind() == DeviceKind::kCuda && device.description().find("softgpu") != std::string::npos;
 }

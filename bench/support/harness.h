@@ -77,6 +77,12 @@ struct Measured {
 // A case that times itself: called once an iteration.
 using Timed = std::function<Measured()>;
 
+// Thrown where a case cannot be run here: its row says why, and the program does not fail.
+class Skipped : public Error {
+ public:
+  explicit Skipped(const std::string& why) : Error("skipped: " + why, ErrorKind::kUsage) {}
+};
+
 class Suite {
  public:
   using Axes = std::map<std::string, std::vector<int64_t>>;
@@ -84,14 +90,15 @@ class Suite {
   // f32 alone.
   void op(const std::string& name, Axes axes, bool typed, std::function<Call(const Point&, Memory&)> prepare);
   // The same for work that times itself; it runs `iterations` times a repetition.
-  void timed(const std::string& name, Axes axes, std::function<Timed(const Point&, Device&)> prepare);
+  using TimedFactory = std::function<Timed(const Point&, Device&)>;
+  void timed(const std::string& name, Axes axes, TimedFactory prepare);
 
   struct Entry {
     std::string name;
     Axes axes;
     bool typed = true;
     std::function<Call(const Point&, Memory&)> prepare;
-    std::function<Timed(const Point&, Device&)> prepare_timed;
+    TimedFactory prepare_timed;
   };
   const std::vector<Entry>& entries() const { return entries_; }
 

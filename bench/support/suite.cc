@@ -165,7 +165,7 @@ class Collector final : public benchmark::ConsoleReporter {
       Row& row = rows.back();
       if (r.error_occurred) {
         row.error = r.error_message;
-        failed = true;
+        failed |= !row.error.starts_with("skipped: ");
         continue;
       }
       row.seconds.push_back(r.real_accumulated_time / static_cast<double>(r.iterations));
@@ -303,6 +303,8 @@ int run(int argc, char** argv, const std::string& title, const std::function<voi
           for (const auto& [name, value] : prepared.timed(c)().counters)
             if (!name.ends_with("_seconds") && !name.ends_with("/s")) row.counters[name] = {value};
         }
+      } catch (const Skipped& e) {
+        row.error = e.what();
       } catch (const Error& e) {
         row.error = e.what();
         failed = true;
@@ -395,7 +397,7 @@ void Suite::op(const std::string& name, Axes axes, bool typed,
                std::function<Call(const Point&, Memory&)> prepare) {
   entries_.push_back({name, std::move(axes), typed, std::move(prepare), nullptr});
 }
-void Suite::timed(const std::string& name, Axes axes, std::function<Timed(const Point&, Device&)> prepare) {
+void Suite::timed(const std::string& name, Axes axes, TimedFactory prepare) {
   entries_.push_back({name, std::move(axes), true, nullptr, std::move(prepare)});
 }
 

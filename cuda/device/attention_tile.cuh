@@ -7,7 +7,7 @@
 
 #include "cuda/device/async_copy.cuh"
 #include "cuda/device/mma.cuh"
-#include "cuda/device/reduce.cuh"
+#include "cuda/device/quads.cuh"
 
 namespace gantrain::cuda {
 
@@ -118,12 +118,14 @@ template <int kD, int kN>
 __device__ inline void multiply_rows(float (&acc)[kN / 8][4], const uint32_t (&a)[4], uint32_t at, int step) {
   multiply_rows<kD, kN>(acc, a, at, step, [&](int j) -> const float(&)[4] { return acc[j]; });
 }
-// acc (16, kD) += P (16, kN) B with B a tile of kN rows; P is what multiply_rows left, rounded to bf16;
-// at = tile + down_offset.
+// acc (16, kD) += P (16, kN) B with B a tile of kN rows, of which the first `groups` of 16 count; P is what
+// multiply_rows left, rounded to bf16; at = tile + down_offset.
 template <int kD, int kN>
-__device__ inline void multiply_columns(float (&acc)[kD / 8][4], const float (&p)[kN / 8][4], uint32_t at) {
+__device__ inline void multiply_columns(float (&acc)[kD / 8][4], const float (&p)[kN / 8][4], uint32_t at,
+                                        int groups = kN / 16) {
 #pragma unroll
   for (int j = 0; j < kN / 16; ++j) {
+    if (j >= groups) break;
     const uint32_t a[4] = {pack_bf16(p[2 * j][0], p[2 * j][1]), pack_bf16(p[2 * j][2], p[2 * j][3]),
                            pack_bf16(p[2 * j + 1][0], p[2 * j + 1][1]),
                            pack_bf16(p[2 * j + 1][2], p[2 * j + 1][3])};
@@ -240,11 +242,6 @@ __device__ inline bool softmax_tile_lazily(float (&p)[kN / 8][4], const float (&
   sum[0] = total[0];
   sum[1] = total[1];
   return true;
-}
-// A row's sum over the four lanes that hold it.
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
 }  // namespace gantrain::cuda

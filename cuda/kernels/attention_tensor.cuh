@@ -88,8 +88,9 @@ struct KeyTiles {
 
 // grid (tasks, K * slices), block 128: a block owns 64 rows, a warp 16 of them. Tiles of 64 keys, double
 // buffered. The first tile and those that the causal edge crosses are taken with care (mask, maximum,
-// rescaling); the loop over the others keeps the maximum. Shared memory: the rows of q, two tiles each of k
-// and v. Traffic: q and o once; k and v once a block.
+// rescaling, no values of groups of 16 keys that the warp does not see); the loop over the others keeps the
+// maximum. Shared memory: the rows of q, two tiles each of k and v. Traffic: q and o once; k and v once a
+// block.
 template <int kD>
 __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kernel(
     const __nv_bfloat16* __restrict__ q,  // (N, H, D)
@@ -125,6 +126,9 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
   for (int i = 0; i < 2; ++i)
     last[i] = causal ? task.span_keys + task.begin + min(task.count - 1, (row0 + lane / 4 + 8 * i) / h.width)
                      : key_count - 1;
+  // The last key that any of the warp's rows sees.
+  const int seen =
+      causal ? task.span_keys + task.begin + min(task.count - 1, (row0 + 15) / h.width) : key_count - 1;
   uint32_t now = tiles.arrive(0);
   uint32_t a[kD / 16][4];
 #pragma unroll
@@ -135,13 +139,13 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
   };
   const float factor = scale * kLog2E;
   for (int tile = 0; tile < tiles.count;) {
-    {
+    if (const int groups = (seen - tile * kForwardKeys + 16) >> 4; groups > 0) {
       float p[kForwardKeys / 8][4] = {};
       scores(p);
       softmax_tile<kD, kForwardKeys>(p, acc, max, sum, factor, [&](int i, int column) {
         return tile * kForwardKeys + column <= last[i];
       });
-      multiply_columns<kD, kForwardKeys>(acc, p, now + Tiles::kTile + down);
+      multiply_columns<kD, kForwardKeys>(acc, p, now + Tiles::kTile + down, groups);
     }
     while (++tile < tiles.count) {
       now = tiles.arrive(tile);
@@ -236,31 +240,49 @@ __global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_back
     load_a(a_q[step], queries + row0 * kRowBytes<kD> + down, step);
     load_a(a_do[step], grads + row0 * kRowBytes<kD> + down, step);
   }
-  const auto add_tile = [&](int tile, bool masked) {
-    const uint32_t now = tiles.arrive(tile);
-    float p[kKeys / 8][4] = {}, ds[kKeys / 8][4];
-    multiply_rows<kD, kKeys>(ds, a_do[0], now + Tiles::kTile + along, 0,
-                             [&](int) -> const float(&)[4] { return minus_delta; });
+  // Of kN keys whose rows of k lie from `now` on; `left[i]`: the last of them that the lane's row sees, less
+  // its own first column.
+  const auto add_keys = [&]<int kN>(std::integral_constant<int, kN>, uint32_t now, const int(&left)[2],
+                                    bool masked) {
+    float p[kN / 8][4] = {}, ds[kN / 8][4];
+    multiply_rows<kD, kN>(ds, a_do[0], now + Tiles::kTile + along, 0,
+                          [&](int) -> const float(&)[4] { return minus_delta; });
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
-      multiply_rows<kD, kKeys>(p, a_q[step], now + along, step);
-      if (step > 0) multiply_rows<kD, kKeys>(ds, a_do[step], now + Tiles::kTile + along, step);
+      multiply_rows<kD, kN>(p, a_q[step], now + along, step);
+      if (step > 0) multiply_rows<kD, kN>(ds, a_do[step], now + Tiles::kTile + along, step);
     }
 #pragma unroll
-    for (int t = 0; t < kKeys / 8; ++t) {
+    for (int t = 0; t < kN / 8; ++t) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = e / 2, column = 8 * t + e % 2;
         float x = exp2_fast(fmaf(p[t][e], scale * kLog2E, -row_lse[i]));
-        if (masked && column > last[i] - tile * kKeys - 2 * (lane % 4)) x = 0.0f;
+        if (masked && column > left[i]) x = 0.0f;
         ds[t][e] *= x;
       }
     }
-    multiply_columns<kD, kKeys>(acc, ds, now + down);
+    multiply_columns<kD, kN>(acc, ds, now + down);
   };
-  int tile = 0;
-  for (; tile < full; ++tile) add_tile(tile, false);
-  for (; tile < tiles.count; ++tile) add_tile(tile, true);
+  int tile = 0, left[2] = {};
+  for (; tile < full; ++tile) add_keys(std::integral_constant<int, kKeys>{}, tiles.arrive(tile), left, false);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) left[i] = last[i] - full * kKeys - 2 * (lane % 4);
+  // Keys that the causal edge crosses, 16 at a time: `seen` more that some row of the warp sees.
+  int seen = row0 >= rows ? 0
+             : causal     ? task.span_keys + task.begin + min(task.count - 1, (row0 + 15) / h.width) + 1
+                          : key_count;
+  for (seen -= full * kKeys; tile < tiles.count; ++tile) {
+    uint32_t now = tiles.arrive(tile);
+#pragma unroll 1
+    for (int group = 0; group < kKeys / 16; ++group) {
+      if (seen > 0) add_keys(std::integral_constant<int, 16>{}, now, left, true);
+      now += 16 * kRowBytes<kD>;
+      seen -= 16;
+      left[0] -= 16;
+      left[1] -= 16;
+    }
+  }
   const float factor[2] = {scale, scale};
   store_rows<kD>(acc, factor, tensor_shared, row0, dq, rows, head_row);
 }
@@ -280,7 +302,9 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
     int kv_heads) {
   extern __shared__ __align__(256) char tensor_shared[];
   constexpr int kRows = kBackwardTile<kD>, kOwn = kRowBytes<kD> * kTensorRows, kSteps = kD / 16;
-  constexpr int kKept = kD == 64 ? kSteps : 2;  // steps of v that stay in registers
+  constexpr int kKept = kD == 64 ? kSteps : 1;  // steps of v that stay in registers
+  constexpr int kGroup =
+      kD == 64 ? 16 : kRows;  // rows of a tile at the causal edge; registers for another loop
   constexpr uint32_t kTile = kRowBytes<kD> * kRows, kStage = 2 * kTile;
   using Copy = TileCopy<kD, kRows, kTensorThreads>;
   const uint32_t own_k = shared_address(tensor_shared), own_v = own_k + kOwn, tiles = own_v + kOwn;
@@ -353,27 +377,34 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
   for (int step = 0; step < kSteps; ++step) load_a(a_k[step], own_k + lane_row, step);
 #pragma unroll
   for (int step = 0; step < kKept; ++step) load_a(a_v[step], own_v + lane_row, step);
-  // Where `masked`, first[i]: how many of the tile's rows, from the lane's first on, do not see its key.
-  const auto add_tile = [&](const int(&first)[2], bool masked) {
+  // Waits for the tile under way and starts the next one; where its rows lie, and their lse and delta.
+  struct Arrived {
+    uint32_t rows, columns;
+  };
+  const auto arrive = [&]() -> Arrived {
     copy_wait<0>();
     __syncthreads();
-    const uint32_t now = tiles + (stage ^ kStage),
-                   now_columns = columns + (stage ^ kStage) / kStage * kRows * 8;
+    const Arrived now{tiles + (stage ^ kStage), columns + (stage ^ kStage) / kStage * kRows * 8};
     start();
-    float p[kRows / 8][4] = {}, ds[kRows / 8][4] = {};
+    return now;
+  };
+  // Of kN rows. Where `masked`, first[i]: how many of them, from the lane's first on, do not see its key.
+  const auto add_rows = [&]<int kN>(std::integral_constant<int, kN>, uint32_t now, uint32_t now_columns,
+                                    const int(&first)[2], bool masked) {
+    float p[kN / 8][4] = {}, ds[kN / 8][4] = {};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      multiply_rows<kD, kRows>(p, a_k[step], now + along, step);
+      multiply_rows<kD, kN>(p, a_k[step], now + along, step);
       if (step < kKept) {
-        multiply_rows<kD, kRows>(ds, a_v[step], now + kTile + along, step);
+        multiply_rows<kD, kN>(ds, a_v[step], now + kTile + along, step);
       } else {
         uint32_t a[4];
         load_a(a, own_v + lane_row, step);
-        multiply_rows<kD, kRows>(ds, a, now + kTile + along, step);
+        multiply_rows<kD, kN>(ds, a, now + kTile + along, step);
       }
     }
 #pragma unroll
-    for (int t = 0; t < kRows / 8; ++t) {
+    for (int t = 0; t < kN / 8; ++t) {
       float of_tile[4];  // lse and delta of this lane's two columns
       load_shared(of_tile, now_columns + (8 * t + 2 * (lane % 4)) * 8);
 #pragma unroll
@@ -384,26 +415,41 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
         ds[t][e] = x * (ds[t][e] - of_tile[2 * (e % 2) + 1]);
       }
     }
-    multiply_columns<kD, kRows>(acc_v, p, now + kTile + down);
-    multiply_columns<kD, kRows>(acc_k, ds, now + down);
+    multiply_columns<kD, kN>(acc_v, p, now + kTile + down);
+    multiply_columns<kD, kN>(acc_k, ds, now + down);
   };
   for (; index < end; ++index) {
     const PlanRun& run = runs[index];
-    const int queries = run.queries;
-    int first[2] = {};
+    int left_in_run = run.queries, first[2] = {}, unseen = 0;
     if (!run.masked) {
-      for (int j = 0; j < queries; j += per) add_tile(first, false);
-      continue;
-    }
+      for (; left_in_run >= per; left_in_run -= per) {
+        const Arrived now = arrive();
+        add_rows(std::integral_constant<int, kRows>{}, now.rows, now.columns, first, false);
+      }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = row0 + lane / 4 + 8 * i;
-      first[i] = r >= run.low && r < run.high ? (r + run.shift) * width - 2 * (lane % 4) : 1 << 30;
+      for (int i = 0; i < 2; ++i) {
+        const int r = row0 + lane / 4 + 8 * i;
+        first[i] = r >= run.low && r < run.high ? (r + run.shift) * width - 2 * (lane % 4) : 1 << 30;
+      }
+      // Rows that see none of the warp's keys.
+      const int lowest = max(row0, run.low);
+      unseen = lowest < min(row0 + 16, run.high) ? (lowest + run.shift) * width : 1 << 30;
     }
-    for (int j = 0; j < queries; j += per) {
-      add_tile(first, true);
+    // Tiles that the causal edge crosses, and the run's last if it is not full, a group of rows at a time.
+    for (; left_in_run > 0; left_in_run -= per) {
+      const Arrived now = arrive();
+      const int count = min(left_in_run, per) * width;
+#pragma unroll 1
+      for (int row = 0; row < kRows; row += kGroup) {
+        const int of_group[2] = {first[0] - row, first[1] - row};
+        if (row < count && unseen < row + kGroup)
+          add_rows(std::integral_constant<int, kGroup>{}, now.rows + row * kRowBytes<kD>,
+                   now.columns + row * 8, of_group, true);
+      }
       first[0] -= per * width;
       first[1] -= per * width;
+      unseen -= per * width;
     }
   }
   copy_wait<0>();

@@ -37,7 +37,8 @@ __device__ inline double block_total(int n, F f) {
 // grid (rows), block kThreads: a block owns one row of logits. Writes nll, argmax, kl, and the row of seeds
 // (the derivative with respect to the logits) as T. Deterministic. Traffic: the row read three times (five
 // with KL, and the reference twice), written once; all but the first time from the cache. kVector: entries a
-// thread moves at once, 16 bytes of T where rows are aligned to those, else 1.
+// thread moves at once, 16 bytes of f32 where rows are aligned to those and V is a multiple of 4, of 8 where
+// T has 16 bits; else 1.
 template <typename T, int kVector, int kThreads>
 __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads> / 2) void head_row_kernel(HeadRowArgs a,
                                                                                        T* seeds) {
@@ -138,9 +139,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads> / 2) void head_row_
     if (a.kl_weight) kl_weight = a.kl_weight[r];
   }
   if (!a.wants_seed) return;
-#pragma unroll 1
-  for (int j = threadIdx.x * kVector; j < n; j += kThreads * kVector) {
-    float v[kVector];
+  const auto seed = [&](int j, float(&v)[kVector]) {
     load_floats(l + j, v);
     if (kl_weight != 0.0f) {
       float other[kVector];
@@ -161,7 +160,18 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads> / 2) void head_row_
 #pragma unroll
       for (int e = 0; e < kVector; ++e) v[e] += more[e];
     }
-    store_row(seeds + at + j, v);
+  };
+  constexpr int kApart = kThreads * kVector;
+#pragma unroll 1
+  for (int j0 = 0; j0 < n; j0 += 2 * kApart) {
+    const int j = j0 + static_cast<int>(threadIdx.x) * kVector;
+    const unsigned lanes = __ballot_sync(kAllLanes, j < n);
+    if (j >= n) break;
+    const bool second = j + kApart < n;
+    float v[kVector], w[kVector] = {};
+    seed(j, v);
+    if (second) seed(j + kApart, w);
+    store_quads(seeds + at + j, kApart, second, lanes, v, w);
   }
 }
 
@@ -178,6 +188,7 @@ __global__ __launch_bounds__(kThreads) void head_scatter_kernel(
     float* __restrict__ dx,             // (N, C) +=
     int count, int c) {
   static_assert(kThreads == kWarp);
+  const RowOwner own{0, static_cast<int>(threadIdx.x), kWarp, kAllLanes};
   const int first = blockIdx.x;
   const int64_t target = row[first];
   for (int i0 = 0; i0 < first; i0 += kWarp) {
@@ -189,7 +200,7 @@ __global__ __launch_bounds__(kThreads) void head_scatter_kernel(
     unsigned same = __ballot_sync(kAllLanes, i >= first && i < count && row[i] == target);
     for (; same != 0; same &= same - 1) {
       const int64_t at = i0 + __ffs(same) - 1;
-      norm_backward_row<kVector>(x + target * c, rstd[at], gain, dnormed + at * c, dx + target * c, c);
+      norm_backward_row<kVector>(x + target * c, rstd[at], gain, dnormed + at * c, dx + target * c, c, own);
     }
   }
 }

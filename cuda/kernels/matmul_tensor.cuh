@@ -4,6 +4,7 @@
 
 #include "cuda/device/async_copy.cuh"
 #include "cuda/device/mma.cuh"
+#include "cuda/device/parts.cuh"
 #include "cuda/device/reduce.cuh"
 
 namespace gantrain::cuda {
@@ -20,10 +21,11 @@ struct MatmulTile {
   static constexpr int kStageBytes = kBytesA + kBytesB, kSharedBytes = kStages * kStageBytes;
   static_assert(kWarpRows % 16 == 0 && kWarpCols % 16 == 0 && kDepth % 32 == 0);
 };
-// 64 x 64 a warp in both of the tiles for many rows: four mma for each ldmatrix. The third is for decoding,
-// where the weights are read once and little is computed: small tiles, many bytes under way.
+// 64 x 64 a warp in the tiles for many rows: four mma for each ldmatrix. The last is for decoding, where the
+// weights are read once and little is computed: small tiles, many bytes under way.
 using LargeMatmulTile = MatmulTile<128, 128, 32, 2, 2, 3, 2>;
 using MediumMatmulTile = MatmulTile<64, 128, 32, 1, 2, 3, 4>;
+using NarrowMatmulTile = MatmulTile<128, 64, 32, 2, 1, 3, 4>;  // for columns that are no multiple of 128
 using SmallMatmulTile = MatmulTile<16, 32, 64, 1, 2, 6, 4>;
 constexpr int kMatmulGroup =
     8;  // rows of tiles that run side by side, so that the second-level cache keeps their B
@@ -50,11 +52,12 @@ __device__ inline int64_t column_of(int64_t first, int at, int64_t half) {
   return pair / half * 2 * half + pair % half + e * half;
 }
 
-// Of 16 columns, lane q of four has 2q, 2q + 1 of both groups of 8; afterwards 4q .. 4q + 3.
-__device__ inline void gather_quad(float (&v)[4]) {
+// Of 16 columns, lane q of four has 2q, 2q + 1 of both groups of 8, in v[at ..]; afterwards 4q .. 4q + 3.
+template <int kCount>
+__device__ inline void gather_quad(float (&v)[kCount], int at) {
   const int q = threadIdx.x % 4;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = at; i < at + 2; ++i) {
     const float other = __shfl_xor_sync(kAllLanes, q < 2 ? v[2 + i] : v[i], 2);
     // Now lanes 0, 1 hold columns 2q and 2q + 4, lanes 2, 3 columns 2q + 4 and 2q + 8 of 16.
     float low = q < 2 ? v[i] : other, high = q < 2 ? other : v[2 + i];
@@ -90,8 +93,8 @@ __device__ inline void gather_eight(float (&v)[8]) {
 // columns outside are copies of the last one, or zeros, and never stored; past k both are zero. k is summed
 // in steps of 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the
 // tile. Traffic a block: k (kRows + kCols) bf16 read. grid: tiles, kMatmulGroup rows of tiles at a time;
-// shared memory Tile::kSharedBytes. Epilogue: cuda/kernels/matmul_epilogue.cuh; a lane has 8 neighbours
-// (Small: 4), or 8 pairs (2).
+// shared memory Tile::kSharedBytes. Epilogue: cuda/kernels/matmul_epilogue.cuh; a lane has 8 neighbours or
+// two quads (Small: 4 neighbours), or 8 pairs (2).
 template <typename Tile, bool kTransposeB, typename Epilogue>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_kernel(
     const __nv_bfloat16* __restrict__ a, int64_t lda, const __nv_bfloat16* __restrict__ b, int64_t ldb,
@@ -108,9 +111,10 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
   constexpr int kCopiesA = Tile::kRows / kPassA, kCopiesB = kRowsB / kPassB, kTimesB = kChunksB / kAcrossB;
   constexpr int kTilesM = Tile::kWarpRows / 16,
                 kTilesN = Tile::kWarpCols / 16;  // of a warp; a lane's B is 16 wide
-  // Of 8 columns, that give a lane its neighbours: see column_of.
-  constexpr int kGroups = kTilesN < 2 ? 2 : kPaired ? 8 : 4;
-  static_assert(2 * kTilesN % kGroups == 0);
+  // Of 8 columns, that give a lane its neighbours: see column_of; and that are handed over at once.
+  constexpr bool kTwoQuads = Epilogue::kQuads && kTilesN >= 2;
+  constexpr int kGroups = kTilesN < 2 || kTwoQuads ? 2 : kPaired ? 8 : 4, kStep = kTwoQuads ? 4 : kGroups;
+  static_assert(2 * kTilesN % kStep == 0 && !(kPaired && Epilogue::kQuads));
   static_assert(kPassA % 8 == 0 && kPassB % 8 == 0 && (kTimesB == 1 || kAcrossB % 8 == 0));
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t shared_a = shared_address(shared), shared_b = shared_a + Tile::kBytesA;
@@ -255,24 +259,52 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
           epilogue.store(row, pair, first, second, row < m);
         }
       } else {
+        float part = 0;
 #pragma unroll
-        for (int j = 0; j < 2 * kTilesN; j += kGroups) {
-          float v[2 * kGroups];
+        for (int j = 0; j < 2 * kTilesN; j += kStep) {
+          float v[2 * kStep];
 #pragma unroll
-          for (int t = 0; t < kGroups; ++t) {
+          for (int t = 0; t < kStep; ++t) {
             v[2 * t] = sum[i][j + t][2 * h];
             v[2 * t + 1] = sum[i][j + t][2 * h + 1];
           }
           if constexpr (!kTransposeB) {
-            if constexpr (kGroups == 2)
-              gather_quad(v);
-            else
+            if constexpr (kGroups == 2) {
+              gather_quad(v, 0);
+              if constexpr (kTwoQuads) gather_quad(v, 4);
+            } else {
               gather_eight(v);
+            }
           }
-          epilogue.store(row, col0 + warp_col + j * 8 + lane % 4 * 2 * kGroups, v, row < m);
+          const int64_t column = col0 + warp_col + j * 8 + lane % 4 * 2 * kGroups;
+          if constexpr (Epilogue::kSums) {
+            const float more = epilogue.store(row, column, v, row < m);
+            part = j == 0 ? more : part + more;
+          } else {
+            epilogue.store(row, column, v, row < m);
+          }
         }
+        if constexpr (Epilogue::kSums)
+          if (epilogue.sums.to && lane % 4 == 0 && row < m && col0 + warp_col < n)
+            epilogue.sums.parts[(col0 + warp_col) / Tile::kWarpCols * parts_stride(m) + row] = part;
       }
     }
+
+  if constexpr (Epilogue::kSums) {
+    static_assert(Tile::kWarpCols == kPartWidth || Tile::kWarpCols == kSmallPartWidth);
+    if (!epilogue.sums.to) return;
+    __shared__ bool last;  // of the tiles of these rows
+    unsigned* const arrivals = epilogue.sums.arrivals + row0 / Tile::kRows;
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) last = atomicAdd(arrivals, 1u) + 1 == cols;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    for (int r = thread; r < Tile::kRows && row0 + r < m; r += kThreads)
+      finish_row<Tile::kWarpCols>(epilogue.sums, row0 + r, m, n);
+    if (thread == 0) *arrivals = 0;
+  }
 }
 
 }  // namespace gantrain::cuda

@@ -5,6 +5,7 @@
 
 #include "cuda/device/mbarrier.cuh"
 #include "cuda/device/mma.cuh"
+#include "cuda/device/parts.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/device/tma.cuh"
 #include "cuda/device/wgmma.cuh"
@@ -86,6 +87,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_ke
   constexpr bool kPaired = Epilogue::kPaired;
   static_assert(kTransposeB || !kPaired);
   constexpr int kStages = Tile::kStages, kSlots = Tile::kCols / 2;
+  [[maybe_unused]] constexpr int kPart = Tile::kCols % kPartWidth == 0 ? kPartWidth : kSmallPartWidth;
   // The swizzle permutes within 1024 bytes of the address.
   extern __shared__ __align__(1024) unsigned char slices_of_tiles[];
   __shared__ uint64_t barriers[2 * kStages];
@@ -209,12 +211,38 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_ke
           epilogue.store(row, pair, a, b, row < m && in_head < paired.half);
         }
       } else {
+        const int64_t first = static_cast<int64_t>(tile_col) * Tile::kCols;
+        [[maybe_unused]] float four[4] = {};
 #pragma unroll
         for (int j = 0; j < Tile::kCols / 16; ++j) {
           float v[4];
           quad(v, 2 * j);
-          epilogue.store(row, static_cast<int64_t>(tile_col) * Tile::kCols + j * 16 + quad_column(), v,
-                         row < m);
+          if constexpr (Epilogue::kSums) {
+            constexpr int kEach = kPart / 16;  // of these make a part
+            four[j % kEach] = epilogue.store(row, first + j * 16 + quad_column(), v, row < m);
+            const int64_t begin = first + j / kEach * kPart;
+            if (epilogue.sums.to && j % kEach == kEach - 1 && lane % 4 == 0 && row < m && begin < n)
+              epilogue.sums.parts[begin / kPart * parts_stride(m) + row] =
+                  kEach == 1 ? four[0] : sum_of_four(four);
+          } else {
+            epilogue.store(row, first + j * 16 + quad_column(), v, row < m);
+          }
+        }
+      }
+    }
+    if constexpr (Epilogue::kSums) {  // the last warp with these 16 rows adds up what all have left
+      static_assert(kArrivalRows == 16);
+      const int64_t first = static_cast<int64_t>(tile_row) * Tile::kRows + warp * kArrivalRows;
+      if (epilogue.sums.to && first < m) {
+        unsigned* const arrivals = epilogue.sums.arrivals + first / kArrivalRows;
+        __threadfence();
+        __syncwarp();
+        unsigned before_it = 0;
+        if (lane == 0) before_it = atomicAdd(arrivals, 1u);
+        if (__shfl_sync(kAllLanes, before_it, 0) + 1 == static_cast<unsigned>(cols)) {
+          __threadfence();
+          if (lane < kArrivalRows && first + lane < m) finish_row<kPart>(epilogue.sums, first + lane, m, n);
+          if (lane == 0) *arrivals = 0;
         }
       }
     }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/device/parts.cuh"
-#include "cuda/device/types.cuh"
 
 namespace gantrain::cuda {
 
@@ -51,7 +50,7 @@ __device__ inline void swiglu(const float (&g)[kVector], const float (&u)[kVecto
 // columns never reach memory in f32.
 template <typename S, typename T>
 struct SwigluEpilogue {
-  static constexpr bool kPaired = true;
+  static constexpr bool kPaired = true, kQuads = false, kSums = false;
   S *gate, *up;        // (N, F), or null
   T* out;              // (N, F)
   const float* scale;  // (N) or null: ones
@@ -99,20 +98,19 @@ __device__ inline SwigluGradient swiglu_gradient(float g, float u, float da) {
   return {d * u * (1.0f + g * (1.0f - s)), d * g};
 }
 
-// At the end of the product da = dout w: da never reaches memory. With `dots`, for RMSNorm's backward: the
-// sums of dg g + du u over 16 columns each, in a fixed order, in f32 before dg and du are rounded. Traffic a
-// value: 2 S read, 2 T written.
+// At the end of the product da = dout w: da never reaches memory. With `sums`, for RMSNorm's backward: of dg
+// g + du u, in f32 before dg and du are rounded. Traffic a value: 2 S read, 2 T written.
 template <typename S, typename T>
 struct SwigluBackwardEpilogue {
-  static constexpr bool kPaired = false;
+  static constexpr bool kPaired = false, kQuads = false, kSums = true;
   const S *gate, *up;  // (m, F)
   T* dy;               // (m, 2F): dg, then du
-  float* dots;         // (m, parts_of(F)) or null
   int64_t n;           // F
   int width;           // as above
+  RowSums sums;
 
   template <int kCount>
-  __device__ void store(int64_t row, int64_t j, float (&da)[kCount], bool inside) const {
+  __device__ float store(int64_t row, int64_t j, float (&da)[kCount], bool inside) const {
     const int64_t at = row * n + j;
     T* to = dy + row * 2 * n + j;
     if (inside && width >= kCount && j < n) {
@@ -142,7 +140,15 @@ struct SwigluBackwardEpilogue {
         da[i] = fmaf(d.gate, g, d.up * u);
       }
     }
-    if (dots) store_part(dots, row, j, n, da, inside);
+    if (!sums.to) return 0;
+    static_assert(kCount == 4 || kCount == 8);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const float four[4] = {da[i], da[i + 1], da[i + 2], da[i + 3]};
+      sum = i == 0 ? sum_of_four(four) : sum + sum_of_four(four);
+    }
+    return quad_sum(sum);
   }
 };
 
@@ -191,19 +197,38 @@ __global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void swig
   if (threadIdx.x == 0) dot[row] = sum;
 }
 
-// From the product (N, 2F) in f32, gate then up. grid (N, F / kVector / kThreads): a block owns a part of a
-// row, a thread kVector neighbours, 16 bytes of T, or 1. Traffic a value: 8 B read, 2 S and one T written.
+// From the product (N, 2F) in f32, gate then up. grid (N, F / (2 kVector kThreads)): a block owns a part of a
+// row, a thread two places of kVector values of its warp's: 16 bytes of f32, and F is a multiple of 8; or 1.
+// Traffic a value: 8 B read, 2 S and one T written.
 template <typename S, typename T, int kVector, int kThreads>
 __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void swiglu_forward_kernel(
     const float* __restrict__ product, S* __restrict__ gate, S* __restrict__ up, T* __restrict__ out, int f) {
+  constexpr int kApart = kWarp * kVector;
   const int64_t row = blockIdx.x;
-  const int j = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+  const int lane = threadIdx.x % kWarp, first = static_cast<int>(threadIdx.x) - lane;
+  const int j = (static_cast<int>(blockIdx.y) * kThreads + first) * 2 * kVector + lane * kVector;
+  const unsigned lanes = __ballot_sync(kAllLanes, j < f);
   if (j >= f) return;
-  float g[kVector], u[kVector];
-  load_floats(product + row * 2 * f + j, g);
-  load_floats(product + row * 2 * f + f + j, u);
+  const bool second = j + kApart < f;
+  float g[kVector], u[kVector], g2[kVector] = {}, u2[kVector] = {};
+  load_quads(product + row * 2 * f + j, kApart, second, lanes, g, g2);
+  load_quads(product + row * 2 * f + f + j, kApart, second, lanes, u, u2);
   const int64_t at = row * f + j;
-  swiglu(g, u, gate ? gate + at : nullptr, gate ? up + at : nullptr, out + at);
+  if (gate) {
+    store_quads(gate + at, kApart, second, lanes, g, g2);
+    store_quads(up + at, kApart, second, lanes, u, u2);
+  }
+  // Of what was rounded, as `swiglu` does it.
+  const auto activate = [](float(&y)[kVector], const float(&x)[kVector]) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      const float r = to_float(from_float<S>(x[i]));
+      y[i] = r * sigmoid(r) * to_float(from_float<S>(y[i]));
+    }
+  };
+  activate(u, g);
+  activate(u2, g2);
+  store_quads(out + at, kApart, second, lanes, u, u2);
 }
 
 // dy (N, 2F) = [da * u * silu'(g); da * silu(g)]. Grid and block as above. Traffic a value: 2 S and 3 T.

@@ -5,120 +5,102 @@
 
 namespace gantrain::cuda {
 
-// One warp owns one row in every kernel of this file but the gradient of the gain: sums are those of a warp,
-// in a fixed order whatever N is. grid (N / kRows), block (32, kRows).
+// The lanes of a row (RowOwner) are what 2^log_lanes says, by C alone: sums are those of its lanes, in a
+// fixed order whatever N is. grid (N * lanes / kThreads), block kThreads.
 
-// kVector: columns a lane moves at once, 16 bytes of the narrowest type; C is a multiple of it and rows are
-// aligned to 16 bytes. Or 1. Launch bounds leave 32 registers a thread.
+// kVector: columns a lane moves at once, 16 bytes of f32, and C is a multiple of 4, of 8 where there are
+// 16-bit types, and rows are aligned to 16 bytes. Or 1. Launch bounds leave 32 registers a thread.
 
-// 1 / sqrt(mean(x^2) + eps) of a row, in every lane.
+// 1 / sqrt(mean(x^2) + eps) of a row, in each of its lanes.
 template <int kVector>
-__device__ inline float row_rstd_of(const float* __restrict__ x, int c, float eps) {
+__device__ inline float row_rstd_of(const float* __restrict__ x, int c, float eps, const RowOwner& own) {
   float sum = 0;
 #pragma unroll 1
-  for (int j = threadIdx.x * kVector; j < c; j += kWarp * kVector) {
+  for (int j = own.lane * kVector; j < c; j += own.lanes * kVector) {
     float v[kVector];
     load_floats(x + j, v);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sum += v[i] * v[i];
   }
-  return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(c) + eps);
+  return 1.0f / sqrtf(row_sum(sum, own) / static_cast<float>(c) + eps);
+}
+// y (C) = x * r * gain, rounded to T: two places of kVector columns a lane at a time.
+template <int kVector, bool kScaled, typename T>
+__device__ inline void scaled_row(const float* __restrict__ x, float r, const float* __restrict__ gain,
+                                  T* __restrict__ y, int c, const RowOwner& own) {
+  const int apart = own.lanes * kVector;
+#pragma unroll 1
+  for (int j0 = 0; j0 < c; j0 += 2 * apart) {
+    const int j = j0 + own.lane * kVector;
+    const unsigned lanes = __ballot_sync(own.owners, j < c);
+    if (j >= c) break;
+    const bool second = j + apart < c;
+    float a[kVector], b[kVector] = {};
+    load_quads(x + j, apart, second, lanes, a, b);
+    if constexpr (kScaled) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) a[i] *= r, b[i] *= r;
+    }
+    apply_gain(gain, j, a);
+    if (second) apply_gain(gain, j + apart, b);
+    store_quads(y + j, apart, second, lanes, a, b);
+  }
 }
 
 // Traffic a row: C f32 read, one f32 written; with `rounded`, = x * gain, C f32 read again from the cache and
-// C bf16 written, kRound at a time.
-template <int kVector, int kRows, int kRound>
-__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void row_rstd_kernel(
+// C bf16 written, kRound columns a lane at a time.
+template <int kVector, int kThreads, int kRound>
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void row_rstd_kernel(
     const float* __restrict__ x,          // (N, C)
     const float* __restrict__ gain,       // (C) or null: ones
     float* __restrict__ rstd,             // (N)
     __nv_bfloat16* __restrict__ rounded,  // (N, C) or null
-    int64_t n, int c, float eps) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
-  if (row >= n) return;
-  x += row * c;
-  const float r = row_rstd_of<kVector>(x, c, eps);
-  if (threadIdx.x == 0) rstd[row] = r;
-  if (!rounded) return;
-#pragma unroll 1
-  for (int j = threadIdx.x * kRound; j < c; j += kWarp * kRound) {
-    float v[kRound], g[kRound];
-    load_row(x + j, v);
-    if (gain) {
-      load_row(gain + j, g);
-#pragma unroll
-      for (int i = 0; i < kRound; ++i) v[i] *= g[i];
-    }
-    store_row(rounded + row * c + j, v);
-  }
-}
-
-// Sums that a product's epilogue left in parts (cuda/device/parts.cuh), `parts` a row: the sum itself or,
-// kStatistic, 1 / sqrt(sum / c + eps). Traffic a row: the parts read, one f32 written.
-template <int kVector, int kRows, bool kStatistic>
-__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void sum_parts_kernel(
-    const float* __restrict__ from,  // (N, parts)
-    float* __restrict__ to,          // (N)
-    int64_t n, int parts, int c, float eps) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
-  if (row >= n) return;
-  float sum = 0;
-#pragma unroll 1
-  for (int j = threadIdx.x * kVector; j < parts; j += kWarp * kVector) {
-    float v[kVector];
-    load_floats(from + row * parts + j, v);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) sum += v[i];
-  }
-  sum = warp_sum(sum);
-  if (threadIdx.x == 0) to[row] = kStatistic ? 1.0f / sqrtf(sum / static_cast<float>(c) + eps) : sum;
+    int64_t n, int c, float eps, int log_lanes) {
+  const RowOwner own = row_owner<kThreads>(log_lanes, n);
+  if (own.row >= n) return;
+  x += own.row * c;
+  const float r = row_rstd_of<kVector>(x, c, eps, own);
+  if (own.lane == 0) rstd[own.row] = r;
+  if (rounded) scaled_row<kRound, false>(x, r, gain, rounded + own.row * c, c, own);
 }
 
 // y[n] = x[index(n)] * rstd[n] * gain, rounded to T; the statistic is computed when kStatistic, else read.
 // Traffic a row: C f32 read (twice with the statistic, the second time from the cache), C T written.
-template <typename T, int kVector, int kRows, bool kStatistic>
-__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void normalise_kernel(
+template <typename T, int kVector, int kThreads, bool kStatistic>
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void normalise_kernel(
     const float* __restrict__ x,       // (M, C)
     const int32_t* __restrict__ rows,  // (N) or null
     const float* __restrict__ gain,    // (C) or null
     float* __restrict__ rstd,          // (N)
     T* __restrict__ y,                 // (N, C)
-    int64_t n, int c, float eps) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
-  if (row >= n) return;
-  x += (rows ? rows[row] : row) * c;
-  y += row * c;
+    int64_t n, int c, float eps, int log_lanes) {
+  const RowOwner own = row_owner<kThreads>(log_lanes, n);
+  if (own.row >= n) return;
+  x += (rows ? rows[own.row] : own.row) * c;
   float r;
   if constexpr (kStatistic) {
-    r = row_rstd_of<kVector>(x, c, eps);
-    if (threadIdx.x == 0) rstd[row] = r;
+    r = row_rstd_of<kVector>(x, c, eps, own);
+    if (own.lane == 0) rstd[own.row] = r;
   } else {
-    r = rstd[row];
+    r = rstd[own.row];
   }
-#pragma unroll 1
-  for (int j = threadIdx.x * kVector; j < c; j += kWarp * kVector) {
-    float v[kVector];
-    load_floats(x + j, v);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) v[i] *= r;
-    apply_gain(gain, j, v);
-    store_row(y + j, v);
-  }
+  scaled_row<kVector, true>(x, r, gain, y + own.row * c, c, own);
 }
 
 // dx[index(n)] += rstd * (d - xhat * mean(d * xhat)),  d = dy * gain,  xhat = x * rstd. With `rows` they must
 // be distinct. Traffic a row: 3 C f32 read (x and dy a second time from the cache), C f32 written.
-template <int kVector, int kRows>
-__global__ __launch_bounds__(kWarp* kRows, kFullBlocks<kWarp * kRows>) void norm_backward_kernel(
+template <int kVector, int kThreads>
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void norm_backward_kernel(
     const float* __restrict__ x,     // (N, C)
     const float* __restrict__ rstd,  // (N)
     const float* __restrict__ gain,  // (C) or null
     const float* __restrict__ dy,    // (N, C)
     float* __restrict__ dx,          // (N, C) +=
-    int64_t n, int c) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.y;
-  if (row >= n) return;
-  norm_backward_row<kVector>(x + row * c, rstd[row], gain, dy + row * c, dx + row * c, c);
+    int64_t n, int c, int log_lanes) {
+  const RowOwner own = row_owner<kThreads>(log_lanes, n);
+  if (own.row >= n) return;
+  norm_backward_row<kVector>(x + own.row * c, rstd[own.row], gain, dy + own.row * c, dx + own.row * c, c,
+                             own);
 }
 
 // dw[j] += sum over n of dy * x * rstd, in order of n: grid (C / kThreads), a thread owns a column. rows: of

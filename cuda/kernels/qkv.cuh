@@ -2,8 +2,7 @@
 #pragma once
 
 #include "cuda/device/double.cuh"
-#include "cuda/device/reduce.cuh"
-#include "cuda/device/types.cuh"
+#include "cuda/device/quads.cuh"
 
 namespace gantrain::cuda {
 
@@ -80,7 +79,7 @@ struct QkvHeads {
 // and q, k, v apart.
 template <typename S>
 struct RotaryEpilogue {
-  static constexpr bool kPaired = true;
+  static constexpr bool kPaired = true, kQuads = false, kSums = false;
   QkvHeads<S> to;
   const float* table;  // (N, D)
   const float* scale;  // (N) or null: ones
@@ -122,48 +121,10 @@ struct RotaryEpilogue {
   }
 };
 
-// kVector pairs (j, j + D / 2) of a head, in f32. kVector is 4, or 1. Of 16-bit types two neighbouring lanes,
-// which hold eight pairs between them, share their accesses: the even one moves 16 bytes of the first half,
-// the odd one 16 bytes of the second, and each gives the other what is its own. `lanes`: those of the warp
-// that call.
-template <int kVector, typename T>
-__device__ inline void load_halves(const T* head, int half, int j, unsigned lanes, float (&a)[kVector],
-                                   float (&b)[kVector]) {
-  if constexpr (sizeof(T) == 2 && kVector == 4) {
-    const bool odd = threadIdx.x % 2;
-    const Vector<uint32_t, 4> w =
-        load_vector<4>(reinterpret_cast<const uint32_t*>(head + (odd ? half + j - 4 : j)));
-    const uint32_t x = __shfl_xor_sync(lanes, odd ? w.value[0] : w.value[2], 1),
-                   y = __shfl_xor_sync(lanes, odd ? w.value[1] : w.value[3], 1);
-    const float2 a0 = unpack_pair<T>(odd ? x : w.value[0]), a1 = unpack_pair<T>(odd ? y : w.value[1]),
-                 b0 = unpack_pair<T>(odd ? w.value[2] : x), b1 = unpack_pair<T>(odd ? w.value[3] : y);
-    a[0] = a0.x, a[1] = a0.y, a[2] = a1.x, a[3] = a1.y;
-    b[0] = b0.x, b[1] = b0.y, b[2] = b1.x, b[3] = b1.y;
-  } else {
-    load_row(head + j, a);
-    load_row(head + half + j, b);
-  }
-}
-template <int kVector, typename T>
-__device__ inline void store_halves(T* head, int half, int j, unsigned lanes, const float (&a)[kVector],
-                                    const float (&b)[kVector]) {
-  if constexpr (sizeof(T) == 2 && kVector == 4) {
-    const bool odd = threadIdx.x % 2;
-    const uint32_t a0 = pack_pair<T>(a[0], a[1]), a1 = pack_pair<T>(a[2], a[3]),
-                   b0 = pack_pair<T>(b[0], b[1]), b1 = pack_pair<T>(b[2], b[3]);
-    const uint32_t x = __shfl_xor_sync(lanes, odd ? a0 : b0, 1), y = __shfl_xor_sync(lanes, odd ? a1 : b1, 1);
-    const Vector<uint32_t, 4> w{{odd ? x : a0, odd ? y : a1, odd ? b0 : x, odd ? b1 : y}};
-    store_vector(reinterpret_cast<uint32_t*>(head + (odd ? half + j - 4 : j)), w);
-  } else {
-    store_row(head + j, a);
-    store_row(head + half + j, b);
-  }
-}
-
 // From the product (N, (H + 2K) D) in f32 to q, k and v. grid (N, (H + 2K) D / 2 / kVector / kThreads): a
-// block owns a part of a row, a thread kVector pairs. D / 2 is a multiple of kVector, and with 16-bit types
-// of 8 where that is
-// 4. Traffic a value: 4 B read, one S written, and the row's table from the cache.
+// block owns a part of a row, a thread kVector pairs (j, j + D / 2): 4, or 1. D / 2 is a multiple of kVector,
+// and with 16-bit types of 8 where that is 4. Traffic a value: 4 B read, one S written, and the row's table
+// from the cache.
 template <typename S, int kVector, int kThreads>
 __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_forward_kernel(
     const float* __restrict__ product, const float* __restrict__ table,  // (N, D)
@@ -189,7 +150,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_forwar
       b[e] = pair.second;
     }
   }
-  store_halves<kVector>(to.at(row, head), half, j, lanes, a, b);
+  store_quads(to.at(row, head) + j, half, true, lanes, a, b);
 }
 
 // The transpose: dq, dk un-rotated, with dv beside them as dy (N, (H + 2K) D) of T. Grid and block as above.
@@ -204,7 +165,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
   if (i >= heads * parts) return;
   const int head = i / parts, j = i % parts * kVector;
   float a[kVector], b[kVector];
-  load_halves<kVector>(from.at(row, head), half, j, lanes, a, b);
+  load_quads(from.at(row, head) + j, half, true, lanes, a, b);
   if (from.rotated(head)) {
     float cosine[kVector], sine[kVector];
     load_constant_floats(table + row * 2 * half + j, cosine);
@@ -216,7 +177,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
       b[e] = pair.second;
     }
   }
-  store_halves<kVector>(dy + (row * heads + head) * 2 * half, half, j, lanes, a, b);
+  store_quads(dy + (row * heads + head) * 2 * half + j, half, true, lanes, a, b);
 }
 
 // The same beside the sum over a row of dq q + dk k + dv v, which a rotation of both does not change: c of
@@ -242,8 +203,8 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
     float a[kVector], b[kVector];
     {
       float y[kVector], z[kVector];
-      load_halves<kVector>(from.at(row, head), half, j, lanes, a, b);
-      load_halves<kVector>(kept.at(row, head), half, j, lanes, y, z);
+      load_quads(from.at(row, head) + j, half, true, lanes, a, b);
+      load_quads(kept.at(row, head) + j, half, true, lanes, y, z);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], z[e], fmaf(a[e], y[e], sum));
     }
@@ -258,7 +219,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
         b[e] = pair.second;
       }
     }
-    store_halves<kVector>(dy + head * 2 * half, half, j, lanes, a, b);
+    store_quads(dy + head * 2 * half + j, half, true, lanes, a, b);
   }
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) dot[row] = sum;

@@ -72,6 +72,17 @@ void in_vectors(int64_t count, int64_t vector, bool aligned, Wide wide, Narrow n
   if (whole < count) narrow(whole, count - whole);
 }
 
+// How many lanes of a warp share a row of c columns, `vector` at a time, as a power of two: 32, or as few as
+// 8 where that leaves less than a twentieth of them idle in the row's last pass and more would not.
+inline int log_row_lanes(int64_t c, int64_t vector) {
+  const int64_t pieces = (c + vector - 1) / vector;
+  for (int log_lanes = 5; log_lanes >= 3; --log_lanes) {
+    const int64_t lanes = int64_t{1} << log_lanes, taken = (pieces + lanes - 1) / lanes * lanes;
+    if (20 * pieces >= 19 * taken) return log_lanes;
+  }
+  return 5;
+}
+
 // Hands out 256-byte aligned pieces of a scratch tensor; over an empty one it only counts.
 class Pieces {
  public:

@@ -38,8 +38,10 @@ void CudaOps::embed_forward(const EmbedForward& a) {
   with_weights(a.table->dtype(), [&]<typename T>(Tag<T>) {
     const auto* table = static_cast<const T*>(as_cuda(*a.table).data());
     const bool wide = c % kWide<T> == 0 && aligned_to(16, prompt, x, table);
-    launch(wide ? embed_forward_kernel<T, kWide<T>, kThreads> : embed_forward_kernel<T, 1, kThreads>,
-           dim3(blocks_for(n, 1)), kThreads, 0, context_.stream, table, raw<int32_t>(a.tokens), prompt, x, c);
+    const int log_lanes = log_row_lanes(c, wide ? 4 : 1);
+    launch(wide ? embed_forward_kernel<T, 4, kThreads> : embed_forward_kernel<T, 1, kThreads>,
+           blocks_for(n << log_lanes, kThreads), kThreads, 0, context_.stream, table, raw<int32_t>(a.tokens),
+           prompt, x, n, c, log_lanes);
   });
 }
 

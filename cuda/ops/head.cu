@@ -191,8 +191,8 @@ void CudaOps::head_loss(const HeadLoss& a) {
                            .v = static_cast<int>(v)};
     with_weights(type, [&]<typename T>(Tag<T>) {
       const bool wide = v % kWide<T> == 0;  // scratch is aligned
-      launch(wide ? head_row_kernel<T, kWide<T>, kThreads> : head_row_kernel<T, 1, kThreads>,
-             blocks_for(n, 1), kThreads, 0, context_.stream, args, static_cast<T*>(s.seeds));
+      launch(wide ? head_row_kernel<T, 4, kThreads> : head_row_kernel<T, 1, kThreads>, blocks_for(n, 1),
+             kThreads, 0, context_.stream, args, static_cast<T*>(s.seeds));
     });
     if (!wants_seed) continue;
     in_row_ranges(context_, *a.w, [&](int64_t begin, int64_t range) {

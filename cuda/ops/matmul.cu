@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/matmul_simt.cuh"
@@ -14,11 +15,10 @@ namespace gantrain::cuda {
 namespace {
 
 template <typename Out>
-StoreEpilogue<Out> store_epilogue(const Matmul& a) {
+StoreEpilogue<Out> store_epilogue(const Context& context, const Matmul& a) {
   return {.c = static_cast<Out*>(a.c),
           .bias = a.bias,
           .addend = a.addend,
-          .squares = a.squares,
           .rounded = static_cast<__nv_bfloat16*>(a.rounded),
           .gain = a.rounded_gain,
           .ldc = a.ldc,
@@ -26,7 +26,8 @@ StoreEpilogue<Out> store_epilogue(const Matmul& a) {
           .width = common_width([&](int64_t values) {
             return a.n % values == 0 && a.ldc % values == 0 && side_by_side(values, a.c, sizeof(Out)) &&
                    side_by_side(values, a.rounded, 2) && aligned_to(16, a.bias, a.addend, a.rounded_gain);
-          })};
+          }),
+          .sums = row_sums(context, a.m, a.rstd, a.parts, true, a.eps)};
 }
 
 template <typename Tile, typename T, typename Out>
@@ -38,7 +39,7 @@ void matmul_simt(const Context& context, const Matmul& a) {
   const auto run = [&](auto kernel) {
     launch(kernel, grid, Tile::kThreads, 0, context.stream, static_cast<const T*>(a.a), a.lda,
            wide(a.a, a.lda, a.transpose_a ? a.m : a.k), static_cast<const T*>(a.b), a.ldb,
-           wide(a.b, a.ldb, a.transpose_b ? a.k : a.n), a.m, a.n, a.k, store_epilogue<Out>(a));
+           wide(a.b, a.ldb, a.transpose_b ? a.k : a.n), a.m, a.n, a.k, store_epilogue<Out>(context, a));
   };
   using Epilogue = StoreEpilogue<Out>;
   if (a.transpose_a)
@@ -67,9 +68,9 @@ void matmul_simt(const Context& context, const Matmul& a) {
 void matmul_tensor(const Context& context, const Matmul& a) {
   with_weights(a.c_dtype, [&]<typename Out>(Tag<Out>) {
     if (a.transpose_b)
-      launch_matmul_tensor<true>(context, a, store_epilogue<Out>(a));
+      launch_matmul_tensor<true>(context, a, store_epilogue<Out>(context, a));
     else
-      launch_matmul_tensor<false>(context, a, store_epilogue<Out>(a));
+      launch_matmul_tensor<false>(context, a, store_epilogue<Out>(context, a));
   });
 }
 
@@ -142,7 +143,7 @@ bool time_library(const Context& context, Matmul a) {
   a.a = left.get();
   a.c = c.get();
   if (a.addend) a.addend = static_cast<const float*>(more.get());
-  a.squares = nullptr;
+  a.rstd = nullptr;
   a.rounded = nullptr;
   if (!matmul_library(context, a)) return false;
   const float library = milliseconds(context.stream, [&] {
@@ -156,6 +157,8 @@ bool time_library(const Context& context, Matmul a) {
 }
 
 }  // namespace
+
+int64_t row_parts(int64_t m, int64_t n) { return parts_of(n) * parts_stride(m); }
 
 bool matmul_on_tensor_cores(const Matmul& a) {
   return a.dtype == DType::kBF16 && !a.transpose_a && a.k % 8 == 0 && a.lda % 8 == 0 && a.ldb % 8 == 0 &&
@@ -195,20 +198,25 @@ namespace {
 
 // A tile, and the time of the product by it: of whole waves of tiles over the multiprocessors. `speed` is
 // what share of the largest tile's rate it is expected to reach (fewer multiplications for each byte it
-// reads).
+// reads). Of tiles that need the same time the one that computes least.
 struct TimedTile {
   MatmulKernel kernel;
   double time;
+  int64_t values;
 };
 template <typename Tile>
 TimedTile timed_tile(const Context& context, int64_t m, int64_t columns, double speed, MatmulKernel kernel) {
   const int64_t tiles = int64_t{blocks_for(m, Tile::kRows)} * blocks_for(columns, Tile::kCols);
-  return {kernel, static_cast<double>((tiles + context.processors - 1) / context.processors * Tile::kRows *
-                                      Tile::kCols) /
-                      speed};
+  const int64_t area = int64_t{Tile::kRows} * Tile::kCols;
+  return {kernel, static_cast<double>((tiles + context.processors - 1) / context.processors * area) / speed,
+          tiles * area};
 }
 MatmulKernel fastest(std::initializer_list<TimedTile> tiles) {
-  return std::min(tiles, [](const TimedTile& a, const TimedTile& b) { return a.time < b.time; }).kernel;
+  return std::min(tiles,
+                  [](const TimedTile& a, const TimedTile& b) {
+                    return std::pair(a.time, a.values) < std::pair(b.time, b.values);
+                  })
+      .kernel;
 }
 
 }  // namespace
@@ -227,6 +235,7 @@ MatmulKernel matmul_tile(const Context& context, const Matmul& a, const HopperCo
   if (a.m <= SmallMatmulTile::kRows) return MatmulKernel::kSmall;
   return fastest({timed_tile<LargeMatmulTile>(context, a.m, a.n, 1.0, MatmulKernel::kLarge),
                   timed_tile<MediumMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kMedium),
+                  timed_tile<NarrowMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kNarrow),
                   timed_tile<SmallMatmulTile>(context, a.m, a.n, 0.15, MatmulKernel::kSmall)});
 }
 
@@ -234,7 +243,9 @@ void matmul(const Context& context, const Matmul& a) {
   if (a.m == 0 || a.n == 0) return;
   GT_CHECK(a.dtype == DType::kBF16 || a.c_dtype == DType::kF32, "the product of f32 matrices is f32, not {}",
            dtype_name(a.c_dtype));
-  const bool library = !a.squares && !a.rounded && matmul_by_library(context, a);
+  GT_CHECK(!(a.rstd || a.rounded) || (a.c_dtype == DType::kF32 && matmul_on_tensor_cores(a)),
+           "a statistic or a second result of a product that does not fuse them");
+  const bool library = !a.rstd && !a.rounded && matmul_by_library(context, a);
   if (!library || !matmul_library(context, a)) matmul_own(context, a);
 }
 

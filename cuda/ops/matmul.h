@@ -11,6 +11,7 @@ enum class MatmulKernel : uint8_t {
   kSimt,    // f32 units: any type, shape and alignment
   kLarge,   // tensor cores, tiles of 128 x 128
   kMedium,  // of 64 x 128
+  kNarrow,  // of 128 x 64
   kSmall,   // of 16 x 32: few rows
   // Hopper's tensor cores (compute capability 9.0): the same bits.
   kHopperLarge,   // tiles of 128 x 256
@@ -35,9 +36,10 @@ struct Matmul {
   DType c_dtype = DType::kF32;    // f32 or bf16
   const float* bias = nullptr;    // (n)
   const float* addend = nullptr;  // (m, n) with ldc; may be c itself (f32): accumulate
-  // (m, ceil(n / 16)), with an f32 c: its squares summed over columns 16j .. 16j + 15, for the statistic of
-  // the norm that follows (cuda/ops/norm.h).
-  float* squares = nullptr;
+  // With an f32 c, where matmul_fuses: 1 / sqrt(mean(c^2) + eps), the statistic of the norm that follows.
+  float* rstd = nullptr;  // (m)
+  float eps = 0;
+  float* parts = nullptr;                       // (row_parts(m, n)), for it
   void* rounded = nullptr;                      // (m, n) bf16: c * rounded_gain, for a product that follows
   const float* rounded_gain = nullptr;          // (n), or ones
   MatmulKernel kernel = MatmulKernel::kChosen;  // one by name is never the library's
@@ -56,13 +58,15 @@ bool matmul_by_library(const Context&, const Matmul&);
 // (cuda/ops/matmul_tensor.cuh); whether every one like it always will, so that its c is never needed.
 bool matmul_fuses(const Context&, const Matmul&);
 bool matmul_always_fuses(const Context&, const Matmul&);
+// Values that sums over rows of an (m, n) product take on the way (cuda/device/parts.cuh).
+int64_t row_parts(int64_t m, int64_t n);
 // How a product's epilogue takes its columns (cuda/ops/matmul_wgmma.cuh).
 struct HopperColumns {
   bool allowed;      // Hopper's kernel may be taken
   int64_t half = 0;  // paired: of a head's columns; else 0
 };
-// Its tile: kLarge, kMedium or kSmall, or, where it is allowed, on compute capability 9.0 one of Hopper's.
-// Which of both does not depend on m.
+// Its tile: kLarge, kMedium, kNarrow or kSmall, or, where it is allowed, on compute capability 9.0 one of
+// Hopper's. Which of both does not depend on m.
 MatmulKernel matmul_tile(const Context&, const Matmul&, const HopperColumns&);
 
 }  // namespace gantrain::cuda

@@ -21,6 +21,14 @@ inline bool side_by_side(int64_t values, const void* p, size_t size) {
   return aligned_to(std::min<uintptr_t>(static_cast<uintptr_t>(values) * size, 16), p);
 }
 
+// Sums over m rows into `to`, or none where that is null; with a statistic see RowSums.
+inline RowSums row_sums(const Context& context, int64_t m, float* to, float* parts, bool statistic = false,
+                        float eps = 0) {
+  GT_CHECK(!to || m <= kMostArrivals * kArrivalRows, "sums over {} rows, expected at most {}", m,
+           kMostArrivals * kArrivalRows);
+  return {.to = to, .parts = parts, .arrivals = context.arrivals, .statistic = statistic, .eps = eps};
+}
+
 template <typename Tile, bool kTransposeB, typename Epilogue>
 void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue& epilogue) {
   launch(matmul_tensor_kernel<Tile, kTransposeB, Epilogue>,
@@ -43,6 +51,8 @@ void launch_matmul_tensor(const Context& context, const Matmul& a, const Epilogu
       return launch_matmul_tile<LargeMatmulTile, kTransposeB>(context, a, epilogue);
     case MatmulKernel::kMedium:
       return launch_matmul_tile<MediumMatmulTile, kTransposeB>(context, a, epilogue);
+    case MatmulKernel::kNarrow:
+      return launch_matmul_tile<NarrowMatmulTile, kTransposeB>(context, a, epilogue);
     default:
       return launch_matmul_tile<SmallMatmulTile, kTransposeB>(context, a, epilogue);
   }

@@ -62,7 +62,7 @@ Matmul down_product(const DownBackward& a, const void* dout, void* da) {
 struct DownPieces {
   __nv_bfloat16*
       dout;        // bf16 only: rounded to the input type of the product, where it was not handed over so
-  float* dots;     // in parts, where the sum is wanted
+  float* parts;    // of the sum, where it is wanted
   void* da;        // null: it never leaves its kernel
   Tensor project;  // with adapters: scratch of project_backward, which then makes da
 };
@@ -81,7 +81,7 @@ DownPieces down_pieces(const CudaOps& ops, const Context& context, Pieces& p, co
   DownPieces s{};
   if (a.w->dtype() == DType::kBF16 && a.dout_bf16.empty() && a.lora.empty())
     s.dout = p.take<__nv_bfloat16>(n * c);
-  if (!a.dot.empty()) s.dots = p.take<float>(n * parts_of(f));
+  if (!a.dot.empty()) s.parts = p.take<float>(row_parts(n, f));
   if (!a.lora.empty() || !matmul_always_fuses(context, down_product(a, nullptr, nullptr)))
     s.da = p.take<std::byte>(n * f * dtype_size(a.w->dtype()));
   if (!a.lora.empty()) {
@@ -145,10 +145,10 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
       if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
       lora_forward(context_, a.lora, n, s.input, s.product, 2 * f, s.masked);
     }
-    const bool wide = aligned(kWide<T>);
-    launch(wide ? swiglu_forward_kernel<S, T, kWide<T>, kThreads> : swiglu_forward_kernel<S, T, 1, kThreads>,
-           dim3(blocks_for(n, 1), blocks_for(f, (wide ? kWide<T> : 1) * kThreads)), kThreads, 0,
-           context_.stream, s.product, gate, up, out, f);
+    const bool wide = aligned(8);
+    launch(wide ? swiglu_forward_kernel<S, T, 4, kThreads> : swiglu_forward_kernel<S, T, 1, kThreads>,
+           dim3(blocks_for(n, 1), blocks_for(f, (wide ? 8 : 2) * kThreads)), kThreads, 0, context_.stream,
+           s.product, gate, up, out, f);
   });
 }
 
@@ -185,12 +185,14 @@ void CudaOps::down_backward(const DownBackward& a) {
           return f % values == 0 && side_by_side(values, gate, sizeof(S)) &&
                  side_by_side(values, up, sizeof(S)) && side_by_side(values, dy, sizeof(T));
         });
-        launch_matmul_tensor<false>(
+        return launch_matmul_tensor<false>(
             context_, product,
-            SwigluBackwardEpilogue<S, T>{
-                .gate = gate, .up = up, .dy = dy, .dots = s.dots, .n = f, .width = width});
-        if (s.dots) sum_of_parts(context_, s.dots, raw<float>(a.dot), n, f);
-        return;
+            SwigluBackwardEpilogue<S, T>{.gate = gate,
+                                         .up = up,
+                                         .dy = dy,
+                                         .n = f,
+                                         .width = width,
+                                         .sums = row_sums(context_, n, raw<float>(a.dot), s.parts)});
       }
     if (a.lora.empty())
       matmul(context_, product);

@@ -1,6 +1,5 @@
 #include "cuda/ops/norm.h"
 
-#include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/norm.cuh"
 #include "cuda/ops/dispatch.cuh"
 
@@ -8,58 +7,45 @@ namespace gantrain {
 namespace cuda {
 namespace {
 
-constexpr int kRows = 4;  // rows a block
-const dim3 kBlock(kWarp, kRows);
+constexpr int kThreads = 128;
+
+unsigned row_blocks(int64_t n, int log_lanes) { return blocks_for(n << log_lanes, kThreads); }
 
 }  // namespace
 
 void normalise_rows(const Context& context, const NormaliseRows& a) {
   with_weights(a.type, [&]<typename T>(Tag<T>) {
     auto* y = static_cast<T*>(a.y);
-    constexpr int kVector = kWide<T>;
-    const bool wide = a.c % kVector == 0 && aligned_to(16, a.x, a.gain, y);
+    const bool wide = a.c % kWide<T> == 0 && aligned_to(16, a.x, a.gain, y);
+    const int log_lanes = log_row_lanes(a.c, wide ? 4 : 1);
     const auto run = [&](auto kernel) {
-      launch(kernel, blocks_for(a.n, kRows), kBlock, 0, context.stream, a.x, a.rows, a.gain, a.rstd, y, a.n,
-             a.c, a.eps);
+      launch(kernel, row_blocks(a.n, log_lanes), kThreads, 0, context.stream, a.x, a.rows, a.gain, a.rstd, y,
+             a.n, a.c, a.eps, log_lanes);
     };
     if (a.statistic)
-      run(wide ? normalise_kernel<T, kVector, kRows, true> : normalise_kernel<T, 1, kRows, true>);
+      run(wide ? normalise_kernel<T, 4, kThreads, true> : normalise_kernel<T, 1, kThreads, true>);
     else
-      run(wide ? normalise_kernel<T, kVector, kRows, false> : normalise_kernel<T, 1, kRows, false>);
+      run(wide ? normalise_kernel<T, 4, kThreads, false> : normalise_kernel<T, 1, kThreads, false>);
   });
 }
 
 void row_statistic(const Context& context, const float* x, float* rstd, __nv_bfloat16* rounded,
                    const float* gain, int64_t n, int64_t c, float eps) {
   const bool wide = c % 4 == 0 && aligned_to(16, x);
-  const auto kernel = !wide                                         ? row_rstd_kernel<1, kRows, 1>
-                      : c % 8 == 0 && aligned_to(16, rounded, gain) ? row_rstd_kernel<4, kRows, 8>
-                                                                    : row_rstd_kernel<4, kRows, 1>;
-  launch(kernel, blocks_for(n, kRows), kBlock, 0, context.stream, x, gain, rstd, rounded, n, c, eps);
-}
-
-namespace {
-template <bool kStatistic>
-void sum_parts(const Context& context, const float* from, float* to, int64_t n, int64_t c, float eps) {
-  const int64_t parts = parts_of(c);
-  const bool wide = parts % 4 == 0 && aligned_to(16, from);
-  launch(wide ? sum_parts_kernel<4, kRows, kStatistic> : sum_parts_kernel<1, kRows, kStatistic>,
-         blocks_for(n, kRows), kBlock, 0, context.stream, from, to, n, parts, c, eps);
-}
-}  // namespace
-void sum_of_parts(const Context& context, const float* parts, float* sum, int64_t n, int64_t c) {
-  sum_parts<false>(context, parts, sum, n, c, 0);
-}
-void row_statistic_of_squares(const Context& context, const float* squares, float* rstd, int64_t n, int64_t c,
-                              float eps) {
-  sum_parts<true>(context, squares, rstd, n, c, eps);
+  const int log_lanes = log_row_lanes(c, wide ? 4 : 1);
+  const auto kernel = !wide                                         ? row_rstd_kernel<1, kThreads, 1>
+                      : c % 8 == 0 && aligned_to(16, rounded, gain) ? row_rstd_kernel<4, kThreads, 4>
+                                                                    : row_rstd_kernel<4, kThreads, 1>;
+  launch(kernel, row_blocks(n, log_lanes), kThreads, 0, context.stream, x, gain, rstd, rounded, n, c, eps,
+         log_lanes);
 }
 
 void norm_backward_rows(const Context& context, const float* x, const float* rstd, const float* gain,
                         const float* dy, float* dx, int64_t n, int64_t c) {
   const bool wide = c % 4 == 0 && aligned_to(16, x, dy, dx, gain);
-  launch(wide ? norm_backward_kernel<4, kRows> : norm_backward_kernel<1, kRows>, blocks_for(n, kRows), kBlock,
-         0, context.stream, x, rstd, gain, dy, dx, n, c);
+  const int log_lanes = log_row_lanes(c, wide ? 4 : 1);
+  launch(wide ? norm_backward_kernel<4, kThreads> : norm_backward_kernel<1, kThreads>,
+         row_blocks(n, log_lanes), kThreads, 0, context.stream, x, rstd, gain, dy, dx, n, c, log_lanes);
 }
 void gain_gradient(const Context& context, const float* x, const int32_t* rows, const float* rstd,
                    const float* dy, float* dw, int64_t n, int64_t c) {

@@ -24,11 +24,6 @@ void normalise_rows(const Context&, const NormaliseRows&);
 // rstd[n] = 1 / sqrt(mean(x[n]^2) + eps); rounded (n, c) = x * gain, or null; gain may be null.
 void row_statistic(const Context&, const float* x, float* rstd, __nv_bfloat16* rounded, const float* gain,
                    int64_t n, int64_t c, float eps);
-// Sums over rows of what an epilogue left in parts, (n, parts_of(c)): cuda/kernels/matmul_epilogue.cuh.
-void sum_of_parts(const Context&, const float* parts, float* sum, int64_t n, int64_t c);
-// The statistic from sums of squares in parts: Matmul::squares of cuda/ops/matmul.h.
-void row_statistic_of_squares(const Context&, const float* squares, float* rstd, int64_t n, int64_t c,
-                              float eps);
 // dx += the gradient of RMSNorm, all (n, c) f32.
 void norm_backward_rows(const Context&, const float* x, const float* rstd, const float* gain, const float* dy,
                         float* dx, int64_t n, int64_t c);

@@ -1,4 +1,3 @@
-#include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/ops/dequantize.h"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/elementwise.h"
@@ -14,7 +13,7 @@ namespace {
 
 struct ForwardPieces {
   __nv_bfloat16* input;  // `a` in f16 beside bf16 weights: rounded to the input type of the product
-  float* squares;        // for the next statistic, where it is wanted
+  float* parts;          // of the next statistic, where it is wanted
   float* input_f32;      // with adapters: `a` in f32, where it is something else
   float* unwanted;       // a statistic that is made beside out_bf16 and not asked for
   float* masked;         // with dropout
@@ -22,7 +21,7 @@ struct ForwardPieces {
 ForwardPieces forward_pieces(Pieces& p, const ProjectForward& a) {
   const int64_t n = a.a.dim(0), in = a.a.dim(1), c = a.w->rows();
   return {.input = a.a.dtype() == a.w->dtype() ? nullptr : p.take<__nv_bfloat16>(n * in),
-          .squares = a.rstd.empty() ? nullptr : p.take<float>(n * parts_of(c)),
+          .parts = a.rstd.empty() ? nullptr : p.take<float>(row_parts(n, c)),
           .input_f32 = a.lora.empty() || a.a.dtype() == DType::kF32 ? nullptr : p.take<float>(n * in),
           .unwanted = a.rstd.empty() && !a.out_bf16.empty() ? p.take<float>(n) : nullptr,
           .masked = p.take<float>(lora_masked(a.lora, n))};
@@ -86,12 +85,15 @@ void CudaOps::project_forward(const ProjectForward& a) {
                  .bias = raw<float>(a.bias),
                  .addend = raw<float>(a.residual),
                  .fused = !a.rstd.empty() || !a.out_bf16.empty()};
-  // The library gives no sums of squares and no second result, and an adapter changes them afterwards.
+  // Neither the library nor the f32 units give a statistic or a second result, and an adapter changes them
+  // afterwards.
   auto* rounded = raw<__nv_bfloat16>(a.out_bf16);
   const float* gain = raw<float>(a.out_gain);
-  const bool apart = !a.lora.empty() || matmul_by_library(context_, product);
+  const bool apart = !a.lora.empty() || !matmul_fuses(context_, product);
   if (!apart) {
-    product.squares = s.squares;
+    product.rstd = raw<float>(a.rstd);
+    product.eps = a.eps;
+    product.parts = s.parts;
     product.rounded = rounded;
     product.rounded_gain = gain;
   }
@@ -102,8 +104,6 @@ void CudaOps::project_forward(const ProjectForward& a) {
   if (apart && (rounded || !a.rstd.empty()))
     row_statistic(context_, raw<float>(a.out), a.rstd.empty() ? s.unwanted : raw<float>(a.rstd), rounded,
                   gain, n, c, a.eps);
-  else if (!a.rstd.empty())
-    row_statistic_of_squares(context_, s.squares, raw<float>(a.rstd), n, c, a.eps);
 }
 
 void CudaOps::project_backward(const ProjectBackward& a) {

@@ -15,6 +15,9 @@ class Memory;
 class Staging;
 class GemmChoices;
 
+// Counters of arrivals at the end of a product (cuda/device/parts.cuh).
+constexpr int64_t kMostArrivals = int64_t{1} << 16;
+
 struct Context {
   cudaStream_t stream = nullptr;
   int device = 0;
@@ -22,9 +25,10 @@ struct Context {
   int capability = 80;           // compute capability, times ten
   int64_t shared_per_block = 0;  // the most dynamic shared memory a block may ask for
   // Memory of the device's own for sums over whole tensors (cuda/ops/sums.h) and for all_finite.
-  double* partials = nullptr;  // (256)
-  double* total = nullptr;     // (1)
-  int* flag = nullptr;         // (1)
+  double* partials = nullptr;    // (256)
+  double* total = nullptr;       // (1)
+  int* flag = nullptr;           // (1)
+  unsigned* arrivals = nullptr;  // (kMostArrivals), zero between launches
   Gemm gemm = Gemm::kOwn;
   BlasLt* library = nullptr;  // cuda/runtime/blaslt.h; null with kOwn, and with kAuto where there is none
   GemmChoices* choices = nullptr;  // cuda/runtime/gemm_choices.h; with kAuto and a library

@@ -1,7 +1,8 @@
-// Attention of two segments that share a prompt: forward, backward, and appending to a cache.
+// Attention on the f32 units, of two segments that share a prompt: forward, backward; and appending to a
+// cache.
 #include "cuda/kernels/attention_general.cuh"
 #include "cuda/kernels/prefix.cuh"
-#include "cuda/standalone/harness.cuh"
+#include "cuda/standalone/attention_truth.cuh"
 
 using namespace gantrain::cuda;
 using namespace gantrain::standalone;
@@ -67,40 +68,8 @@ int main() {
           kHeads, kKv, kD);
   finished("attention_general_key_backward_kernel");
 
-  std::vector<double> o(q.size()), lse(size_t{kN} * kHeads), dq(q.size()), dk(k.size()), dv(v.size());
-  for (const PlanSegment& s : segments)
-    for (int i = 0; i < s.q_count; ++i)
-      for (int h = 0; h < kHeads; ++h) {
-        const size_t row = (size_t(s.q_begin + i) * kHeads + h) * kD;
-        std::vector<size_t> keys;  // where the rows that it sees begin
-        for (int j = 0; s.span_count && j < kPrompt; ++j) keys.push_back((size_t(j) * kKv + h / kGroup) * kD);
-        for (int j = 0; j <= i; ++j) keys.push_back((size_t(s.kv_begin + j) * kKv + h / kGroup) * kD);
-        std::vector<double> p;
-        double max = -INFINITY, sum = 0, delta = 0;
-        for (size_t key : keys) {
-          double score = 0;
-          for (int j = 0; j < kD; ++j) score += double(q[row + j]) * double(k[key + j]);
-          p.push_back(score * double(kScale));
-          max = std::fmax(max, p.back());
-        }
-        for (double x : p) sum += std::exp(x - max);
-        lse[row / kD] = max + std::log(sum);
-        for (size_t t = 0; t < keys.size(); ++t) {
-          p[t] = std::exp(p[t] - lse[row / kD]);
-          for (int j = 0; j < kD; ++j) o[row + j] += p[t] * double(v[keys[t] + j]);
-        }
-        for (int j = 0; j < kD; ++j) delta += o[row + j] * double(d_o[row + j]);
-        for (size_t t = 0; t < keys.size(); ++t) {
-          double dp = 0;
-          for (int j = 0; j < kD; ++j) dp += double(d_o[row + j]) * double(v[keys[t] + j]);
-          const double ds = p[t] * (dp - delta) * double(kScale);
-          for (int j = 0; j < kD; ++j) {
-            dq[row + j] += ds * double(k[keys[t] + j]);
-            dk[keys[t] + j] += ds * double(q[row + j]);
-            dv[keys[t] + j] += p[t] * double(d_o[row + j]);
-          }
-        }
-      }
+  const AttentionTruth want = attention_truth(segments, spans, {kHeads, kKv, kD}, double(kScale),
+                                              to_double(q), to_double(k), to_double(v), to_double(d_o));
   // Rows go to their slots; -1 is not kept.
   std::vector<int32_t> slots;
   std::vector<double> cache(k.size() + size_t{kKv} * kD);
@@ -137,11 +106,11 @@ int main() {
   finished("prefix_backward_kernel");
 
   Verdict verdict;
-  verdict.check("o", o_d.host(), o);
-  verdict.check("lse", lse_d.host(), lse);
-  verdict.check("dq", dq_d.host(), dq);
-  verdict.check("dk", dk_d.host(), dk);
-  verdict.check("dv", dv_d.host(), dv);
+  verdict.check("o", o_d.host(), want.o);
+  verdict.check("lse", lse_d.host(), want.lse);
+  verdict.check("dq", dq_d.host(), want.dq);
+  verdict.check("dk", dk_d.host(), want.dk);
+  verdict.check("dv", dv_d.host(), want.dv);
   verdict.check("cache of k", cache_k.host(), cache, 0.0);
   verdict.check("cache of v", cache_v.host(), cache, 0.0);
   verdict.check("prefix k", prefix_k_d.host(), prefix_k, 0.0);

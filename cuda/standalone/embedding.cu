@@ -6,7 +6,8 @@ using namespace gantrain::cuda;
 using namespace gantrain::standalone;
 
 int main() {
-  constexpr int kRows = 77, kColumns = 1032, kVocabulary = 50, kPrompt = 6, kThreads = 128;
+  constexpr int kRows = 77, kColumns = 1032, kVocabulary = 50, kPrompt = 6, kThreads = 128, kLogLanes = 4,
+                kGrid = ((kRows << kLogLanes) + kThreads - 1) / kThreads;  // two rows a warp
   const auto table = to_bf16(normal(size_t{kVocabulary} * kColumns, 1));
   const auto prompt = normal(size_t{kPrompt} * kColumns, 2), dx = normal(size_t{kRows} * kColumns, 3),
              start = normal(size_t{kPrompt} * kColumns, 4);
@@ -15,11 +16,11 @@ int main() {
   Values<int32_t> tokens_d(tokens);
   Values<float> prompt_d(prompt), dx_d(dx), dprompt_d(start), x_d(size_t{kRows} * kColumns),
       narrow_d(size_t{kRows} * kColumns);
-  embed_forward_kernel<__nv_bfloat16, 8, kThreads>
-      <<<kRows, kThreads>>>(table_d, tokens_d, prompt_d, x_d, kColumns);
+  embed_forward_kernel<__nv_bfloat16, 4, kThreads>
+      <<<kGrid, kThreads>>>(table_d, tokens_d, prompt_d, x_d, kRows, kColumns, kLogLanes);
   finished("embed_forward_kernel");
   embed_forward_kernel<__nv_bfloat16, 1, kThreads>
-      <<<kRows, kThreads>>>(table_d, tokens_d, prompt_d, narrow_d, kColumns);
+      <<<kGrid, kThreads>>>(table_d, tokens_d, prompt_d, narrow_d, kRows, kColumns, kLogLanes);
   finished("embed_forward_kernel, narrow");
   embed_backward_kernel<64><<<(kColumns + 63) / 64, 64>>>(dx_d, tokens_d, dprompt_d, kRows, kColumns);
   finished("embed_backward_kernel");

@@ -1,5 +1,5 @@
-// Matrix products: the tensor-core kernel with B as (n, k) and as (k, n), in its three tiles, with bias,
-// addend and the next norm's squares; and the kernel of the f32 units.
+// Matrix products: the tensor-core kernel with B as (n, k) and as (k, n), in its four tiles, with bias,
+// addend and the next norm's statistic; and the kernel of the f32 units.
 #include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/matmul_simt.cuh"
 #include "cuda/kernels/matmul_tensor.cuh"
@@ -10,7 +10,8 @@ using namespace gantrain::standalone;
 
 namespace {
 
-constexpr int kM = 141, kN = 264, kK = 136, kParts = (kN + kPartWidth - 1) / kPartWidth;
+constexpr int kM = 141, kN = 264, kK = 136;
+constexpr float kEps = 1e-5f;
 
 struct Problem {
   std::vector<__nv_bfloat16> a = to_bf16(normal(size_t{kM} * kK, 1)), b = to_bf16(normal(size_t{kN} * kK, 2));
@@ -33,8 +34,11 @@ struct Problem {
 template <typename Tile, bool kTransposeB>
 void on_tensor_cores(const Problem& p, const char* name, Verdict& verdict) {
   Values<__nv_bfloat16> a(p.a), b(p.b);
-  Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN), squares(size_t{kM} * kParts);
-  const StoreEpilogue<float> epilogue{c, bias, addend, squares, nullptr, nullptr, kN, kN, 8};
+  Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN), rstd(size_t{kM}),
+      parts(static_cast<size_t>(parts_of(kN) * parts_stride(kM)));
+  Values<unsigned> arrivals(size_t{kM / kArrivalRows + 1});
+  const StoreEpilogue<float> epilogue{
+      c, bias, addend, nullptr, nullptr, kN, kN, 8, {rstd, parts, arrivals, true, kEps}};
   auto* kernel = matmul_tensor_kernel<Tile, kTransposeB, StoreEpilogue<float>>;
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
        "cudaFuncSetAttribute");
@@ -43,10 +47,11 @@ void on_tensor_cores(const Problem& p, const char* name, Verdict& verdict) {
                                                         epilogue);
   finished(name);
   const auto want = p.truth(kTransposeB);
-  std::vector<double> sums(size_t{kM} * kParts);
-  for (size_t i = 0; i < want.size(); ++i) sums[i / kN * kParts + i % kN / kPartWidth] += want[i] * want[i];
+  std::vector<double> statistic(size_t{kM});
+  for (size_t i = 0; i < want.size(); ++i) statistic[i / kN] += want[i] * want[i] / kN;
+  for (double& s : statistic) s = 1 / std::sqrt(s + double(kEps));
   verdict.check(name, c.host(), want);
-  verdict.check("  its squares", squares.host(), sums);
+  verdict.check("  its statistic", rstd.host(), statistic);
 }
 
 template <bool kTransposeB>
@@ -54,7 +59,7 @@ void on_f32_units(const Problem& p, const char* name, Verdict& verdict) {
   using Tile = LargeSimtTile;
   Values<__nv_bfloat16> a(p.a), b(p.b);
   Values<float> bias(p.bias), addend(p.addend), c(size_t{kM} * kN);
-  const StoreEpilogue<float> epilogue{c, bias, addend, nullptr, nullptr, nullptr, kN, kN, 8};
+  const StoreEpilogue<float> epilogue{c, bias, addend, nullptr, nullptr, kN, kN, 8, {}};
   const dim3 grid((kN + Tile::kCols - 1) / Tile::kCols, (kM + Tile::kRows - 1) / Tile::kRows);
   matmul_simt_kernel<Tile, __nv_bfloat16, false, kTransposeB, StoreEpilogue<float>>
       <<<grid, Tile::kThreads>>>(a, kK, true, b, kTransposeB ? kK : kN, true, kM, kN, kK, epilogue);
@@ -70,6 +75,7 @@ int main() {
   on_tensor_cores<LargeMatmulTile, true>(p, "tensor cores, 128 x 128, B (n, k)", verdict);
   on_tensor_cores<LargeMatmulTile, false>(p, "tensor cores, 128 x 128, B (k, n)", verdict);
   on_tensor_cores<MediumMatmulTile, true>(p, "tensor cores, 64 x 128, B (n, k)", verdict);
+  on_tensor_cores<NarrowMatmulTile, true>(p, "tensor cores, 128 x 64, B (n, k)", verdict);
   on_tensor_cores<SmallMatmulTile, false>(p, "tensor cores, 16 x 32, B (k, n)", verdict);
   on_f32_units<true>(p, "f32 units, B (n, k)", verdict);
   on_f32_units<false>(p, "f32 units, B (k, n)", verdict);

@@ -1,7 +1,6 @@
 // Matrix products on Hopper's tensor cores (wgmma, copies by the tensor memory accelerator): B as (n, k) and
-// as (k, n) in three tiles, with bias, addend and the next norm's squares; rotated q, k, v and SwiGLU at the
-// end of the product. It needs compute capability 9.0.
-// Built for compute_90a
+// as (k, n) in three tiles, with bias, addend and the next norm's statistic; rotated q, k, v and SwiGLU at
+// the end of the product. It needs compute capability 9.0. Built for compute_90a
 #include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/matmul_wgmma.cuh"
 #include "cuda/kernels/mlp.cuh"
@@ -70,23 +69,29 @@ std::vector<double> product(const std::vector<__nv_bfloat16>& a, const std::vect
 
 template <typename Tile, bool kTransposeB>
 void stored(const char* name, Verdict& verdict) {
-  constexpr int kN = 264, kParts = (kN + kPartWidth - 1) / kPartWidth;
+  constexpr int kN = 264;
+  constexpr float kEps = 1e-5f;
   const auto a_host = to_bf16(normal(size_t{kM} * kK, 1)), b_host = to_bf16(normal(size_t{kN} * kK, 2));
   const auto bias_host = normal(kN, 3), addend_host = normal(size_t{kM} * kN, 4);
   Values<__nv_bfloat16> a(a_host), b(b_host);
-  Values<float> bias(bias_host), addend(addend_host), c(size_t{kM} * kN), squares(size_t{kM} * kParts);
+  Values<float> bias(bias_host), addend(addend_host), c(size_t{kM} * kN), rstd(size_t{kM}),
+      parts(static_cast<size_t>(parts_of(kN) * parts_stride(kM)));
+  Values<unsigned> arrivals(size_t{kM / kArrivalRows + 1});
   const CUtensorMap map_b = kTransposeB ? tensor_map(b, {kK, kN}, {kK}, {64, Tile::kCols})
                                         : tensor_map(b, {kN, kK}, {kN}, {Tile::kAcross, 64});
-  run<Tile, kTransposeB>(a, map_b, kN, PairedColumns{},
-                         StoreEpilogue<float>{c, bias, addend, squares, nullptr, nullptr, kN, kN, 8}, name);
+  run<Tile, kTransposeB>(
+      a, map_b, kN, PairedColumns{},
+      StoreEpilogue<float>{c, bias, addend, nullptr, nullptr, kN, kN, 8, {rstd, parts, arrivals, true, kEps}},
+      name);
   auto want = product(a_host, b_host, kN, kTransposeB);
-  std::vector<double> sums(size_t{kM} * kParts);
+  std::vector<double> statistic(size_t{kM});
   for (size_t i = 0; i < want.size(); ++i) {
     want[i] += double(bias_host[i % kN]) + double(addend_host[i]);
-    sums[i / kN * kParts + i % kN / kPartWidth] += want[i] * want[i];
+    statistic[i / kN] += want[i] * want[i] / kN;
   }
+  for (double& s : statistic) s = 1 / std::sqrt(s + double(kEps));
   verdict.check(name, c.host(), want);
-  verdict.check("  its squares", squares.host(), sums);
+  verdict.check("  its statistic", rstd.host(), statistic);
 }
 
 // How the engine makes them (cuda/ops/matmul_wgmma.cuh).

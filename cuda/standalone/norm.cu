@@ -6,23 +6,24 @@ using namespace gantrain::cuda;
 using namespace gantrain::standalone;
 
 int main() {
-  constexpr int kN = 37, kC = 1000, kRows = 4;
+  constexpr int kN = 37, kC = 1000, kThreads = 128, kLogLanes = 4;  // two rows a warp
   constexpr double kEps = 1e-5;
   const auto x = normal(size_t{kN} * kC, 1), gain = normal(kC, 2), dy = normal(size_t{kN} * kC, 3),
              dx0 = normal(size_t{kN} * kC, 4), dw0 = normal(kC, 5);
   Values<float> x_d(x), gain_d(gain), dy_d(dy), dx_d(dx0), dw_d(dw0), rstd_d(size_t{kN}), alone_d(size_t{kN}),
       y_d(size_t{kN} * kC);
   Values<__nv_bfloat16> y16_d(size_t{kN} * kC);
-  const dim3 grid((kN + kRows - 1) / kRows), block(kWarp, kRows);
-  row_rstd_kernel<4, kRows, 1><<<grid, block>>>(x_d, nullptr, alone_d, nullptr, kN, kC, float(kEps));
+  constexpr int kGrid = ((kN << kLogLanes) + kThreads - 1) / kThreads;
+  row_rstd_kernel<4, kThreads, 1>
+      <<<kGrid, kThreads>>>(x_d, nullptr, alone_d, nullptr, kN, kC, float(kEps), kLogLanes);
   finished("row_rstd_kernel");
-  normalise_kernel<float, 4, kRows, true>
-      <<<grid, block>>>(x_d, nullptr, gain_d, rstd_d, y_d, kN, kC, float(kEps));
+  normalise_kernel<float, 4, kThreads, true>
+      <<<kGrid, kThreads>>>(x_d, nullptr, gain_d, rstd_d, y_d, kN, kC, float(kEps), kLogLanes);
   finished("normalise_kernel");
-  normalise_kernel<__nv_bfloat16, 8, kRows, false>
-      <<<grid, block>>>(x_d, nullptr, gain_d, rstd_d, y16_d, kN, kC, float(kEps));
+  normalise_kernel<__nv_bfloat16, 4, kThreads, false>
+      <<<kGrid, kThreads>>>(x_d, nullptr, gain_d, rstd_d, y16_d, kN, kC, float(kEps), kLogLanes);
   finished("normalise_kernel, bf16");
-  norm_backward_kernel<4, kRows><<<grid, block>>>(x_d, rstd_d, gain_d, dy_d, dx_d, kN, kC);
+  norm_backward_kernel<4, kThreads><<<kGrid, kThreads>>>(x_d, rstd_d, gain_d, dy_d, dx_d, kN, kC, kLogLanes);
   finished("norm_backward_kernel");
   gain_gradient_kernel<64><<<(kC + 63) / 64, 64>>>(x_d, nullptr, rstd_d, dy_d, dw_d, kN, kC);
   finished("gain_gradient_kernel");

@@ -55,11 +55,12 @@ struct Product {
   int64_t m, n, k;
   bool transpose_a = false, transpose_b = true;
   DType type = DType::kBF16, out = DType::kF32;
-  bool more = false;  // bias, addend, squares and rows longer than they need be
+  bool more = false;  // bias, addend, the next norm's statistic and rows longer than they need be
 };
 struct Result {
-  std::vector<float> c, squares;
+  std::vector<float> c, rstd;
 };
+constexpr float kEps = 1e-5f;
 
 class CudaMatmul : public testing::TestWithParam<int> {
  protected:
@@ -68,11 +69,15 @@ class CudaMatmul : public testing::TestWithParam<int> {
     stream_ = make_stream();
     context_.stream = stream_.get();
     context_.processors = 4;
+    GT_CUDA(cudaMalloc(&arrivals_, kMostArrivals * sizeof(unsigned)));
+    context_.arrivals = static_cast<unsigned*>(arrivals_);
+    GT_CUDA(cudaMemset(arrivals_, 0, kMostArrivals * sizeof(unsigned)));
     int major = 0, minor = 0;
     GT_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
     GT_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
     device_capability_ = major * 10 + minor;
   }
+  void TearDown() override { (void)cudaFree(arrivals_); }
   bool hopper() const { return device_capability_ == 90; }
   static int64_t extra(const Product& p) { return p.more ? 8 : 0; }
   static std::vector<float> matrix(const Product& p, bool transposed, int64_t outer, uint64_t seed) {
@@ -84,9 +89,11 @@ class CudaMatmul : public testing::TestWithParam<int> {
                   ldc = p.n + extra(p);
     const Array a(matrix(p, p.transpose_a, p.m, 1), p.type), b(matrix(p, !p.transpose_b, p.n, 2), p.type);
     const Array c(std::vector<float>(z(p.m * ldc), NAN), p.out), bias(random_normal(p.n, 3), DType::kF32),
-        addend(random_normal(p.m * ldc, 4), DType::kF32),
-        squares(std::vector<float>(z(p.m * ((p.n + 15) / 16)), NAN), DType::kF32);
-    const bool sums = p.more && p.out == DType::kF32 && !context_.library;  // the library's go without
+        addend(random_normal(p.m * ldc, 4), DType::kF32), rstd(std::vector<float>(z(p.m), NAN), DType::kF32),
+        parts(std::vector<float>(z(row_parts(p.m, p.n)), NAN), DType::kF32);
+    // The library's and those of the f32 units go without.
+    const bool sums = p.more && p.out == DType::kF32 && p.type == DType::kBF16 && !p.transpose_a &&
+                      !context_.library && kernel != MatmulKernel::kSimt;
     matmul(context_, {.m = p.m,
                       .n = p.n,
                       .k = p.k,
@@ -102,7 +109,9 @@ class CudaMatmul : public testing::TestWithParam<int> {
                       .c_dtype = p.out,
                       .bias = p.more ? static_cast<const float*>(bias.data()) : nullptr,
                       .addend = p.more ? static_cast<const float*>(addend.data()) : nullptr,
-                      .squares = sums ? static_cast<float*>(squares.data()) : nullptr,
+                      .rstd = sums ? static_cast<float*>(rstd.data()) : nullptr,
+                      .eps = kEps,
+                      .parts = static_cast<float*>(parts.data()),
                       .kernel = kernel});
     GT_CUDA(cudaStreamSynchronize(context_.stream));
     Result r;
@@ -113,10 +122,10 @@ class CudaMatmul : public testing::TestWithParam<int> {
       else
         EXPECT_TRUE(std::isnan(all[z(i)])) << "written behind a row's end, row " << i / ldc;
     }
-    if (sums) r.squares = squares.read();
+    if (sums) r.rstd = rstd.read();
     return r;
   }
-  // Against the product in f64, and the squares against those of what was stored.
+  // Against the product in f64, and the statistic against that of what was stored.
   void check(const Product& p, MatmulKernel kernel, const std::string& what) {
     const Result got = run(p, kernel);
     const auto a = matrix(p, p.transpose_a, p.m, 1), b = matrix(p, !p.transpose_b, p.n, 2),
@@ -142,13 +151,18 @@ class CudaMatmul : public testing::TestWithParam<int> {
         limits.push_back(unit * std::abs(sum) + static_cast<double>(p.k + 3) * f32 * size);
       }
     EXPECT_TRUE(within("c", got.c, want, limits)) << what;
-    if (got.squares.empty()) return;
-    const int64_t parts = (p.n + 15) / 16;
-    std::vector<double> squares(got.squares.size(), 0.0), square_limits;
-    for (int64_t i = 0; i < p.m * p.n; ++i)
-      squares[z(i / p.n * parts + i % p.n / 16)] += std::pow(static_cast<double>(got.c[z(i)]), 2);
-    for (const double s : squares) square_limits.push_back(8 * f32 * s);
-    EXPECT_TRUE(within("squares", got.squares, squares, square_limits)) << what;
+    if (got.rstd.empty()) return;
+    std::vector<double> rstd;
+    for (int64_t i = 0; i < p.m; ++i) {
+      double sum = 0;
+      for (int64_t j = 0; j < p.n; ++j) sum += std::pow(static_cast<double>(got.c[z(i * p.n + j)]), 2);
+      rstd.push_back(1.0 / std::sqrt(sum / static_cast<double>(p.n) + static_cast<double>(kEps)));
+    }
+    // A chain of sums: four columns, then of 16, of 64, then one part after the other; half of it in the
+    // root, which rounds itself, as do the quotients.
+    std::vector<double> rstd_limits;
+    for (const double r : rstd) rstd_limits.push_back((static_cast<double>(p.n / 64 + 8) / 2 + 4) * f32 * r);
+    EXPECT_TRUE(within("rstd", got.rstd, rstd, rstd_limits)) << what;
   }
 
   // The first of the tiles against truth, the others against its bits.
@@ -165,6 +179,7 @@ class CudaMatmul : public testing::TestWithParam<int> {
 
   Context context_;  // of compute capability 8.0, where a test does not say otherwise
   int device_capability_ = 0;
+  void* arrivals_ = nullptr;
   std::unique_ptr<BlasLt> library_;
   GemmChoices choices_;
 
@@ -173,12 +188,14 @@ class CudaMatmul : public testing::TestWithParam<int> {
 };
 INSTANTIATE_TEST_SUITE_P(On, CudaMatmul, testing::Values(0), [](const auto&) { return "cuda"; });
 
-constexpr MatmulKernel kTiles[] = {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kSmall};
+constexpr MatmulKernel kTiles[] = {MatmulKernel::kLarge, MatmulKernel::kMedium, MatmulKernel::kNarrow,
+                                   MatmulKernel::kSmall};
 constexpr MatmulKernel kHopperTiles[] = {MatmulKernel::kHopperLarge, MatmulKernel::kHopperMiddle,
                                          MatmulKernel::kHopperMedium, MatmulKernel::kHopperSmall};
 const char* name(MatmulKernel k) {
-  constexpr const char* kNames[] = {"chosen",       "simt",          "large",         "medium",      "small",
-                                    "Hopper large", "Hopper middle", "Hopper medium", "Hopper small"};
+  constexpr const char* kNames[] = {"chosen",        "simt",        "large",        "medium",
+                                    "narrow",        "small",       "Hopper large", "Hopper middle",
+                                    "Hopper medium", "Hopper small"};
   return kNames[static_cast<int>(k)];
 }
 
@@ -189,7 +206,7 @@ void CudaMatmul::tiles_agree(const Product& p, std::span<const MatmulKernel> til
   for (const MatmulKernel kernel : tiles.subspan(1)) {
     const Result other = run(p, kernel);
     EXPECT_TRUE(bitwise_equal("c", other.c, first.c)) << what << " " << name(kernel);
-    EXPECT_TRUE(bitwise_equal("squares", other.squares, first.squares)) << what << " " << name(kernel);
+    EXPECT_TRUE(bitwise_equal("rstd", other.rstd, first.rstd)) << what << " " << name(kernel);
   }
 }
 
@@ -224,6 +241,7 @@ TEST_P(CudaMatmul, HopperTilesMatchTruthAndEachOther) {
 TEST_P(CudaMatmul, EveryTileIsVisited) {
   check({1160, 136, 8}, MatmulKernel::kLarge, "large");
   check({1160, 136, 8}, MatmulKernel::kMedium, "medium");
+  check({1160, 136, 8}, MatmulKernel::kNarrow, "narrow");
   check({150, 40, 8}, MatmulKernel::kSmall, "small");
   if (!hopper()) return;
   for (const bool transpose_b : {true, false}) {
@@ -271,7 +289,7 @@ TEST_P(CudaMatmul, ARowDoesNotDependOnTheNumberOfRows) {
           return std::vector<float>(x.begin(), x.begin() + m * width);
         };
         EXPECT_TRUE(bitwise_equal("c", got.c, rows(all.c, p.n))) << capability << " " << m;
-        EXPECT_TRUE(bitwise_equal("squares", got.squares, rows(all.squares, (p.n + 15) / 16)))
+        EXPECT_TRUE(bitwise_equal("rstd", got.rstd, rows(all.rstd, all.rstd.empty() ? 0 : 1)))
             << capability << " " << m;
       }
     }

@@ -384,6 +384,7 @@ int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config
                   {"length", r.mean_length},
                   {"non_canonical", r.non_canonical},
                   {"identical", r.identical},
+                  {"answers", static_cast<int64_t>(r.answers)},
                   {"tokens", r.tokens},
                   {"synchronisations", r.synchronisations},
                   {"step_seconds", r.seconds},
