@@ -27,6 +27,7 @@ struct Problem {
   const char* name;
   int64_t n, m;  // query rows, key rows
   AttentionPlan plan;
+  int64_t shift = 0;  // elements from an aligned address to where tensors begin
 };
 // One after the other, each sees itself only.
 Problem causal(const char* name, const std::vector<int32_t>& lengths, int32_t gap = 0) {
@@ -114,7 +115,7 @@ double scale_of(const Heads& a) { return 1.7 / std::sqrt(static_cast<double>(a.d
 
 std::vector<std::vector<float>> forward(Device& dev, const Problem& p, const Heads& a, const Data& x,
                                         const Types& t, bool lse = true) {
-  GuardedMemory m(dev);
+  GuardedMemory m(dev, p.shift);
   AttentionForward f{.q = m.input(x.q, {p.n, a.h, a.d}, t.kept),
                      .k = m.input(x.k, {p.m, a.k, a.d}, t.kept),
                      .v = m.input(x.v, {p.m, a.k, a.d}, t.kept),
@@ -181,7 +182,7 @@ struct Gradients {
 std::vector<std::vector<float>> backward(Device& dev, const Problem& p, const Heads& a, const Data& x,
                                          const std::vector<float>& d_o, const Types& t) {
   const auto kept = forward(dev, p, a, x, t);
-  GuardedMemory m(dev);
+  GuardedMemory m(dev, p.shift);
   AttentionBackward b{.q = m.input(x.q, {p.n, a.h, a.d}, t.kept),
                       .k = m.input(x.k, {p.m, a.k, a.d}, t.kept),
                       .v = m.input(x.v, {p.m, a.k, a.d}, t.kept),
@@ -274,7 +275,10 @@ struct Tuned {
   Heads heads;
 };
 std::vector<Tuned> tuned() {
-  return {{causal("around a tile", {63, 64, 65, 2}, 1), {3, 3, 64}},
+  Problem odd = causal("at an odd place", {40});
+  odd.shift = 1;
+  return {{odd, {2, 1, 64}},
+          {causal("around a tile", {63, 64, 65, 2}, 1), {3, 3, 64}},
           {causal("several tiles", {170, 30}), {3, 1, 64}},
           {forest("a prompt of several tiles", 200, 1, 20), {4, 1, 64}},
           {forest("inputs longer than answers", 20, 70, 9), {8, 1, 64}},
@@ -470,32 +474,34 @@ TEST_P(AttentionOps, WhereKeysLieChangesNothing) {
 }
 
 TEST_P(AttentionOps, CachedRowsAreCopiedToTheirSlots) {
-  const int64_t n = 5, m = 9, k = 2, d = 6;
-  for (const DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
-    const auto kv = rounded_to(t, random_normal(n * k * d, 1)),
-               vv = rounded_to(t, random_normal(n * k * d, 2));
-    const std::vector<int32_t> slots{-7, 8, -1, 0, 3};  // the last row has one
-    GuardedMemory mem(device());
-    const Tensor kc = mem.output({m, k, d}, t), vc = mem.output({m, k, d}, t);
-    kv_append(device(), {.k = mem.input(kv, {n, k, d}, t),
-                         .v = mem.input(vv, {n, k, d}, t),
-                         .slots = mem.input(slots, {n}),
-                         .k_cache = kc,
-                         .v_cache = vc});
-    const auto got_k = mem.read(kc), got_v = mem.read(vc);
-    for (int64_t slot = 0; slot < m; ++slot) {
-      const auto from = std::find(slots.begin(), slots.end(), static_cast<int32_t>(slot)) - slots.begin();
-      for (int64_t j = 0; j < k * d; ++j) {
-        const size_t to = z(slot * k * d + j);
-        if (from == n) {
-          EXPECT_TRUE(std::isnan(got_k[to]) && std::isnan(got_v[to])) << "slot " << slot << " was written to";
-        } else {
-          EXPECT_EQ(got_k[to], kv[z(from * k * d + j)]);
-          EXPECT_EQ(got_v[to], vv[z(from * k * d + j)]);
+  const int64_t n = 5, m = 9, k = 2;
+  for (const DType t : {DType::kF32, DType::kBF16, DType::kF16})
+    for (const auto& [d, shift] : {std::pair<int64_t, int64_t>{6, 0}, {8, 0}, {8, 1}}) {
+      const auto kv = rounded_to(t, random_normal(n * k * d, 1)),
+                 vv = rounded_to(t, random_normal(n * k * d, 2));
+      const std::vector<int32_t> slots{-7, 8, -1, 0, 3};  // the last row has one
+      GuardedMemory mem(device(), shift);
+      const Tensor kc = mem.output({m, k, d}, t), vc = mem.output({m, k, d}, t);
+      kv_append(device(), {.k = mem.input(kv, {n, k, d}, t),
+                           .v = mem.input(vv, {n, k, d}, t),
+                           .slots = mem.input(slots, {n}),
+                           .k_cache = kc,
+                           .v_cache = vc});
+      const auto got_k = mem.read(kc), got_v = mem.read(vc);
+      for (int64_t slot = 0; slot < m; ++slot) {
+        const auto from = std::find(slots.begin(), slots.end(), static_cast<int32_t>(slot)) - slots.begin();
+        for (int64_t j = 0; j < k * d; ++j) {
+          const size_t to = z(slot * k * d + j);
+          if (from == n) {
+            EXPECT_TRUE(std::isnan(got_k[to]) && std::isnan(got_v[to]))
+                << "slot " << slot << " was written to";
+          } else {
+            EXPECT_EQ(got_k[to], kv[z(from * k * d + j)]);
+            EXPECT_EQ(got_v[to], vv[z(from * k * d + j)]);
+          }
         }
       }
     }
-  }
 }
 
 }  // namespace
