@@ -213,10 +213,9 @@ TEST_P(MlpOps, DownBackwardMatchesTruth) {
           for (size_t j = i; j < i + z(p.f); ++j)
             terms.push_back(da_terms[j] * (gate ? std::abs(ud[j]) * (1 + std::abs(gd[j])) : std::abs(gd[j])) *
                             reference::sigmoid(gd[j]));
-      EXPECT_TRUE(
-          within("dy", got[0], want,
-                 rounding_limits(1.0, t.input_unit() + 2 * t.unit(), static_cast<double>(p.c + 12), terms)))
-          << t.name;
+      const V limits =
+          rounding_limits(1.0, t.input_unit() + 2 * t.unit(), static_cast<double>(p.c + 12), terms);
+      EXPECT_TRUE(within("dy", got[0], want, limits)) << t.name;
       // Against the dy that was given out: it may be summed before or after dy's own rounding.
       const V dy = to_double(got[0]);
       V dot, dot_terms;
@@ -234,8 +233,12 @@ TEST_P(MlpOps, DownBackwardMatchesTruth) {
       EXPECT_TRUE(
           bitwise_equal("dy without dot", down(device(), p, t, dout, w, g, u, false, false)[0], got[0]));
       if (t.weights == DType::kBF16) {
-        EXPECT_TRUE(bitwise_equal("dout handed over rounded",
-                                  down(device(), p, t, dout, w, g, u, false, true)[0], got[0]));
+        const auto handed = down(device(), p, t, dout, w, g, u, false, true)[0];
+        EXPECT_TRUE(within("dy of dout handed over rounded", handed, want, limits)) << t.name;
+        // The same product: where the handed rows begin at an odd element, another kernel takes them.
+        if (p.shift == 0) {
+          EXPECT_TRUE(bitwise_equal("dout handed over rounded", handed, got[0]));
+        }
       }
     }
 }
