@@ -169,6 +169,37 @@ TEST_P(SamplingOps, OfEqualLogitsTheFirstAreKept) {
     }
 }
 
+// All that is kept are a few of many equal logits, so that one too many or another one is soon drawn; and
+// equal ones whose weight is a hundred-thousandth of the largest's.
+TEST_P(SamplingOps, TheCutFallsBetweenEqualLogits) {
+  const int64_t rows = 24;
+  for (const int64_t v : {300, 301, 4000, 4002}) {
+    std::vector<int64_t> key, counter;
+    for (int64_t i = 0; i < rows; ++i) {
+      key.push_back(static_cast<int64_t>(derive_key(6, 2, static_cast<uint64_t>(i))));
+      counter.push_back(i);
+    }
+    for (const int32_t keep : {3, 6, 130}) {
+      std::vector<float> one(z(v), 0.25f);
+      for (size_t j = 4; j < one.size(); j += 5) one[j] = -40.0f;
+      const float share = (static_cast<float>(keep) - 0.5f) / static_cast<float>(v - v / 5);
+      for (const Settings& s : {Settings{1.0f, keep}, Settings{1.0f, 0, share}}) {
+        std::vector<float> logits;
+        for (int64_t i = 0; i < rows; ++i) logits.insert(logits.end(), one.begin(), one.end());
+        const auto settings = std::vector<Settings>(z(rows), s);
+        SCOPED_TRACE(fmt::format("{} of {} logits, top_k {}, top_p {}", keep, v, s.top_k, s.top_p));
+        expect_inverse(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, false));
+        expect_gumbel(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, true));
+      }
+    }
+    std::vector<float> far(z(v), 0.0f);
+    far[z(v / 2)] = 11.0f;
+    const double rest = std::exp(-11.0) * static_cast<double>(v - 1);
+    const Settings s{1.0f, 0, static_cast<float>((1.0 + 0.9 * rest) / (1.0 + rest))};
+    expect_inverse(far, v, s, {key[0]}, {0}, draw(device(), far, v, {s}, {key[0]}, {0}, false));
+  }
+}
+
 TEST_P(SamplingOps, TemperatureZeroIsTheLowestIndexOfTheLargest) {
   std::vector<float> logits(2 * 100, -1.0f);
   logits[70] = logits[31] = logits[99] = 4.0f;
