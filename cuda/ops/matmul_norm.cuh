@@ -58,12 +58,13 @@ struct NormBackwardPieces {
   float *input, *dy_f32, *dz;  // with adapters
   float* masked;               // with dropout
 };
+// dy: where the op was handed it, which decides who multiplies; null for a piece of scratch.
 template <typename Backward>
-NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a, bool has_dot) {
+NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a, const void* dy,
+                                        bool has_dot) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1);
   NormBackwardPieces s{};
-  const bool fuses =
-      has_dot && a.lora.empty() && matmul_always_fuses(context, norm_product(a, nullptr, nullptr));
+  const bool fuses = has_dot && a.lora.empty() && matmul_always_fuses(context, norm_product(a, dy, nullptr));
   if (!a.dnormed.empty())
     s.dnormed = raw<float>(a.dnormed);
   else if (!fuses)

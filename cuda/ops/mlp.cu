@@ -82,7 +82,7 @@ DownPieces down_pieces(const CudaOps& ops, const Context& context, Pieces& p, co
   if (a.w->dtype() == DType::kBF16 && a.dout_bf16.empty() && a.lora.empty())
     s.dout = p.take<__nv_bfloat16>(n * c);
   if (!a.dot.empty()) s.parts = p.take<float>(row_parts(n, f));
-  if (!a.lora.empty() || !matmul_always_fuses(context, down_product(a, nullptr, nullptr)))
+  if (!a.lora.empty() || !matmul_always_fuses(context, down_product(a, a.dout_bf16.raw(), nullptr)))
     s.da = p.take<std::byte>(n * f * dtype_size(a.w->dtype()));
   if (!a.lora.empty()) {
     const int64_t bytes = ops.scratch(project_backward_of(a, s.da, {}));
@@ -105,7 +105,7 @@ int64_t CudaOps::scratch(const DownBackward& a) const {
 }
 int64_t CudaOps::scratch(const GateUpBackward& a) const {
   Pieces p;
-  norm_backward_pieces(context_, p, a, !a.dot.empty());
+  norm_backward_pieces(context_, p, a, a.dy.raw(), !a.dot.empty());
   return p.bytes();
 }
 
@@ -213,7 +213,7 @@ void CudaOps::down_backward(const DownBackward& a) {
 
 void CudaOps::gate_up_backward(const GateUpBackward& a) {
   Pieces pieces(a.scratch);
-  const NormBackwardPieces s = norm_backward_pieces(context_, pieces, a, !a.dot.empty());
+  const NormBackwardPieces s = norm_backward_pieces(context_, pieces, a, a.dy.raw(), !a.dot.empty());
   expand_weights(context_, *a.w);
   norm_product_backward(context_, a, a.dy.raw(), s, raw<float>(a.dot));
 }

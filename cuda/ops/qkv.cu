@@ -53,7 +53,7 @@ BackwardPieces backward_pieces(const Context& context, Pieces& p, const QkvBackw
   const int64_t n = a.x.dim(0);
   void* dy = a.dy.empty() ? p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype())) : a.dy.raw();
   float* dot = a.q.empty() ? nullptr : p.take<float>(n);
-  return {dy, dot, norm_backward_pieces(context, p, a, !a.q.empty())};
+  return {dy, dot, norm_backward_pieces(context, p, a, a.dy.raw(), !a.q.empty())};
 }
 
 // Whether kVector neighbours of a half of a head always lie side by side and aligned.

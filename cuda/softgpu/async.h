@@ -26,6 +26,8 @@ inline uint64_t to_shared(uint64_t address) {
   return address >= kSharedWindow ? address - kSharedWindow : address;
 }
 MbarrierRef find_mbarrier(Warp& w, const Inst& in, int lane, uint64_t address);
+// A copy through the async proxy is to complete on it: the proxy must see that it was set up.
+void check_mbarrier_visible(Warp& w, const Inst& in, int lane, const MbarrierRef& b);
 // The race detector's agent that stands for copies completing on this mbarrier.
 uint32_t mbarrier_agent(const MbarrierRef& b);
 // One more arrival is awaited in this phase.

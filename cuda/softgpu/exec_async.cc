@@ -101,7 +101,11 @@ void mbarrier_init(Warp& w, const Inst& in, Mask m) {
     Cta& cta = shared_target(w, in, i, to_shared(a[i]), 8, &offset);
     const u64 word = mbarrier_word(0, 0, count[i], count[i]);
     std::memcpy(cta.shared + offset, &word, 8);
-    w.group->mbarriers[mbarrier_key(cta, offset)] = Mbarrier();
+    Mbarrier& b = w.group->mbarriers[mbarrier_key(cta, offset)];
+    b = Mbarrier();
+    b.tid = w.first_tid + static_cast<u32>(i);
+    b.pc = in.index;
+    if (w.group->race_checks) b.clock = w.group->races.now(w);
   });
 }
 void mbarrier_invalidate(Warp& w, const Inst& in, Mask m) {
@@ -209,6 +213,15 @@ MbarrierRef find_mbarrier(Warp& w, const Inst& in, int lane, u64 address) {
               b.offset));
   b.state = &it->second;
   return b;
+}
+void check_mbarrier_visible(Warp& w, const Inst& in, int lane, const MbarrierRef& b) {
+  if (!w.group->race_checks || b.state->visible) return;
+  if (!w.group->races.proxy_fenced(b.state->tid, b.state->clock, w, lane))
+    fault(w, in, lane, kFaultLaunch,
+          fmt::format("the mbarrier at byte {} of shared memory was set up with no fence.mbarrier_init (or "
+                      "fence.proxy.async) before this copy completes on it, at {}",
+                      b.offset, place(*w.kernel, b.state->pc)));
+  b.state->visible = true;
 }
 u32 mbarrier_agent(const MbarrierRef& b) { return (b.offset / 8 + b.cta->rank * 17) % RaceDetector::kAgents; }
 void mbarrier_raise(MbarrierRef& b) { b.store(b.load() + 1); }

@@ -93,6 +93,10 @@ void cluster_barrier(Warp& w, const Inst& in, Mask m) {
 void proxy_fence(Warp& w, const Inst&, Mask m) {
   if (w.group->race_checks) w.group->races.proxy_fence(w, m);
 }
+void mbarrier_fence(Warp& w, const Inst&, Mask m) {
+  for (auto& [key, b] : w.group->mbarriers)
+    if (b.tid / kLanes == w.first_tid / kLanes && (m >> (b.tid % kLanes)) & 1) b.visible = true;
+}
 void fence(Warp&, const Inst&, Mask) { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
 }  // namespace
@@ -101,7 +105,7 @@ bool decode_barrier(Decoder& d) {
   const std::string& op = d.name();
   if (op == "membar" || op == "fence") {
     const bool shared = d.has("proxy") && (d.has("async") || d.has("async::generic")) && !d.has("global");
-    d.emit(shared ? proxy_fence : fence, Class::kBarrier, {});
+    d.emit(shared ? proxy_fence : d.has("mbarrier_init") ? mbarrier_fence : fence, Class::kBarrier, {});
     return true;
   }
   if (op != "bar" && op != "barrier") return false;

@@ -50,6 +50,7 @@ void start_load(Warp& w, const Inst& in, int lane, std::shared_ptr<const std::ve
   const Snapshot known = g.race_checks ? g.races.knowledge(w, lane) : Snapshot();
   for (const auto& [cta, barrier] : targets) {
     const MbarrierRef b = find_mbarrier(w, in, lane, barrier);
+    check_mbarrier_visible(w, in, lane, b);
     const u32 agent = mbarrier_agent(b);
     for (const Piece& p : *pieces) {
       if (u64{p.shared} + p.bytes > cta->shared_bytes)

@@ -256,9 +256,12 @@ struct Cta {
   NamedBarrier barriers[16];
 };
 
-struct Mbarrier {     // state the memory word cannot hold
-  Snapshot arriving;  // clock of the arrivals of the current phase
-  Snapshot done;      // clock of the last completed phase
+struct Mbarrier {               // state the memory word cannot hold
+  Snapshot arriving;            // clock of the arrivals of the current phase
+  Snapshot done;                // clock of the last completed phase
+  uint32_t tid = 0, clock = 0;  // who set it up, and when
+  uint32_t pc = 0;              // of that mbarrier.init
+  bool visible = false;         // to copies: the same thread has fenced since
 };
 
 struct Launch {

@@ -140,6 +140,12 @@ bool RaceDetector::fenced(uint32_t tid, uint32_t clock, uint32_t reader, const C
   return fences_lost_;
 }
 
+uint32_t RaceDetector::now(const Warp& w) const { return clock_[w.first_tid / 32]; }
+
+bool RaceDetector::proxy_fenced(uint32_t tid, uint32_t clock, const Warp& w, int lane) const {
+  return fenced(tid, clock, w.first_tid + static_cast<uint32_t>(lane), w.clocks[lane].known.get());
+}
+
 void RaceDetector::async_read(Warp& w, const Inst& in, int lane, Cta& cta, uint32_t offset, uint32_t bytes) {
   const uint32_t tid = w.first_tid + static_cast<uint32_t>(lane);
   const Clock* known = w.clocks[lane].known.get();

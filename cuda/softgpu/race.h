@@ -38,6 +38,10 @@ class RaceDetector {
   void acquire(Warp& w, uint32_t mask, const Snapshot& from);
   // Lanes `mask` execute fence.proxy.async.
   void proxy_fence(Warp& w, uint32_t mask);
+  // The clock of what a warp does now.
+  uint32_t now(const Warp& w) const;
+  // Whether a fence.proxy.async lies between what thread `tid` did at `clock` and what a lane does now.
+  bool proxy_fenced(uint32_t tid, uint32_t clock, const Warp& w, int lane) const;
   // All lanes of `mask` synchronise with one another.
   void sync_warp(Warp& w, uint32_t mask);
   // Every thread of the group has met every other.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "tests/reference/adversarial.h"
 #include "tests/support/complex_step.h"
@@ -168,23 +169,26 @@ TEST_P(AdversarialOps, GeneratorPairLossSeedIsTheGradient) {
 }
 
 TEST_P(AdversarialOps, RmsPenaltyIsTheGradientAndVanishesAtTheReference) {
-  const int64_t rows = 5, width = 33;
-  const auto x = random_normal(rows * width, 1, 0.3f), dx0 = random_normal(rows * width, 2);
-  for (const float reference_rms : {0.1f, 2.0f}) {
+  // 2048 values: all blocks of the GPU's sum have four for each thread, and the last ends at the tensor's
+  // end.
+  for (const auto& [rows, width, reference_rms] :
+       {std::tuple<int64_t, int64_t, float>{5, 33, 0.1f}, {5, 33, 2.0f}, {4, 512, 0.1f}}) {
+    const auto x = random_normal(rows * width, 1, 0.3f), dx0 = random_normal(rows * width, 2);
     const float weight = 0.5f;
-    const auto got = run_deterministic([&](Device& d) {
-      GuardedMemory m(d);
-      const Tensor loss = m.output({1}), rms = m.output({1}), dx = m.accumulator(dx0, {rows, width});
-      rms_penalty(d, {.prompt = m.input(x, {rows, width}),
-                      .reference_rms = reference_rms,
-                      .weight = weight,
-                      .loss = loss,
-                      .rms = rms,
-                      .dprompt = dx});
-      return std::vector<std::vector<float>>{m.read(loss), m.read(rms), m.read(dx)};
-    });
+    const auto got =
+        run_deterministic([&, rows = rows, width = width, reference_rms = reference_rms](Device& d) {
+          GuardedMemory m(d);
+          const Tensor loss = m.output({1}), rms = m.output({1}), dx = m.accumulator(dx0, {rows, width});
+          rms_penalty(d, {.prompt = m.input(x, {rows, width}),
+                          .reference_rms = reference_rms,
+                          .weight = weight,
+                          .loss = loss,
+                          .rms = rms,
+                          .dprompt = dx});
+          return std::vector<std::vector<float>>{m.read(loss), m.read(rms), m.read(dx)};
+        });
     const V xd = to_double(x);
-    const auto loss = [&](const auto& v) {
+    const auto loss = [&, reference_rms = reference_rms](const auto& v) {
       return reference::rms_penalty(v, double(reference_rms), double(weight));
     };
     EXPECT_TRUE(within("loss", got[0], {loss(xd)}, 8.0 * kUnitF32 * (1.0 + std::abs(loss(xd)))));

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "tests/reference/frozen.h"
@@ -21,14 +22,14 @@ GT_ALL_DEVICES(EmbeddingOps);
 
 TEST_P(EmbeddingOps, RowsOfTheTableAndOfThePrompt) {
   for (const DType dtype : {DType::kF32, DType::kBF16})
-    for (const auto& [n, c] :
-         {std::pair<int64_t, int64_t>{1, 33}, {5, 33}, {100, 33}, {5, 1155}, {3, 2112}, {5, 2052}}) {
+    for (const auto& [n, c, shift] : std::initializer_list<std::array<int64_t, 3>>{
+             {1, 33, 0}, {5, 33, 0}, {100, 33, 0}, {5, 1155, 0}, {3, 2112, 0}, {5, 2052, 0}, {5, 64, 1}}) {
       const int64_t v = 37, r = 7;
       const auto table = random_normal(v * c, 1), prompt = random_normal(r * c, 2);
       auto tokens = random_ints(n, 3, -static_cast<int32_t>(r), static_cast<int32_t>(v) - 1);
       tokens[0] = n == 1 ? static_cast<int32_t>(v) - 1 : -static_cast<int32_t>(r);
-      const auto got = run_deterministic([&, n = n, c = c](Device& d) {
-        GuardedMemory m(d);
+      const auto got = run_deterministic([&, n = n, c = c, shift = shift](Device& d) {
+        GuardedMemory m(d, shift);
         const auto matrix = frozen(d, table, v, c, dtype);
         const Tensor x = m.output({n, c});
         embed_forward(d, {.table = matrix.get(),

@@ -20,9 +20,10 @@ class NormOps : public OpsTest {};
 GT_ALL_DEVICES(NormOps);
 
 struct NormShape {
-  int64_t n, c;
+  int64_t n, c, shift = 0;  // shift: elements from an aligned address to where tensors begin
 };
-constexpr NormShape kShapes[] = {{1, 1}, {1, 7}, {3, 64}, {17, 33}, {130, 576}, {5, 4096}, {3, 1155}};
+constexpr NormShape kShapes[] = {{1, 1},   {1, 7},     {3, 64},   {3, 64, 1},
+                                 {17, 33}, {130, 576}, {5, 4096}, {3, 1155}};
 constexpr double kEps = 1e-5;
 
 V inverse_rms(const V& x, size_t c) {
@@ -36,12 +37,12 @@ V inverse_rms(const V& x, size_t c) {
 }
 
 TEST_P(NormOps, ForwardMatchesTruth) {
-  for (const auto& [n, c] : kShapes)
+  for (const auto& [n, c, shift] : kShapes)
     for (const float scale : {1.0f, 1e-4f, 300.0f})
       for (const bool gain : {true, false}) {
         const auto x = random_normal(n * c, 1, scale), w = random_normal(c, 2);
-        const auto got = run_deterministic([&, n = n, c = c](Device& d) {
-          GuardedMemory m(d);
+        const auto got = run_deterministic([&, n = n, c = c, shift = shift](Device& d) {
+          GuardedMemory m(d, shift);
           const Tensor y = m.output({n, c}), rstd = m.output({n}), alone = m.output({n}),
                        beside = m.output({n}), rounded = m.output({n, c}, DType::kBF16);
           const ConstTensor in = m.input(x, {n, c});
@@ -73,13 +74,14 @@ TEST_P(NormOps, ForwardMatchesTruth) {
 }
 
 TEST_P(NormOps, BackwardIsTheGradientAndAccumulates) {
-  for (const auto& [n, c] : {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}, NormShape{3, 555}})
+  for (const auto& [n, c, shift] :
+       {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}, NormShape{4, 40, 1}, NormShape{3, 555}})
     for (const bool gain : {true, false}) {
       const auto x = random_normal(n * c, 1), w = random_normal(c, 2), dy = random_normal(n * c, 3);
       const auto dx0 = random_normal(n * c, 4), dw0 = random_normal(c, 5);
       const V xd = to_double(x), wd = gain ? to_double(w) : V{}, rstd = inverse_rms(xd, z(c));
-      const auto got = run_deterministic([&, n = n, c = c](Device& d) {
-        GuardedMemory m(d);
+      const auto got = run_deterministic([&, n = n, c = c, shift = shift](Device& d) {
+        GuardedMemory m(d, shift);
         const Tensor dx = m.accumulator(dx0, {n, c}), dw = m.accumulator(dw0, {c});
         rmsnorm_backward(d, {.x = m.input(x, {n, c}),
                              .w = gain ? m.input(w, {c}) : ConstTensor{},

@@ -16,9 +16,11 @@ GT_ALL_DEVICES(PrefixOps);
 // Rows, layers, heads, head size: widths that are vectors of 16 bytes in every type, in some and in none.
 struct Problem {
   int64_t p, layers, k, d;
+  int64_t shift = 0;  // elements from an aligned address to where tensors begin
 };
-constexpr Problem kProblems[] = {{1, 1, 1, 2},  {7, 3, 2, 16},  {31, 2, 1, 4},   {20, 2, 3, 64},
-                                 {33, 1, 1, 6}, {5, 2, 3, 100}, {257, 1, 1, 33}, {1000, 1, 1, 8}};
+constexpr Problem kProblems[] = {{1, 1, 1, 2},   {7, 3, 2, 16},   {7, 3, 2, 16, 1},
+                                 {31, 2, 1, 4},  {20, 2, 3, 64},  {33, 1, 1, 6},
+                                 {5, 2, 3, 100}, {257, 1, 1, 33}, {1000, 1, 1, 8}};
 
 TEST_P(PrefixOps, KeysAndValuesOfALayer) {
   for (const DType kept : {DType::kF32, DType::kBF16, DType::kF16})
@@ -27,7 +29,7 @@ TEST_P(PrefixOps, KeysAndValuesOfALayer) {
         const int64_t width = q.k * q.d;
         const auto table = random_normal(q.p * 2 * q.layers * width, 1);
         const auto got = run_deterministic([&](Device& d) {
-          GuardedMemory m(d);
+          GuardedMemory m(d, q.shift);
           const Tensor k = m.output({q.p, q.k, q.d}, kept), v = m.output({q.p, q.k, q.d}, kept);
           prefix_forward(
               d, {.table = m.input(table, {q.p, 2 * q.layers, width}), .layer = layer, .k = k, .v = v});
@@ -52,7 +54,7 @@ TEST_P(PrefixOps, TheGradientIsAddedToTheLayersPartAlone) {
                    dv = rounded_to(type, random_normal(count, 2));
         const auto start = random_normal(2 * q.layers * count, 3);
         const auto got = run_deterministic([&](Device& d) {
-          GuardedMemory m(d);
+          GuardedMemory m(d, q.shift);
           const Tensor dtable = m.accumulator(start, {q.p, 2 * q.layers, width});
           prefix_backward(d, {.dk = m.input(dk, {q.p, q.k, q.d}, type),
                               .dv = m.input(dv, {q.p, q.k, q.d}, type),

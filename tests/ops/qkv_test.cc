@@ -25,7 +25,8 @@ constexpr double kEps = 1e-5;
 struct Problem {
   int64_t n, c, h, k, d;
   bool gain, bias;
-  int32_t far = 60;  // positions below this
+  int32_t far = 60;   // positions below this
+  int64_t shift = 0;  // elements from an aligned address to where tensors begin
 };
 struct Data {
   Problem p;
@@ -64,8 +65,8 @@ reference::Qkv<T> truth(const Data& a, const std::vector<T>& x) {
 }
 // q, k, v; `rounded`: x * gain comes in bf16 besides.
 std::vector<std::vector<float>> forward(Device& d, const Data& a, const Types& t, bool rounded = false) {
-  GuardedMemory m(d);
-  const auto& [n, c, h, k, dim, gain, bias, far] = a.p;
+  const auto& [n, c, h, k, dim, gain, bias, far, shift] = a.p;
+  GuardedMemory m(d, shift);
   const auto w = frozen(d, a.w, a.out(), c, t.weights);
   QkvForward f{.x = m.input(a.x, {n, c}),
                .rstd = m.input(a.rstd, {n}),
@@ -96,7 +97,8 @@ constexpr Problem kProblems[] = {
     {128, 8, 124, 2, 128, true, true},
     // Rows of x too odd for the tensor cores: the rotation is a kernel of its own.
     {19, 36, 3, 1, 64, true, true},
-    {5, 36, 2, 1, 100, false, false}};
+    {5, 36, 2, 1, 100, false, false},
+    {9, 64, 3, 1, 64, true, true, 60, 1}};
 
 // In f64 and rounded once: the angle is exact, sin and cos are good to some units of f64, so that a value is
 // half a unit of f32 off, and a bit more where it lies that near to the middle between two.
@@ -188,9 +190,10 @@ TEST_P(QkvOps, ARowDoesNotDependOnItsNeighbours) {
 
 // Widths that tensor cores take (multiples of 8) and others; few rows, and so many that tiles of 64 x 128 are
 // taken, for which a lane has eight neighbours, with rests of both.
-constexpr Problem kBackward[] = {{1, 8, 1, 1, 2, false, false},    {4, 24, 3, 1, 6, true, true},
-                                 {9, 40, 2, 2, 16, true, false},   {19, 64, 6, 2, 64, false, false},
-                                 {70, 16, 2, 1, 100, true, false}, {300, 408, 1, 1, 8, false, false}};
+constexpr Problem kBackward[] = {{1, 8, 1, 1, 2, false, false},        {4, 24, 3, 1, 6, true, true},
+                                 {9, 40, 2, 2, 16, true, false},       {19, 64, 6, 2, 64, false, false},
+                                 {70, 16, 2, 1, 100, true, false},     {300, 408, 1, 1, 8, false, false},
+                                 {9, 40, 2, 2, 16, true, false, 60, 1}};
 
 TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
   for (const Types& t : kTypes)
@@ -206,7 +209,7 @@ TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
                    dx0 = random_normal(p.n * p.c, 14);
         const bool rounded = handed && t.weights == DType::kBF16;
         const auto got = run_deterministic([&](Device& d) {
-          GuardedMemory m(d);
+          GuardedMemory m(d, p.shift);
           const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
           const auto heads = [&](const std::vector<float>& values, int64_t h, DType type) {
             return m.input(values, {p.n, h, p.d}, type);

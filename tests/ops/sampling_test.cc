@@ -1,5 +1,6 @@
 #include "core/ops/sampling.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -82,6 +83,41 @@ V kept_probabilities(const V& l, const Settings& s) {
 const Settings kSettings[] = {
     {}, {0.5f}, {2.0f}, {1.0f, 5}, {1.0f, 0, 0.7f}, {0.8f, 20, 0.9f}, {1.0f, 1}, {1.0f, 0, 1e-6f}};
 
+// What was drawn without Gumbel noise: the token at which the sum of the kept probabilities passes u.
+void expect_inverse(const std::vector<float>& logits, int64_t v, const Settings& s,
+                    const std::vector<int64_t>& key, const std::vector<int64_t>& counter, const Drawn& got) {
+  for (size_t i = 0; i < key.size(); ++i) {
+    const auto row = logits.begin() + static_cast<int64_t>(i) * v;
+    const V l(row, row + v), p = kept_probabilities(l, s);
+    const double u = static_cast<double>(
+        uniform_open(Philox{static_cast<uint64_t>(key[i])}(static_cast<uint64_t>(counter[i]), 0)[0]));
+    double before = 0;
+    for (int32_t j = 0; j < got.token[i]; ++j) before += p[z(j)];
+    const double own = p[z(got.token[i])];
+    EXPECT_GT(own, 0.0) << "a token that is cut";
+    EXPECT_LE(before - 1e-5, u);
+    EXPECT_GE(before + own + 1e-5, u);
+    EXPECT_LE(std::abs(static_cast<double>(got.logp[i]) - reference::log_softmax(l)[z(got.token[i])]), 1e-5);
+  }
+}
+// What was drawn with it: the largest sum of a kept logit and its noise.
+void expect_gumbel(const std::vector<float>& logits, int64_t v, const Settings& s,
+                   const std::vector<int64_t>& key, const std::vector<int64_t>& counter, const Drawn& got) {
+  for (size_t i = 0; i < key.size(); ++i) {
+    const auto row = logits.begin() + static_cast<int64_t>(i) * v;
+    const V l(row, row + v), p = kept_probabilities(l, s);
+    const auto value = [&](int64_t j) {
+      const auto words = Philox{static_cast<uint64_t>(key[i])}(static_cast<uint64_t>(counter[i]),
+                                                               static_cast<uint64_t>(j / 4));
+      const double u = static_cast<double>(uniform_open(words[z(j % 4)]));
+      return p[z(j)] > 0 ? l[z(j)] / static_cast<double>(s.temperature) - std::log(-std::log(u)) : -1e300;
+    };
+    const double own = value(got.token[i]);
+    EXPECT_GT(own, -1e299) << "a token that is cut";
+    for (int64_t j = 0; j < v; ++j) EXPECT_LE(value(j), own + 2e-5);
+  }
+}
+
 TEST_P(SamplingOps, InverseOfTheCumulativeSum) {
   const int64_t rows = 64;
   for (const int64_t v : {700, 702})  // rows that all begin at vectors of four, and rows that do not
@@ -94,22 +130,7 @@ TEST_P(SamplingOps, InverseOfTheCumulativeSum) {
       }
       const auto logits = random_normal(rows * v, 3, 2.0f);
       const auto settings = std::vector<Settings>(z(rows), s);
-      const Drawn got = draw(device(), logits, v, settings, key, counter, false);
-      for (int64_t i = 0; i < rows; ++i) {
-        const V l(logits.begin() + i * v, logits.begin() + (i + 1) * v);
-        const V p = kept_probabilities(l, s);
-        const double u = static_cast<double>(uniform_open(
-            Philox{static_cast<uint64_t>(key[z(i)])}(static_cast<uint64_t>(counter[z(i)]), 0)[0]));
-        double before = 0;
-        for (int32_t j = 0; j < got.token[z(i)]; ++j) before += p[z(j)];
-        const double own = p[z(got.token[z(i)])];
-        EXPECT_GT(own, 0.0) << "a token that is cut";
-        EXPECT_LE(before - 1e-5, u);
-        EXPECT_GE(before + own + 1e-5, u);
-        EXPECT_LE(
-            std::abs(static_cast<double>(got.logp[z(i)]) - reference::log_softmax(l)[z(got.token[z(i)])]),
-            1e-5);
-      }
+      expect_inverse(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, false));
     }
 }
 
@@ -122,20 +143,60 @@ TEST_P(SamplingOps, GumbelIsTheArgmaxOfLogitsAndNoise) {
       counter.push_back(i);
     }
     const auto logits = random_normal(rows * v, 3, 2.0f);
-    const Drawn got = draw(device(), logits, v, std::vector<Settings>(z(rows), s), key, counter, true);
-    for (int64_t i = 0; i < rows; ++i) {
-      const V l(logits.begin() + i * v, logits.begin() + (i + 1) * v);
-      const V p = kept_probabilities(l, s);
-      const auto value = [&](int64_t j) {
-        const auto words = Philox{static_cast<uint64_t>(key[z(i)])}(static_cast<uint64_t>(counter[z(i)]),
-                                                                    static_cast<uint64_t>(j / 4));
-        const double u = static_cast<double>(uniform_open(words[z(j % 4)]));
-        return p[z(j)] > 0 ? l[z(j)] / static_cast<double>(s.temperature) - std::log(-std::log(u)) : -1e300;
-      };
-      const double own = value(got.token[z(i)]);
-      EXPECT_GT(own, -1e299) << "a token that is cut";
-      for (int64_t j = 0; j < v; ++j) EXPECT_LE(value(j), own + 2e-5);
+    const auto settings = std::vector<Settings>(z(rows), s);
+    expect_gumbel(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, true));
+  }
+}
+
+// Logits of a few values only, so that both cuts fall between equal ones and the lower index decides; rows of
+// a block of few threads and of many, that begin at vectors of four and that do not.
+TEST_P(SamplingOps, OfEqualLogitsTheFirstAreKept) {
+  const int64_t rows = 4;
+  for (const int64_t v : {300, 301, 4000, 4002})
+    for (const Settings& s : {Settings{1.0f, 7}, Settings{1.0f, 150}, Settings{0.9f, 0, 0.6f},
+                              Settings{0.5f, 200, 0.4f}, Settings{1.0f, 1}}) {
+      std::vector<int64_t> key, counter;
+      for (int64_t i = 0; i < rows; ++i) {
+        key.push_back(static_cast<int64_t>(derive_key(5, 2, static_cast<uint64_t>(i))));
+        counter.push_back(i * 3);
+      }
+      auto logits = random_normal(rows * v, 3, 2.0f);
+      for (float& x : logits) x = std::round(x);
+      const auto settings = std::vector<Settings>(z(rows), s);
+      SCOPED_TRACE(fmt::format("{} logits, top_k {}, top_p {}", v, s.top_k, s.top_p));
+      expect_inverse(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, false));
+      expect_gumbel(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, true));
     }
+}
+
+// All that is kept are a few of many equal logits, so that one too many or another one is soon drawn; and
+// equal ones whose weight is a hundred-thousandth of the largest's.
+TEST_P(SamplingOps, TheCutFallsBetweenEqualLogits) {
+  const int64_t rows = 24;
+  for (const int64_t v : {300, 301, 4000, 4002}) {
+    std::vector<int64_t> key, counter;
+    for (int64_t i = 0; i < rows; ++i) {
+      key.push_back(static_cast<int64_t>(derive_key(6, 2, static_cast<uint64_t>(i))));
+      counter.push_back(i);
+    }
+    for (const int32_t keep : {3, 6, 130}) {
+      std::vector<float> one(z(v), 0.25f);
+      for (size_t j = 4; j < one.size(); j += 5) one[j] = -40.0f;
+      const float share = (static_cast<float>(keep) - 0.5f) / static_cast<float>(v - v / 5);
+      for (const Settings& s : {Settings{1.0f, keep}, Settings{1.0f, 0, share}}) {
+        std::vector<float> logits;
+        for (int64_t i = 0; i < rows; ++i) logits.insert(logits.end(), one.begin(), one.end());
+        const auto settings = std::vector<Settings>(z(rows), s);
+        SCOPED_TRACE(fmt::format("{} of {} logits, top_k {}, top_p {}", keep, v, s.top_k, s.top_p));
+        expect_inverse(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, false));
+        expect_gumbel(logits, v, s, key, counter, draw(device(), logits, v, settings, key, counter, true));
+      }
+    }
+    std::vector<float> far(z(v), 0.0f);
+    far[z(v / 2)] = 11.0f;
+    const double rest = std::exp(-11.0) * static_cast<double>(v - 1);
+    const Settings s{1.0f, 0, static_cast<float>((1.0 + 0.9 * rest) / (1.0 + rest))};
+    expect_inverse(far, v, s, {key[0]}, {0}, draw(device(), far, v, {s}, {key[0]}, {0}, false));
   }
 }
 

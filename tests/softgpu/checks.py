@@ -50,6 +50,7 @@ CASES = {
         "wrong_parity": r"has not been waited for|race in shared memory|never written",
         "wrong_bytes": r"deadlock: waits for something that nobody will do",
         "no_init": r"holds no mbarrier|never written",
+        "init_no_fence": r"the mbarrier at byte \d+ of shared memory was set up with no fence.mbarrier_init",
         "reuse_stage": r"has not been waited for|race in shared memory",
         "store_overwritten": r"still to be read by an asynchronous copy",
         "store_no_barrier": r"race in shared memory|never written",

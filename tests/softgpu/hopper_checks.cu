@@ -77,6 +77,26 @@ __global__ void no_init(int* x) {
   x[threadIdx.x] = s[threadIdx.x];
 }
 template <bool kBroken>
+__global__ void init_no_fence(int* x) {  // copies see an mbarrier that was set up only after a fence
+  __shared__ alignas(16) int s[kN];
+  __shared__ uint64_t bar[2];
+  if (threadIdx.x == 0) {
+    barrier_init(&bar[0], 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init(&bar[1], 1);
+    if (!kBroken) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncthreads();
+  for (int i = 0; i < 2; ++i) {
+    if (threadIdx.x == 0) {
+      barrier_expect(&bar[i], kN * 2);
+      bulk_load(s + i * kN / 2, x, kN * 2, &bar[i]);
+    }
+    barrier_wait(&bar[i], 0);
+  }
+  x[threadIdx.x] = s[threadIdx.x];
+}
+template <bool kBroken>
 __global__ void reuse_stage(int* x) {  // the buffer is filled again only when everybody has read it
   __shared__ alignas(16) int s[kN];
   __shared__ uint64_t bar;
@@ -432,6 +452,7 @@ int main(int argc, char** argv) {
                CASE(wrong_parity, 1),
                CASE(wrong_bytes, 1),
                CASE(no_init, 1),
+               CASE(init_no_fence, 1),
                CASE(reuse_stage, 1),
                CASE(store_overwritten, 1),
                CASE(store_no_barrier, 1),

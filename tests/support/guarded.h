@@ -15,7 +15,9 @@ namespace gantrain::test {
 
 class GuardedMemory {
  public:
-  explicit GuardedMemory(Device& device);
+  // Every tensor but scratch begins `shift` elements behind a multiple of 64 bytes: in the middle of the 16
+  // bytes that a kernel likes to take at once, where it is 1.
+  explicit GuardedMemory(Device& device, int64_t shift = 0);
   ~GuardedMemory();
   GuardedMemory(const GuardedMemory&) = delete;
   GuardedMemory& operator=(const GuardedMemory&) = delete;
@@ -40,8 +42,9 @@ class GuardedMemory {
 
  private:
   struct Piece;
-  Tensor add(const void* values, DType dtype, Shape shape, bool is_input);
+  Tensor add(const void* values, DType dtype, Shape shape, bool is_input, int64_t shift);
   Device& device_;
+  int64_t shift_;
   std::vector<std::unique_ptr<Piece>> pieces_;
 };
 
