@@ -74,7 +74,7 @@ std::string to_markdown(const std::string& title, const Facts& facts, const std:
   for (const Row& r : rows) {
     out += fmt::format("| {} |", r.name);
     if (!r.error.empty()) {
-      out += fmt::format(" error: {} |\n", r.error);
+      out += fmt::format(" {}{} |\n", r.error.starts_with("skipped: ") ? "" : "error: ", r.error);
       continue;
     }
     if (timed) {

@@ -101,16 +101,18 @@ void run_warp(Warp& w, uint64_t budget) {
       }
     }
     const Inst& in = code[w.pc];
-    Mask m = w.active;
+    const Mask here = w.active;
+    Mask m = here;
     if (in.guard.present()) {
       const Mask p = predicate(w, in.guard);
       m &= in.guard_negated ? ~p : p;
     }
     ++w.pc;
-    if (m || in.always) in.fn(w, in, m);
+    if (m) in.fn(w, in, m);
     if constexpr (kCount) {
       ++counters.warp_instructions;
-      counters.thread_instructions += static_cast<uint64_t>(__builtin_popcount(m));
+      // A branch's guard is its operand: lanes that stay have executed it as well.
+      counters.thread_instructions += static_cast<uint64_t>(__builtin_popcount(in.cls == Class::kControl ? here : m));
       ++counters.by_class[static_cast<int>(in.cls)];
     }
     if (!w.active && !next_group(w)) {

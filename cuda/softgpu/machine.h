@@ -65,7 +65,6 @@ struct Inst {
   const Ref* ops = nullptr;
   Ref guard = kNoRef;
   bool guard_negated = false;
-  bool always = false;  // runs although no lane passes the guard (a branch must know)
   Class cls = Class::kInteger;
   uint8_t nops = 0;
   uint8_t space = 0, size = 0, vec = 1, flags = 0;

@@ -97,20 +97,23 @@ void training(Verdict& verdict) {
   Values<PlanRun> runs_d(runs);
   Values<int32_t> keys_d(keys), offsets_d(offsets);
   const dim3 grid(static_cast<unsigned>(tasks.size()), kKv);
-  allow(attention_tensor_forward_kernel<kD>, kForwardShared<kD>);
-  attention_tensor_forward_kernel<kD> < <<grid, kTensorThreads, kForwardShared<kD>>>(
-                                            x.q, x.k, x.v, segments_d, tasks_d, keys_d, kScale, x.o, x.lse,
-                                            kHeads, kKv);
+  constexpr int kForwardBytes = kForwardShared<kD>;
+  auto* forward = attention_tensor_forward_kernel<kD>;
+  allow(forward, kForwardBytes);
+  forward<<<grid, kTensorThreads, kForwardBytes>>>(x.q, x.k, x.v, segments_d, tasks_d, keys_d, kScale, x.o,
+                                                   x.lse, kHeads, kKv);
   finished("attention_tensor_forward_kernel");
-  allow(attention_tensor_query_backward_kernel<kD>, kQueryBackwardShared<kD>);
-  attention_tensor_query_backward_kernel<kD> < <<grid, kTensorThreads, kQueryBackwardShared<kD>>>(
-                                                   x.q, x.k, x.v, x.o, x.d_o, x.lse, statistics, segments_d,
-                                                   tasks_d, keys_d, kScale, dq, kHeads, kKv);
+  constexpr int kQueryBytes = kQueryBackwardShared<kD>;
+  auto* query_backward = attention_tensor_query_backward_kernel<kD>;
+  allow(query_backward, kQueryBytes);
+  query_backward<<<grid, kTensorThreads, kQueryBytes>>>(x.q, x.k, x.v, x.o, x.d_o, x.lse, statistics,
+                                                        segments_d, tasks_d, keys_d, kScale, dq, kHeads, kKv);
   finished("attention_tensor_query_backward_kernel");
-  allow(attention_tensor_key_backward_kernel<kD>, kKeyBackwardShared<kD>);
-  attention_tensor_key_backward_kernel<kD> < <<dim3(kBlocks, kKv), kTensorThreads, kKeyBackwardShared<kD>>>(
-                                                 x.q, x.k, x.v, x.d_o, statistics, offsets_d, runs_d, kScale,
-                                                 kPer, kGroup, dk, dv, kN, kHeads, kKv);
+  constexpr int kKeyBytes = kKeyBackwardShared<kD>;
+  auto* key_backward = attention_tensor_key_backward_kernel<kD>;
+  allow(key_backward, kKeyBytes);
+  key_backward<<<dim3(kBlocks, kKv), kTensorThreads, kKeyBytes>>>(
+      x.q, x.k, x.v, x.d_o, statistics, offsets_d, runs_d, kScale, kPer, kGroup, dk, dv, kN, kHeads, kKv);
   finished("attention_tensor_key_backward_kernel");
 
   const AttentionTruth want = x.truth(segments, spans, kD);
@@ -145,14 +148,17 @@ void decoding(Verdict& verdict) {
   Values<PlanTask> tasks_d(tasks);
   Values<PlanPiece> pieces_d(pieces);
   Values<PlanMerge> merges_d(merges);
-  allow(attention_decode_kernel<kD>, kDecodeShared<kD>);
-  attention_decode_kernel<kD> < <<dim3(static_cast<unsigned>(pieces.size()), kKv), kDecodeWarps<kD> * kWarp,
-                                  kDecodeShared<kD>>>(x.q, x.k, x.v, segments_d, spans_d, tasks_d, pieces_d,
-                                                      kScale, x.o, x.lse, partial, relative, kGroup, kHeads,
-                                                      kKv);
+  constexpr int kThreads = kDecodeWarps<kD> * kWarp;
+  constexpr int kDecodeBytes = kDecodeShared<kD>;
+  auto* decode = attention_decode_kernel<kD>;
+  allow(decode, kDecodeBytes);
+  decode<<<dim3(static_cast<unsigned>(pieces.size()), kKv), kThreads, kDecodeBytes>>>(
+      x.q, x.k, x.v, segments_d, spans_d, tasks_d, pieces_d, kScale, x.o, x.lse, partial, relative, kGroup,
+      kHeads, kKv);
   finished("attention_decode_kernel");
-  attention_merge_kernel<kD><<<dim3(1, kKv), kMergeThreads>>>(partial, relative, segments_d, tasks_d,
-                                                              merges_d, x.o, x.lse, kGroup, kHeads, kKv);
+  auto* merge = attention_merge_kernel<kD>;
+  merge<<<dim3(1, kKv), kMergeThreads>>>(partial, relative, segments_d, tasks_d, merges_d, x.o, x.lse, kGroup,
+                                         kHeads, kKv);
   finished("attention_merge_kernel");
 
   const AttentionTruth want = x.truth(segments, spans, kD);
