@@ -55,10 +55,11 @@ struct Product {
   int64_t m, n, k;
   bool transpose_a = false, transpose_b = true;
   DType type = DType::kBF16, out = DType::kF32;
-  bool more = false;  // bias, addend, the next norm's statistic and rows longer than they need be
+  bool more = false;   // bias, addend, the next norm's statistic, a rounded copy and longer rows than needed
+  int64_t longer = 0;  // c's rows, besides: where odd, no two neighbours may be taken at once
 };
 struct Result {
-  std::vector<float> c, rstd;
+  std::vector<float> c, rstd, rounded;
 };
 constexpr float kEps = 1e-5f;
 
@@ -84,16 +85,18 @@ class CudaMatmul : public testing::TestWithParam<int> {
     return rounded_to(p.type,
                       random_normal(transposed ? p.k * (outer + extra(p)) : outer * (p.k + extra(p)), seed));
   }
+  static std::vector<float> gain_of(const Product& p) { return random_uniform(p.n, 5, 0.5f, 2.0f); }
   Result run(const Product& p, MatmulKernel kernel) {
     const int64_t lda = (p.transpose_a ? p.m : p.k) + extra(p), ldb = (p.transpose_b ? p.k : p.n) + extra(p),
-                  ldc = p.n + extra(p);
+                  ldc = p.n + extra(p) + p.longer;
     const Array a(matrix(p, p.transpose_a, p.m, 1), p.type), b(matrix(p, !p.transpose_b, p.n, 2), p.type);
     const Array c(std::vector<float>(z(p.m * ldc), NAN), p.out), bias(random_normal(p.n, 3), DType::kF32),
         addend(random_normal(p.m * ldc, 4), DType::kF32), rstd(std::vector<float>(z(p.m), NAN), DType::kF32),
-        parts(std::vector<float>(z(row_parts(p.m, p.n)), NAN), DType::kF32);
-    // The library's and those of the f32 units go without.
-    const bool sums = p.more && p.out == DType::kF32 && p.type == DType::kBF16 && !p.transpose_a &&
-                      !context_.library && kernel != MatmulKernel::kSimt;
+        parts(std::vector<float>(z(row_parts(p.m, p.n)), NAN), DType::kF32),
+        rounded(std::vector<float>(z(p.m * p.n), NAN), DType::kBF16), gain(gain_of(p), DType::kF32);
+    // The library's go without, and those of the f32 units without the statistic.
+    const bool copied = p.more && p.out == DType::kF32 && !context_.library;
+    const bool sums = copied && p.type == DType::kBF16 && !p.transpose_a && kernel != MatmulKernel::kSimt;
     matmul(context_, {.m = p.m,
                       .n = p.n,
                       .k = p.k,
@@ -112,6 +115,8 @@ class CudaMatmul : public testing::TestWithParam<int> {
                       .rstd = sums ? static_cast<float*>(rstd.data()) : nullptr,
                       .eps = kEps,
                       .parts = static_cast<float*>(parts.data()),
+                      .rounded = copied ? rounded.data() : nullptr,
+                      .rounded_gain = p.m % 4 == 1 ? static_cast<const float*>(gain.data()) : nullptr,
                       .kernel = kernel});
     GT_CUDA(cudaStreamSynchronize(context_.stream));
     Result r;
@@ -123,13 +128,14 @@ class CudaMatmul : public testing::TestWithParam<int> {
         EXPECT_TRUE(std::isnan(all[z(i)])) << "written behind a row's end, row " << i / ldc;
     }
     if (sums) r.rstd = rstd.read();
+    if (copied) r.rounded = rounded.read();
     return r;
   }
   // Against the product in f64, and the statistic against that of what was stored.
   void check(const Product& p, MatmulKernel kernel, const std::string& what) {
     const Result got = run(p, kernel);
     const auto a = matrix(p, p.transpose_a, p.m, 1), b = matrix(p, !p.transpose_b, p.n, 2),
-               bias = random_normal(p.n, 3), addend = random_normal(p.m * (p.n + extra(p)), 4);
+               bias = random_normal(p.n, 3), addend = random_normal(p.m * (p.n + extra(p) + p.longer), 4);
     const int64_t lda = (p.transpose_a ? p.m : p.k) + extra(p), ldb = (p.transpose_b ? p.k : p.n) + extra(p);
     std::vector<double> want, limits;
     const double unit = p.out == DType::kBF16 ? kUnitBF16 : 0.0, f32 = 0x1p-24;
@@ -143,7 +149,7 @@ class CudaMatmul : public testing::TestWithParam<int> {
           size += std::abs(term);
         }
         if (p.more)
-          for (const float v : {bias[z(j)], addend[z(i * (p.n + extra(p)) + j)]}) {
+          for (const float v : {bias[z(j)], addend[z(i * (p.n + extra(p) + p.longer) + j)]}) {
             sum += static_cast<double>(v);
             size += std::abs(static_cast<double>(v));
           }
@@ -151,6 +157,12 @@ class CudaMatmul : public testing::TestWithParam<int> {
         limits.push_back(unit * std::abs(sum) + static_cast<double>(p.k + 3) * f32 * size);
       }
     EXPECT_TRUE(within("c", got.c, want, limits)) << what;
+    if (!got.rounded.empty()) {
+      auto scaled = got.c;
+      const auto gain = gain_of(p);
+      for (int64_t i = 0; p.m % 4 == 1 && i < p.m * p.n; ++i) scaled[z(i)] *= gain[z(i % p.n)];
+      EXPECT_TRUE(bitwise_equal("rounded", got.rounded, rounded_to(DType::kBF16, scaled))) << what;
+    }
     if (got.rstd.empty()) return;
     std::vector<double> rstd;
     for (int64_t i = 0; i < p.m; ++i) {
@@ -235,6 +247,34 @@ TEST_P(CudaMatmul, HopperTilesMatchTruthAndEachOther) {
         p.more = p.m % 2 == 1;
         tiles_agree(p, kHopperTiles);
       }
+}
+
+// The last column at every place of a tile, in all of its rows; and every place stored alone, where c's rows
+// are so long that no two neighbours are aligned.
+TEST_P(CudaMatmul, ATileMayEndAtAnyColumn) {
+  const auto columns = [](MatmulKernel kernel) -> int64_t {
+    if (kernel == MatmulKernel::kHopperLarge) return 256;
+    if (kernel == MatmulKernel::kHopperMiddle) return 192;
+    return kernel == MatmulKernel::kSmall || kernel == MatmulKernel::kHopperSmall ? 32 : 128;
+  };
+  std::vector<MatmulKernel> tiles(std::begin(kTiles), std::end(kTiles));
+  if (hopper()) tiles.assign(std::begin(kHopperTiles), std::end(kHopperTiles));
+  for (const MatmulKernel kernel : tiles)
+    for (const DType out : {DType::kF32, DType::kBF16}) {
+      const bool wide = columns(kernel) > 128;  // each lane's columns come again every 16
+      for (int64_t n = 1; n <= columns(kernel); n += wide && n % 16 == 8 ? 9 : 1)
+        check({.m = 65, .n = n, .k = 8, .out = out, .more = true}, kernel,
+              fmt::format("{} {}", n, name(kernel)));
+      for (const bool transpose_b : {false, true})
+        check({.m = 65,
+               .n = columns(kernel) - 8,
+               .k = 8,
+               .transpose_b = transpose_b,
+               .out = out,
+               .more = true,
+               .longer = 1},
+              kernel, name(kernel));
+    }
 }
 
 // Many rows of tiles: more than one group of them, the last one not full; and more tiles than blocks.
