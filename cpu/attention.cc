@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/attention.h"
 #include "cpu/block_product.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/rows.h"
@@ -20,39 +21,6 @@ constexpr int64_t kQueryRows = 96;  // about so many (query, head) rows a block
 constexpr int64_t kFewRows = 8;     // fewer rows than this: decoding, dot products on the keys as they lie
 
 int64_t query_block(int64_t group) { return std::max<int64_t>(1, kQueryRows / group); }
-
-int64_t span_keys(const AttentionPlan& plan, const AttentionSegment& s) {
-  int64_t keys = 0;
-  for (int32_t i = 0; i < s.span_count; ++i) keys += plan.spans[static_cast<size_t>(s.span_begin + i)].count;
-  return keys;
-}
-
-// The keys of a segment in one order: its spans one after the other, then its own causal rows. Writes the
-// rows of keys [begin, begin + count).
-void key_rows(const AttentionPlan& plan, const AttentionSegment& s, int64_t begin, int64_t count,
-              int64_t* rows) {
-  int64_t at = 0, done = 0;
-  const auto take = [&](int64_t first, int64_t length) {
-    while (done < count && begin + done < at + length) rows[done] = first + begin + done - at, ++done;
-    at += length;
-  };
-  for (int32_t i = 0; i < s.span_count && done < count; ++i) {
-    const KvSpan& span = plan.spans[static_cast<size_t>(s.span_begin + i)];
-    take(span.begin, span.count);
-  }
-  if (s.kv_begin >= 0) take(s.kv_begin, s.q_count);
-}
-
-struct Sizes {
-  int64_t n, h, m, k, d, group, dp;  // dp: d rounded up to whole vectors
-};
-template <typename Args>
-Sizes sizes(const Args& a) {
-  Sizes z{a.q.dim(0), a.q.dim(1), a.k.dim(0), a.k.dim(1), a.q.dim(2), 0, 0};
-  z.group = z.h / z.k;
-  z.dp = round_up_lanes(z.d);
-  return z;
-}
 
 struct QueryTask {
   int32_t segment;
@@ -88,11 +56,6 @@ void transpose(const float* rows, int64_t from_ld, int64_t count, int64_t d, int
   }
   for (; i < ld; ++i)
     for (int64_t j = 0; j < d; ++j) out[j * ld + i] = i < count ? rows[i * from_ld + j] : 0.0f;
-}
-
-// How many keys of the block [k0, k0 + count) query j of the segment sees: they are the first ones.
-int64_t visible(int64_t spans, bool causal, int64_t j, int64_t k0, int64_t count) {
-  return std::clamp<int64_t>(spans + (causal ? j + 1 : 0) - k0, 0, count);
 }
 
 template <typename T>
@@ -421,13 +384,16 @@ class Backward {
 }  // namespace
 
 int64_t CpuOps::scratch(const AttentionForward&) const { return 0; }
-int64_t CpuOps::scratch(const AttentionBackward& a) const { return a.q.dim(0) * a.q.dim(1) * 4; }
+int64_t CpuOps::scratch(const AttentionBackward& a) const {
+  return attention_fits_tiles(a) ? attention_tiles_scratch(a) : a.q.dim(0) * a.q.dim(1) * 4;
+}
 
 void CpuOps::attention_forward(const AttentionForward& a) {
   with_kept(a.q.dtype(), [&]<typename S>(S*) { Forward<S>(pool_, a); });
 }
 
 void CpuOps::attention_backward(const AttentionBackward& a) {
+  if (attention_fits_tiles(a)) return attention_backward_on_tiles(pool_, a);
   with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(T*, S*) { Backward<T, S>(pool_, a); });
 }
 

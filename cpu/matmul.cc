@@ -12,11 +12,13 @@
 
 #include "cpu/packed_weights.h"
 #include "cpu/row_product.h"
+#include "cpu/tile_product.h"
 
 namespace gantrain {
 namespace {
 
 constexpr int64_t kTileM = 128, kTileN = 384;
+constexpr int64_t kRowsOfTiles = 1024;  // rows a chunk, of cpu/tile_product.h: it orders b anew for each
 
 const dnnl::engine& engine() {
   static const dnnl::engine e(dnnl::engine::kind::cpu, 0);
@@ -94,6 +96,14 @@ int64_t tile_columns(int64_t n) {
   const int64_t tiles = (n + kTileN - 1) / kTileN;
   return ((n + tiles - 1) / tiles + 15) / 16 * 16;
 }
+
+// The same for cpu/tile_product.h: some 20 us a chunk, and four chunks at least.
+int64_t tile_columns_on_tiles(const MatMul& p, int64_t k) {
+  const int64_t fitting = 9'000'000 / (std::min(kRowsOfTiles, p.m) * k), most = (p.n + 3) / 4;
+  return (std::clamp<int64_t>(fitting, std::min<int64_t>(64, most), std::min(most, kTileN)) + 31) / 32 * 32;
+}
+
+bool on_tiles(DType dtype) { return dtype == DType::kBF16 && has_tile_product(); }
 
 struct Tile {
   int64_t m, n, k;
@@ -179,6 +189,11 @@ void run_by_packed_rows(ThreadPool& pool, const MatMul& p) {
     const int64_t n0 = index * width, n = std::min(width, p.n - n0);
     auto* b = reinterpret_cast<std::byte*>(thread_scratch(5, n * p.k));
     for (int64_t i = 0; i < n; ++i) p.packed->expand_row(n0 + i, 0, p.k, b + i * p.k * size);
+    if (on_tiles(p.dtype)) {
+      tile_product(true, p.m, n, p.k, static_cast<const bf16*>(p.a), p.lda, reinterpret_cast<const bf16*>(b),
+                   p.k, static_cast<float*>(p.c) + n0, p.ldc, DType::kF32, p.accumulate);
+      return;
+    }
     for (int64_t m0 = 0; m0 < p.m; m0 += kTileM)
       row_product(p.dtype, std::min(kTileM, p.m - m0), n, p.k,
                   static_cast<const std::byte*>(p.a) + m0 * p.lda * size, p.lda, b, p.k,
@@ -201,18 +216,21 @@ void matmul(ThreadPool& pool, const MatMul& p) {
            dtype_name(p.dtype));
   GT_CHECK(p.c_dtype == DType::kF32 || (p.c_dtype == DType::kBF16 && !p.accumulate && p.k_range == 0),
            "matmul output is f32, or bf16 without accumulation, got {}", dtype_name(p.c_dtype));
-  if (p.transpose_b && p.c_dtype == DType::kF32 && p.k_range == 0 && has_row_product(p.dtype))
-    return p.packed ? run_by_packed_rows(pool, p) : run_by_rows(pool, p);
+  const bool tiles = on_tiles(p.dtype);
+  if (p.transpose_b && p.c_dtype == DType::kF32 && p.k_range == 0 && (tiles || has_row_product(p.dtype))) {
+    if (p.packed) return run_by_packed_rows(pool, p);
+    if (!tiles) return run_by_rows(pool, p);
+  }
   const int64_t size = dtype_size(p.dtype), c_size = dtype_size(p.c_dtype);
   const int64_t k_range = p.k_range > 0 && p.k_range < p.k ? p.k_range : p.k;
   const int64_t ranges = (p.k + k_range - 1) / k_range;
-  int64_t width = tile_columns(p.n);
-  const int64_t tiles_m = (p.m + kTileM - 1) / kTileM;
+  int64_t width = tiles ? tile_columns_on_tiles(p, k_range) : tile_columns(p.n);
+  const int64_t tile_m = tiles ? kRowsOfTiles : kTileM, tiles_m = (p.m + tile_m - 1) / tile_m;
   // Tile tn of columns, of rows tm, over range `range` of k.
   const auto product = [&](int64_t tm, int64_t tn, int64_t range, const Operand& b) {
-    const int64_t m0 = tm * kTileM, n0 = tn * width, k0 = range * k_range;
+    const int64_t m0 = tm * tile_m, n0 = tn * width, k0 = range * k_range;
     const int64_t row = (p.transpose_b ? n0 : k0) - b.row, column = (p.transpose_b ? k0 : n0) - b.column;
-    Tile t{std::min(kTileM, p.m - m0),
+    Tile t{std::min(tile_m, p.m - m0),
            std::min(width, p.n - n0),
            std::min(k_range, p.k - k0),
            static_cast<const std::byte*>(p.a) + (m0 * p.lda + k0) * size,
@@ -225,6 +243,11 @@ void matmul(ThreadPool& pool, const MatMul& p) {
       t.c = p.partials + (range * p.m + m0) * p.n + n0;
       t.ldc = p.n;
       t.accumulate = false;
+    }
+    if (tiles) {
+      tile_product(p.transpose_b, t.m, t.n, t.k, reinterpret_cast<const bf16*>(t.a), p.lda,
+                   reinterpret_cast<const bf16*>(t.b), b.ld, t.c, t.ldc, t.c_dtype, t.accumulate);
+      return;
     }
     MatMul by = p;
     by.ldb = b.ld;

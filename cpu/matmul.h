@@ -1,6 +1,7 @@
-// Matrix products, cut into tiles that the thread pool runs: by cpu/row_product.h against weights as they lie
-// where it can, else by oneDNN. Tiles do not depend on the number of threads, so neither do the bits; and a
-// row's bits do not depend on how many other rows there are (tests/ops: ARowDoesNotDependOnItsNeighbours).
+// Matrix products, cut into tiles that the thread pool runs: in bf16 by cpu/tile_product.h where the
+// processor has matrix tiles, else by cpu/row_product.h against weights as they lie where it can, else by
+// oneDNN. Tiles do not depend on the number of threads, so neither do the bits; and a row's bits do not
+// depend on how many other rows there are (tests/ops: ARowDoesNotDependOnItsNeighbours).
 #pragma once
 
 #include "core/tensor.h"

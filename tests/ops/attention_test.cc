@@ -269,6 +269,25 @@ TEST_P(AttentionOps, BackwardOfLongSegmentsAgreesAlongDirections) {
       }
 }
 
+// Scores of 30 and more, made again from q and k as they are kept: an error of one bf16 rounding in them,
+// 2^-9 of each term, would change softmax's weights by some percent.
+TEST_P(AttentionOps, BackwardOfLargeScoresIsTheGradient) {
+  const Types& t = kTypes[2];
+  ASSERT_EQ(t.kept, DType::kF16);
+  const Problem p = forest("forest", 40, 30, 3);
+  const Heads a{3, 1, 64};
+  Data x = make(p, a, t.kept);
+  for (float& q : x.q) q *= 16.0f;
+  const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
+  const auto got = run_deterministic([&](Device& d) { return backward(d, p, a, x, d_o, t); });
+  const auto want =
+      reference::grouped_attention_gradients(to_double(x.q), to_double(x.k), to_double(x.v), to_double(d_o),
+                                             seen_rows(p), z(a.h), z(a.k), z(a.d), scale_of(a));
+  EXPECT_TRUE(within("dq", got[0], want.dq, limit(t, want.dq)));
+  EXPECT_TRUE(within("dk", got[1], want.dk, limit(t, want.dk)));
+  EXPECT_TRUE(within("dv", got[2], want.dv, limit(t, want.dv)));
+}
+
 // What the kernels for bf16 and heads of 64 and 128 are made for: tiles of queries and of keys that are full,
 // one short and one over, prompts longer than a tile with several readers, and one to eight heads a key head.
 struct Tuned {

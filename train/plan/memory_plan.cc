@@ -121,17 +121,20 @@ int64_t rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& to
 
 // What the CPU's threads keep for themselves (cpu/parallel.h, thread_scratch): a tile of 128 rows of the
 // longest product with its result of 384 columns, where there are no bf16 instructions the tile of the weight
-// as well, and the blocks of attention. And what oneDNN keeps for all: machine code of the products met.
+// as well, and the blocks of attention, of which a bf16 backward holds 1536 rows. And what oneDNN keeps for
+// all: machine code of the products met.
 int64_t scratch_of_threads(const Device& device, const Llama& llama, int64_t threads) {
   if (device.kind() != DeviceKind::kCpu) return 0;
   if (threads <= 0) threads = std::max(1u, std::thread::hardware_concurrency());
   const LlamaConfig& c = llama.config();
   const int64_t longest = std::max({c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim});
+  const int64_t attention =
+      (int64_t{1} << 20) + (llama.dtype() == DType::kBF16 ? 1536 * 14 * (c.head_dim + 31) / 32 * 32 : 0);
   const bool converted = llama.dtype() == DType::kBF16 && !device.has_fast_bf16();
   const int64_t packed = llama.packed_parameters() > 0 ? std::max<int64_t>(1 << 17, 8 * longest) : 0;
-  constexpr int64_t kRows = 128, kColumns = 384, kAttention = int64_t{1} << 20, kLibrary = int64_t{12} << 20;
+  constexpr int64_t kRows = 128, kColumns = 384, kLibrary = int64_t{12} << 20;
   return threads * (4 * (kRows * longest + kRows * kColumns + (converted ? kColumns * longest : 0) + packed) +
-                    kAttention) +
+                    attention) +
          kLibrary;
 }
 

@@ -1,0 +1,55 @@
+// What the two ways to do attention share.
+#pragma once
+
+#include <algorithm>
+
+#include "core/ops/attention.h"
+#include "cpu/block_product.h"
+#include "cpu/parallel.h"
+
+namespace gantrain {
+
+inline int64_t span_keys(const AttentionPlan& plan, const AttentionSegment& s) {
+  int64_t keys = 0;
+  for (int32_t i = 0; i < s.span_count; ++i) keys += plan.spans[static_cast<size_t>(s.span_begin + i)].count;
+  return keys;
+}
+
+// The keys of a segment in one order: its spans one after the other, then its own causal rows. Writes the
+// rows of keys [begin, begin + count).
+inline void key_rows(const AttentionPlan& plan, const AttentionSegment& s, int64_t begin, int64_t count,
+                     int64_t* rows) {
+  int64_t at = 0, done = 0;
+  const auto take = [&](int64_t first, int64_t length) {
+    while (done < count && begin + done < at + length) rows[done] = first + begin + done - at, ++done;
+    at += length;
+  };
+  for (int32_t i = 0; i < s.span_count && done < count; ++i) {
+    const KvSpan& span = plan.spans[static_cast<size_t>(s.span_begin + i)];
+    take(span.begin, span.count);
+  }
+  if (s.kv_begin >= 0) take(s.kv_begin, s.q_count);
+}
+
+struct Sizes {
+  int64_t n, h, m, k, d, group, dp;  // dp: d rounded up to whole vectors
+};
+template <typename Args>
+Sizes sizes(const Args& a) {
+  Sizes z{a.q.dim(0), a.q.dim(1), a.k.dim(0), a.k.dim(1), a.q.dim(2), 0, 0};
+  z.group = z.h / z.k;
+  z.dp = round_up_lanes(z.d);
+  return z;
+}
+
+// How many keys of the block [k0, k0 + count) query j of the segment sees: they are the first ones.
+inline int64_t visible(int64_t spans, bool causal, int64_t j, int64_t k0, int64_t count) {
+  return std::clamp<int64_t>(spans + (causal ? j + 1 : 0) - k0, 0, count);
+}
+
+// Backward on matrix tiles (cpu/tiles.h), of gradients in bf16, where the processor has them.
+bool attention_fits_tiles(const AttentionBackward& a);
+int64_t attention_tiles_scratch(const AttentionBackward& a);
+void attention_backward_on_tiles(ThreadPool& pool, const AttentionBackward& a);
+
+}  // namespace gantrain
