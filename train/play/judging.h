@@ -22,6 +22,7 @@ struct JudgeSettings {
 
 struct Verdict {
   int64_t train_pairs = 0, held_out_pairs = 0;
+  std::vector<int64_t> epochs;     // that each judge learned for
   std::vector<double> accuracies;  // of each judge: answers it named rightly, real and false alike, 0 to 1
   double accuracy = 0.5;           // their median
   double standard_error = 0;       // of the median judge's accuracy, over the held-out pairs
