@@ -97,14 +97,13 @@ class Prepare(unittest.TestCase):
 class Table(unittest.TestCase):
     def test_differences_are_taken_seed_by_seed(self):
         def run(arm, seed, ce, judge, status="done"):
-            row = {"temperature": 1.0, "judge_accuracy": judge, "distinct_3": 0.8}
-            return {"arm": arm, "seed": seed, "status": status, "figures": {"ce": ce, "parameters_trained": 640}, "curve": [row]}
+            return f"tokens,{arm},{seed},{status},{ce},640,1,{judge},0.8\n"
 
         runs = [run("C0", 1, 1.8, 0.60), run("C0", 2, 1.9, 0.64), run("C1", 1, 1.9, 0.61), run("C1", 2, 2.0, 0.65)]
         runs.append(run("C1", 3, 9.0, 0.9, "failed"))
         with tempfile.TemporaryDirectory() as folder:
-            with open(os.path.join(folder, "results.json"), "w", encoding="utf-8") as file:
-                json.dump({"runs": runs}, file)
+            with open(os.path.join(folder, "results.csv"), "w", encoding="utf-8") as file:
+                file.write("budget,arm,seed,status,ce,parameters_trained,temperature,judge_accuracy,distinct_3\n" + "".join(runs))
             command = [sys.executable, os.path.join(FOLDER, "table"), folder]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             other = subprocess.run([*command, "--base", "C9"], capture_output=True, text=True, check=False)
