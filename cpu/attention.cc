@@ -74,10 +74,14 @@ class Forward {
     const std::vector<QueryTask> tasks = query_tasks(*a.plan, query_block(z_.group));
     pool.parallel_for(static_cast<int64_t>(tasks.size()) * z_.k, [&](int64_t i) {
       const QueryTask& t = tasks[static_cast<size_t>(i / z_.k)];
-      if (t.count * z_.group < kFewRows)
-        few(t, i % z_.k);
-      else
+      if (t.count * z_.group >= kFewRows)
         block(t, i % z_.k);
+      else if (z_.d == 8)
+        few<8>(t, i % z_.k);
+      else if (z_.d == 16)
+        few<16>(t, i % z_.k);
+      else
+        few<0>(t, i % z_.k);
     });
   }
 
@@ -138,9 +142,12 @@ class Forward {
     for (int64_t r = 0; r < rows; ++r) write(s, t, head, r, o + r * dp, max[r], sum[r]);
   }
 
+  // Head: its size where that is known when this is compiled, so that loops over it are not cut for vectors
+  // longer than it; 0: any.
+  template <int64_t Head>
   void few(const QueryTask& t, int64_t head) const {
     const AttentionSegment& s = a_.plan->segments[static_cast<size_t>(t.segment)];
-    const int64_t rows = t.count * z_.group, d = z_.d;
+    const int64_t rows = t.count * z_.group, d = Head > 0 ? Head : z_.d;
     const int64_t spans = span_keys(*a_.plan, s);
     const bool causal = s.kv_begin >= 0;
     const int64_t keys = spans + (causal ? t.begin + t.count : 0);

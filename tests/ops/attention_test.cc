@@ -102,7 +102,7 @@ struct Heads {
   int64_t h, k, d;
 };
 constexpr Heads kHeads[] = {{1, 1, 5},   {3, 3, 16}, {9, 3, 64}, {4, 1, 100},
-                            {8, 1, 128}, {4, 2, 18}, {20, 1, 8}};
+                            {8, 1, 128}, {4, 2, 18}, {20, 1, 8}, {6, 3, 8}};
 
 struct Data {
   std::vector<float> q, k, v;

@@ -65,6 +65,12 @@ def main():
         for row in results["arms"]:
             if not {"ce", "bleu", "judge_accuracy", "drift", "train_seconds", "peak_memory_bytes"} <= row["figures"].keys():
                 fail(f"{row['arm']}: figures {sorted(row['figures'])}")
+        # The judges, and with them all figures, read the whole split and not eval.max_items of it.
+        summary, evaluated = (json.loads((whole / "runs" / "tokens" / "wide" / "seed-1" / name).read_text()) for name in ("summary.json", "eval.json"))
+        if not summary["run"]["items"] == 6 < evaluated["items"]:
+            fail(f"the run's end read {summary['run']['items']} items, its evaluation {evaluated['items']}")
+        if figures("whole")["wide", 1][1][0] != evaluated["arms"][-1]["ce"] or figures("whole")["wide", 1][2] != evaluated["arms"][-1]["temperatures"]:
+            fail("the figures are not those of the evaluation on the whole split")
         by_arm = {row["arm"]: row["figures"] for row in results["arms"]}
         if by_arm["zero-shot"]["drift"]["median"] != 0 or by_arm["zero-shot"]["parameters_trained"]["median"] != 0:
             fail("zero-shot trained something")

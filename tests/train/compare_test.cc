@@ -107,10 +107,14 @@ TEST(Compare, FiguresOfARun) {
                    {{{"arm", "no prompt"}, {"drift_ce", 3.0}, {"temperatures", json::array()}},
                     {{"arm", "trained"},
                      {"drift_ce", 3.25},
-                     {"temperatures", {{{"temperature", 1.0}, {"judge_accuracy", 0.75}}}}}}}};
+                     {"ce", 1.25},
+                     {"temperatures", {{{"temperature", 1.0}, {"judge_accuracy", 0.75}, {"bleu", 4.0}}}}}}}};
+  const auto alone = run_figures(summary_of(2.0, 1.5), json::object());
+  EXPECT_EQ(alone.at("ce"), 1.5);
+  EXPECT_EQ(alone.at("bleu"), 2.0) << "at the temperature nearest to 1";
   const auto figures = run_figures(summary_of(2.0, 1.5), eval);
-  EXPECT_EQ(figures.at("ce"), 1.5);
-  EXPECT_EQ(figures.at("bleu"), 2.0) << "at the temperature nearest to 1";
+  EXPECT_EQ(figures.at("ce"), 1.25) << "the evaluation's, which read more";
+  EXPECT_EQ(figures.at("bleu"), 4.0);
   EXPECT_EQ(figures.at("drift"), 0.25);
   EXPECT_EQ(figures.at("judge_accuracy"), 0.75);
   EXPECT_EQ(figures.at("seconds rollout"), 1.5);
@@ -211,6 +215,12 @@ TEST_P(Judging, FreshJudgesFindADifferenceAndNoneWhereThereIsNone) {
     else  // five standard errors of a coin's
       EXPECT_NEAR(verdict.accuracy, 0.5, 5 * 0.5 / std::sqrt(160.0));
     EXPECT_LT(verdict.standard_error, 0.06);
+    settings.judges = 1;
+    settings.epochs = 12;
+    settings.patience = 12;
+    EXPECT_EQ(judge_answers(device(), 10, train, held_out, settings).epochs, std::vector<int64_t>{12});
+    settings.patience = 1;  // sixteen pairs set aside: their accuracy does not rise twelve times in a row
+    EXPECT_LT(judge_answers(device(), 10, train, held_out, settings).epochs.front(), 12);
   }
   EXPECT_SAYS(judge_answers(device(), 10, {}, {}, {}), "20 pairs");
 }

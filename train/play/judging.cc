@@ -83,8 +83,9 @@ Verdict judge_answers(Device& device, int64_t vocabulary, const std::vector<Answ
     verdict.train_pairs = static_cast<int64_t>(order.size());
 
     double best = -1;
+    int64_t epoch = 0, waited = 0;
     std::vector<double> right;
-    for (int64_t epoch = 0; epoch < settings.epochs; ++epoch) {
+    for (; epoch < settings.epochs && waited < settings.patience; ++epoch) {
       shuffle(order, derive_key(key, 3, static_cast<uint64_t>(epoch)));
       for (size_t begin = 0; begin < order.size(); begin += batch) {
         const size_t end = std::min(order.size(), begin + batch);
@@ -110,10 +111,13 @@ Verdict judge_answers(Device& device, int64_t vocabulary, const std::vector<Answ
         judge.step({.lr = static_cast<float>(settings.lr), .weight_decay = 0.01f});
       }
       const double chosen = metrics::mean(rightness(device, judge, train, choosing, batch));
+      ++waited;
       if (chosen <= best) continue;
       best = chosen;
+      waited = 0;
       right = rightness(device, judge, held_out, asked, batch);
     }
+    verdict.epochs.push_back(epoch);
     verdict.accuracies.push_back(metrics::mean(right));
     rights.push_back(std::move(right));
   }

@@ -11,16 +11,18 @@
 namespace gantrain {
 
 struct JudgeSettings {
-  int64_t judges = 3;  // independent ones: other weights, another order of the pairs
-  int64_t width = 64;  // of a token's embedding and of the head
-  int64_t epochs = 8;  // over the training pairs at most; the best epoch on pairs set aside for that counts
-  int64_t batch = 32;  // pairs a step
+  int64_t judges = 3;    // independent ones: other weights, another order of the pairs
+  int64_t width = 64;    // of a token's embedding and of the head
+  int64_t epochs = 8;    // over the training pairs at most; the best epoch on pairs set aside for that counts
+  int64_t patience = 2;  // epochs in a row without a better one that end it
+  int64_t batch = 32;    // pairs a step
   double lr = 3e-3;
   uint64_t seed = 1;
 };
 
 struct Verdict {
   int64_t train_pairs = 0, held_out_pairs = 0;
+  std::vector<int64_t> epochs;     // that each judge learned for
   std::vector<double> accuracies;  // of each judge: answers it named rightly, real and false alike, 0 to 1
   double accuracy = 0.5;           // their median
   double standard_error = 0;       // of the median judge's accuracy, over the held-out pairs

@@ -127,8 +127,9 @@ std::vector<std::string> eval_words(const Job& job, const CompareOptions& option
                                  "--arms",
                                  options.drift_file.empty() ? "trained" : "none,trained"};
   if (options.judges > 0)
+    // As many different inputs as there are: few of them with many answers each are no held-out pairs.
     words.insert(words.end(), {"--judges", fmt::format("{}", options.judges), "--judge-pairs",
-                               fmt::format("{}", options.judge_pairs)});
+                               fmt::format("{}", options.judge_pairs), "--max-items", "0"});
   if (!options.drift_file.empty()) words.insert(words.end(), {"--drift", options.drift_file});
   if (job.config.data.test.empty() && job.config.data.test_fraction == 0)
     words.insert(words.end(), {"--split", "valid"});
@@ -137,7 +138,8 @@ std::vector<std::string> eval_words(const Job& job, const CompareOptions& option
 bool wants_eval(const CompareOptions& options) { return options.judges > 0 || !options.drift_file.empty(); }
 // What an eval.json was made with: another question asks for another answer.
 std::string eval_question(const CompareOptions& options) {
-  return fmt::format("judges {} pairs {} drift {}", options.judges, options.judge_pairs, options.drift_file);
+  return fmt::format("judges {} pairs {} drift {} of all items", options.judges, options.judge_pairs,
+                     options.drift_file);
 }
 
 bool trained(const Job& job) { return fs::exists(job.folder / "summary.json"); }
@@ -374,18 +376,12 @@ class Comparison {
       json eval = json::object();
       if (wants_eval(options_) && fs::exists(job.folder / "eval.json"))
         eval = read_json(job.folder / "eval.json");
+      // The evaluation's where there is one: it may have read more items than the run's own end.
       json curve = json::array();
-      if (there)
-        for (const json& arm : summary.at("arms"))
-          if (arm.at("arm") == "trained") curve = arm.at("temperatures");
-      if (eval.contains("arms"))
-        for (const json& arm : eval["arms"])
-          if (arm.at("arm") == "trained")
-            for (json& row : curve)
-              for (const json& from : arm.at("temperatures"))
-                if (from.at("temperature") == row.at("temperature"))
-                  for (const char* key : {"judge_accuracy", "judge_error", "judge_accuracies", "judge_pairs"})
-                    if (from.contains(key)) row[key] = from[key];
+      for (const json* from : {&summary, static_cast<const json*>(&eval)})
+        if (from->contains("arms"))
+          for (const json& arm : from->at("arms"))
+            if (arm.at("arm") == "trained") curve = arm.at("temperatures");
       json figures = json::object();
       for (const auto& [key, value] : run_figures(summary, eval)) figures[key] = value;
       json run{{"budget", job.budget},

@@ -39,6 +39,7 @@ constexpr Figure kFigures[] = {
     {"rouge_l", "ROUGE-L, %", 2, 100.0},
     {"exact_match", "exact match, %", 1, 100.0},
     {"distinct_2", "distinct-2", 3, 1.0},
+    {"distinct_3", "distinct-3", 3, 1.0},
     {"self_bleu_4", "self-BLEU-4", 2, 1.0},
     {"length", "words", 1, 1.0},
     {"judge_accuracy", "judges' accuracy", 3, 1.0},
@@ -214,21 +215,18 @@ std::map<std::string, double> run_figures(const json& summary, const json& eval)
   if (const auto it = part(summary, "cost").find("seconds"); it != part(summary, "cost").end())
     for (const auto& [name, seconds] : it->items())
       if (seconds.is_number()) out["seconds " + name] = seconds;
-  const json& arms = part(summary, "arms");
-  if (const json* trained = arm_named(arms, "trained")) {
-    take(*trained, {"ce", "ppl", "label_likelihood"});
-    if (const json* row = nearest_to_one(part(*trained, "temperatures")))
-      take(*row, {"temperature", "exact_match", "bleu", "rouge_l", "distinct_1", "distinct_2", "distinct_3",
-                  "self_bleu_4", "length"});
-  }
+  // What the evaluation measured wins: it may have read more items than the run's own end.
   const json& measured = part(eval, "arms");
+  for (const json* arms : {&part(summary, "arms"), &measured})
+    if (const json* trained = arm_named(*arms, "trained")) {
+      take(*trained, {"ce", "ppl", "label_likelihood"});
+      if (const json* row = nearest_to_one(part(*trained, "temperatures")))
+        take(*row, {"temperature", "exact_match", "bleu", "rouge_l", "distinct_1", "distinct_2", "distinct_3",
+                    "self_bleu_4", "length", "judge_accuracy", "judge_error", "judge_pairs"});
+    }
   const json *off = arm_named(measured, "no prompt"), *on = arm_named(measured, "trained");
-  if (on) {
-    if (off && number_at(*on, "drift_ce") && number_at(*off, "drift_ce"))
-      out["drift"] = *number_at(*on, "drift_ce") - *number_at(*off, "drift_ce");
-    if (const json* row = nearest_to_one(part(*on, "temperatures")))
-      take(*row, {"judge_accuracy", "judge_error", "judge_pairs"});
-  }
+  if (off && on && number_at(*on, "drift_ce") && number_at(*off, "drift_ce"))
+    out["drift"] = *number_at(*on, "drift_ce") - *number_at(*off, "drift_ce");
   return out;
 }
 
