@@ -112,7 +112,8 @@ void run_warp(Warp& w, uint64_t budget) {
     if constexpr (kCount) {
       ++counters.warp_instructions;
       // A branch's guard is its operand: lanes that stay have executed it as well.
-      counters.thread_instructions += static_cast<uint64_t>(__builtin_popcount(in.cls == Class::kControl ? here : m));
+      counters.thread_instructions +=
+          static_cast<uint64_t>(__builtin_popcount(in.cls == Class::kControl ? here : m));
       ++counters.by_class[static_cast<int>(in.cls)];
     }
     if (!w.active && !next_group(w)) {
