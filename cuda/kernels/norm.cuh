@@ -29,20 +29,23 @@ template <int kVector, bool kScaled, typename T>
 __device__ inline void scaled_row(const float* __restrict__ x, float r, const float* __restrict__ gain,
                                   T* __restrict__ y, int c, const RowOwner& own) {
   const int apart = own.lanes * kVector;
+  unsigned lanes = own.owners;  // those that go round once more
 #pragma unroll 1
-  for (int j0 = 0; j0 < c; j0 += 2 * apart) {
-    const int j = j0 + own.lane * kVector;
-    const unsigned lanes = __ballot_sync(own.owners, j < c);
+  for (int j = own.lane * kVector;; j += 2 * apart) {
+    lanes = __ballot_sync(lanes, j < c);
     if (j >= c) break;
     const bool second = j + apart < c;
     float a[kVector], b[kVector] = {};
     load_quads(x + j, apart, second, lanes, a, b);
-    if constexpr (kScaled) {
+    const auto scale = [&](int at, float(&v)[kVector]) {
+      if constexpr (kScaled) {
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) a[i] *= r, b[i] *= r;
-    }
-    apply_gain(gain, j, a);
-    if (second) apply_gain(gain, j + apart, b);
+        for (int i = 0; i < kVector; ++i) v[i] *= r;
+      }
+      apply_gain(gain, at, v);
+    };
+    scale(j, a);
+    if (second) scale(j + apart, b);
     store_quads(y + j, apart, second, lanes, a, b);
   }
 }
