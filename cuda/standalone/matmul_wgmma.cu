@@ -1,6 +1,8 @@
 // Matrix products on Hopper's tensor cores (wgmma, copies by the tensor memory accelerator): B as (n, k) and
 // as (k, n) in three tiles, with bias, addend and the next norm's statistic; rotated q, k, v and SwiGLU at
-// the end of the product. It needs compute capability 9.0. Built for compute_90a
+// the end of the product. It needs compute capability 9.0.
+//
+// Built for compute_90a
 #include "cuda/kernels/matmul_epilogue.cuh"
 #include "cuda/kernels/matmul_wgmma.cuh"
 #include "cuda/kernels/mlp.cuh"

@@ -94,9 +94,9 @@ class CudaMatmul : public testing::TestWithParam<int> {
         addend(random_normal(p.m * ldc, 4), DType::kF32), rstd(std::vector<float>(z(p.m), NAN), DType::kF32),
         parts(std::vector<float>(z(row_parts(p.m, p.n)), NAN), DType::kF32),
         rounded(std::vector<float>(z(p.m * p.n), NAN), DType::kBF16), gain(gain_of(p), DType::kF32);
-    // The library's go without, and those of the f32 units without the statistic.
-    const bool copied = p.more && p.out == DType::kF32 && !context_.library;
-    const bool sums = copied && p.type == DType::kBF16 && !p.transpose_a && kernel != MatmulKernel::kSimt;
+    // The library's and those of the f32 units go without.
+    const bool sums = p.more && p.out == DType::kF32 && p.type == DType::kBF16 && !p.transpose_a &&
+                      !context_.library && kernel != MatmulKernel::kSimt;
     matmul(context_, {.m = p.m,
                       .n = p.n,
                       .k = p.k,
@@ -115,7 +115,7 @@ class CudaMatmul : public testing::TestWithParam<int> {
                       .rstd = sums ? static_cast<float*>(rstd.data()) : nullptr,
                       .eps = kEps,
                       .parts = static_cast<float*>(parts.data()),
-                      .rounded = copied ? rounded.data() : nullptr,
+                      .rounded = sums ? rounded.data() : nullptr,
                       .rounded_gain = p.m % 4 == 1 ? static_cast<const float*>(gain.data()) : nullptr,
                       .kernel = kernel});
     GT_CUDA(cudaStreamSynchronize(context_.stream));
@@ -128,7 +128,7 @@ class CudaMatmul : public testing::TestWithParam<int> {
         EXPECT_TRUE(std::isnan(all[z(i)])) << "written behind a row's end, row " << i / ldc;
     }
     if (sums) r.rstd = rstd.read();
-    if (copied) r.rounded = rounded.read();
+    if (sums) r.rounded = rounded.read();
     return r;
   }
   // Against the product in f64, and the statistic against that of what was stored.
@@ -157,13 +157,11 @@ class CudaMatmul : public testing::TestWithParam<int> {
         limits.push_back(unit * std::abs(sum) + static_cast<double>(p.k + 3) * f32 * size);
       }
     EXPECT_TRUE(within("c", got.c, want, limits)) << what;
-    if (!got.rounded.empty()) {
-      auto scaled = got.c;
-      const auto gain = gain_of(p);
-      for (int64_t i = 0; p.m % 4 == 1 && i < p.m * p.n; ++i) scaled[z(i)] *= gain[z(i % p.n)];
-      EXPECT_TRUE(bitwise_equal("rounded", got.rounded, rounded_to(DType::kBF16, scaled))) << what;
-    }
     if (got.rstd.empty()) return;
+    auto scaled = got.c;
+    const auto gain = gain_of(p);
+    for (int64_t i = 0; p.m % 4 == 1 && i < p.m * p.n; ++i) scaled[z(i)] *= gain[z(i % p.n)];
+    EXPECT_TRUE(bitwise_equal("rounded", got.rounded, rounded_to(DType::kBF16, scaled))) << what;
     std::vector<double> rstd;
     for (int64_t i = 0; i < p.m; ++i) {
       double sum = 0;
