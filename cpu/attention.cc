@@ -22,20 +22,6 @@ constexpr int64_t kFewRows = 8;     // fewer rows than this: decoding, dot produ
 
 int64_t query_block(int64_t group) { return std::max<int64_t>(1, kQueryRows / group); }
 
-struct QueryTask {
-  int32_t segment;
-  int32_t begin, count;  // queries of the segment
-};
-std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int64_t block) {
-  std::vector<QueryTask> tasks;
-  for (size_t s = 0; s < plan.segments.size(); ++s) {
-    const int32_t count = plan.segments[s].q_count;
-    for (int32_t q = 0; q < count; q += static_cast<int32_t>(block))
-      tasks.push_back({static_cast<int32_t>(s), q, std::min(static_cast<int32_t>(block), count - q)});
-  }
-  return tasks;
-}
-
 // `count` rows given by row(i), each d values, as f32 rows of length ld, the rest of a row zero.
 template <typename Row>
 void gather(Row row, int64_t count, int64_t d, int64_t ld, float factor, float* out) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "core/ops/attention.h"
 #include "cpu/block_product.h"
@@ -13,6 +14,21 @@ inline int64_t span_keys(const AttentionPlan& plan, const AttentionSegment& s) {
   int64_t keys = 0;
   for (int32_t i = 0; i < s.span_count; ++i) keys += plan.spans[static_cast<size_t>(s.span_begin + i)].count;
   return keys;
+}
+
+struct QueryTask {
+  int32_t segment;
+  int32_t begin, count;  // queries of the segment
+};
+// All queries of a plan, at most `block` a task.
+inline std::vector<QueryTask> query_tasks(const AttentionPlan& plan, int64_t block) {
+  std::vector<QueryTask> tasks;
+  for (size_t s = 0; s < plan.segments.size(); ++s) {
+    const int32_t count = plan.segments[s].q_count;
+    for (int32_t q = 0; q < count; q += static_cast<int32_t>(block))
+      tasks.push_back({static_cast<int32_t>(s), q, std::min(static_cast<int32_t>(block), count - q)});
+  }
+  return tasks;
 }
 
 // The keys of a segment in one order: its spans one after the other, then its own causal rows. Writes the

@@ -30,23 +30,18 @@ constexpr int64_t kKeys = 64;           // keys a block
 constexpr int64_t kRows = 128;          // (query, head) rows a block
 constexpr int64_t kRowsOfChunk = 1536;  // about so many rows a chunk
 
-struct QueryRange {
-  int32_t segment, begin, count;  // queries of the segment
-  int64_t keys;                   // that they see, the segment's first ones
-  int64_t offset;                 // keys of the ranges before
+struct QueryRange : QueryTask {
+  int64_t keys;    // that they see, the segment's first ones
+  int64_t offset;  // keys of the ranges before
 };
 std::vector<QueryRange> ranges_of(const AttentionPlan& plan, int64_t group) {
-  const auto step = static_cast<int32_t>(std::max<int64_t>(1, kRowsOfChunk / group));
   std::vector<QueryRange> ranges;
   int64_t offset = 0;
-  for (size_t i = 0; i < plan.segments.size(); ++i) {
-    const AttentionSegment& s = plan.segments[i];
-    for (int32_t q = 0; q < s.q_count; q += step) {
-      const int32_t count = std::min(step, s.q_count - q);
-      const int64_t keys = span_keys(plan, s) + (s.kv_begin >= 0 ? q + count : 0);
-      ranges.push_back({static_cast<int32_t>(i), q, count, keys, offset});
-      offset += keys;
-    }
+  for (const QueryTask& t : query_tasks(plan, std::max<int64_t>(1, kRowsOfChunk / group))) {
+    const AttentionSegment& s = plan.segments[static_cast<size_t>(t.segment)];
+    const int64_t keys = span_keys(plan, s) + (s.kv_begin >= 0 ? t.begin + t.count : 0);
+    ranges.push_back({t, keys, offset});
+    offset += keys;
   }
   return ranges;
 }

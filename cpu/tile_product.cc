@@ -31,40 +31,6 @@ bool may_use_tiles() {
   return ::syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
-// c (32, 16 kColumns) = a (32, K) times a panel of `steps` steps of k, of which the last one's part of a is
-// `tail` where that is not null.
-template <int kColumns>
-inline void multiply(const bf16* a, int64_t lda, const bf16* panel, int64_t steps, const bf16* tail, float* c,
-                     int64_t ldc) {
-  _tile_zero(0);
-  _tile_zero(2);
-  if constexpr (kColumns == 2) {
-    _tile_zero(1);
-    _tile_zero(3);
-  }
-  const auto step = [](const bf16* rows, int64_t ld, const bf16* b) __attribute__((always_inline)) {
-    _tile_loadd(4, rows, ld * 2);
-    _tile_loadd(6, b, kDepth * 2);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, rows + kSide * ld, ld * 2);
-    _tile_dpbf16ps(2, 5, 6);
-    if constexpr (kColumns == 2) {
-      _tile_loadd(7, b + kTile, kDepth * 2);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  };
-  const int64_t whole = tail ? steps - 1 : steps;
-  for (int64_t s = 0; s < whole; ++s) step(a + s * kDepth, lda, panel + s * 2 * kTile);
-  if (tail) step(tail, kDepth, panel + whole * 2 * kTile);
-  _tile_stored(0, c, ldc * 4);
-  _tile_stored(2, c + kSide * ldc, ldc * 4);
-  if constexpr (kColumns == 2) {
-    _tile_stored(1, c + kSide, ldc * 4);
-    _tile_stored(3, c + kSide * ldc + kSide, ldc * 4);
-  }
-}
-
 // store(i, j, rows, columns, sums) for every block of at most 32 x 32 sums of a b, which lie 32 apart; a
 // block that is whole goes where direct(i, j) says, rows `direct_ld` apart, if it says so.
 template <typename Direct, typename Store>
@@ -114,16 +80,19 @@ void product(bool transpose_b, int64_t m, int64_t n, int64_t k, const bf16* a, i
       for (int64_t j = j0; j < j1; j += kPanel) {
         const bf16* panel = panels + (j - j0) / kPanel * panel_size;
         const int64_t columns = std::min(kPanel, n - j);
+        const int64_t whole = end ? steps - 1 : steps;
+        const Term terms[] = {{rows, ld, panel, whole}, {end, kDepth, panel + whole * 2 * kTile, 1}};
+        const int count_of_terms = end ? 2 : 1;
         float* to = inside && columns == kPanel ? direct(i, j) : nullptr;
         if (to) {
-          multiply<2>(rows, ld, panel, steps, end, to, direct_ld);
+          chain(terms, count_of_terms, false, to, direct_ld);
           continue;
         }
         alignas(64) float sums[kPanel * kPanel];
         if (columns > kSide)
-          multiply<2>(rows, ld, panel, steps, end, sums, kPanel);
+          chain(terms, count_of_terms, false, sums, kPanel);
         else
-          multiply<1>(rows, ld, panel, steps, end, sums, kPanel);
+          chain<1>(terms, count_of_terms, false, sums, kPanel);
         store(i, j, count, columns, sums);
       }
     }

@@ -119,37 +119,47 @@ struct Term {
   const bf16* panel;
   int64_t steps;
 };
-// c (32, 32) = or += the terms' sum, one chain in their order.
+// c (32, 16 kColumns) = or += the terms' sum, one chain in their order. kColumns is 2, or 1.
+template <int kColumns = 2>
 inline void chain(const Term* terms, int count, bool accumulate, float* c, int64_t ldc) {
   float *right = c + kSide, *low = c + kSide * ldc, *corner = low + kSide;
   if (accumulate) {
     _tile_loadd(0, c, ldc * 4);
-    _tile_loadd(1, right, ldc * 4);
     _tile_loadd(2, low, ldc * 4);
-    _tile_loadd(3, corner, ldc * 4);
+    if constexpr (kColumns == 2) {
+      _tile_loadd(1, right, ldc * 4);
+      _tile_loadd(3, corner, ldc * 4);
+    }
   } else {
     _tile_zero(0);
-    _tile_zero(1);
     _tile_zero(2);
-    _tile_zero(3);
+    if constexpr (kColumns == 2) {
+      _tile_zero(1);
+      _tile_zero(3);
+    }
   }
   for (const Term* t = terms; t < terms + count; ++t) {
-    for (int64_t s = 0; s < t->steps; ++s) {
-      const bf16 *a = t->a + s * kDepth, *b = t->panel + s * 2 * kTile;
-      _tile_loadd(4, a, t->lda * 2);
+    const int64_t ld = t->lda * 2, steps = t->steps;
+    const bf16 *a = t->a, *under = a + kSide * t->lda, *b = t->panel;
+    for (int64_t s = 0; s < steps; ++s, a += kDepth, under += kDepth, b += 2 * kTile) {
+      _tile_loadd(4, a, ld);
       _tile_loadd(6, b, kDepth * 2);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, b + kTile, kDepth * 2);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, a + kSide * t->lda, t->lda * 2);
+      _tile_loadd(5, under, ld);
       _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      if constexpr (kColumns == 2) {
+        _tile_loadd(7, b + kTile, kDepth * 2);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+      }
     }
   }
   _tile_stored(0, c, ldc * 4);
-  _tile_stored(1, right, ldc * 4);
   _tile_stored(2, low, ldc * 4);
-  _tile_stored(3, corner, ldc * 4);
+  if constexpr (kColumns == 2) {
+    _tile_stored(1, right, ldc * 4);
+    _tile_stored(3, corner, ldc * 4);
+  }
 }
 
 }  // namespace gantrain::tiles

@@ -1,9 +1,8 @@
 // What follows a product inside its kernel (cuda/kernels/matmul_tensor.cuh, matmul_wgmma.cuh,
 // matmul_simt.cuh). An epilogue gets columns of one row in f32 and knows nothing of the loop that made them:
-//   store(row, column, v, inside)      a lane's columns of the product
-//   store(row, pair, a, b, inside)     kPaired: first and second halves of heads of 2 * half columns, pairs
-//   `pair`
-//                                      .. (cuda/kernels/qkv.cuh, mlp.cuh)
+//   store(row, column, v, inside)    a lane's columns of the product
+//   store(row, pair, a, b, inside)   kPaired: first and second halves of heads of 2 * half columns, from
+//                                    `pair` on (cuda/kernels/qkv.cuh, mlp.cuh)
 // A lane has kCount of them: 4 (2) neighbours, or 8, which are neighbours or, kQuads, two quads kQuadsApart
 // apart. Neighbours are for 16-bit results, quads for f32, of which lanes side by side then move 16 bytes
 // each side by side; a multiple of their number comes first. Every lane of a warp calls, `inside` or not,

@@ -129,7 +129,7 @@ int64_t scratch_of_threads(const Device& device, const Llama& llama, int64_t thr
   const LlamaConfig& c = llama.config();
   const int64_t longest = std::max({c.hidden_size, c.intermediate_size, c.num_heads * c.head_dim});
   const int64_t attention =
-      (int64_t{1} << 20) + (llama.dtype() == DType::kBF16 ? 1536 * 14 * (c.head_dim + 31) / 32 * 32 : 0);
+      (int64_t{1} << 20) + (llama.dtype() == DType::kBF16 ? 1536 * 14 * ((c.head_dim + 31) / 32 * 32) : 0);
   const bool converted = llama.dtype() == DType::kBF16 && !device.has_fast_bf16();
   const int64_t packed = llama.packed_parameters() > 0 ? std::max<int64_t>(1 << 17, 8 * longest) : 0;
   constexpr int64_t kRows = 128, kColumns = 384, kLibrary = int64_t{12} << 20;
