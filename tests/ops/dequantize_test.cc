@@ -83,22 +83,26 @@ struct Packed {
   ConstTensor tensor;
 };
 
+// Whether the blocks lie at an odd place, and elements from an aligned address to the first value.
+constexpr std::pair<bool, int64_t> kPlaces[] = {{false, 0}, {true, 0}, {false, 1}};
+
 TEST_P(DequantizeOps, EveryBitIsTruth) {
   for (const PackedType type : kAll) {
     const PackedBlock block = packed_block(type);
     for (const auto& [rows, blocks] : kShapes)
-      for (const bool shifted : {false, true})
+      for (const auto& [shifted, shift] : kPlaces)
         for (const DType dtype : {DType::kF32, DType::kBF16}) {
-          SCOPED_TRACE(fmt::format("{}, {} rows of {} blocks, {}{}", block.name, rows, blocks,
-                                   dtype_name(dtype), shifted ? ", at an odd place" : ""));
+          SCOPED_TRACE(fmt::format("{}, {} rows of {} blocks, {}{}, values from {}", block.name, rows, blocks,
+                                   dtype_name(dtype), shifted ? ", at an odd place" : "", shift));
           const auto bytes = random_blocks(type, rows * blocks, static_cast<uint64_t>(rows + blocks));
-          const auto got = run_deterministic([&, rows = rows, blocks = blocks](Device& d) {
-            GuardedMemory m(d);
-            const Packed packed(d, bytes, rows, shifted);
-            const Tensor y = m.output({rows, blocks * block.values}, dtype);
-            dequantize(d, {.packed = packed.tensor, .type = type, .y = y});
-            return std::vector<std::vector<float>>{m.read(y)};
-          });
+          const auto got = run_deterministic(
+              [&, rows = rows, blocks = blocks, shifted = shifted, shift = shift](Device& d) {
+                GuardedMemory m(d, shift);
+                const Packed packed(d, bytes, rows, shifted);
+                const Tensor y = m.output({rows, blocks * block.values}, dtype);
+                dequantize(d, {.packed = packed.tensor, .type = type, .y = y});
+                return std::vector<std::vector<float>>{m.read(y)};
+              });
           EXPECT_TRUE(bitwise_equal("values", got[0], rounded_to(dtype, expected(type, bytes))));
         }
   }
@@ -224,13 +228,13 @@ struct Nf4OnDevice {
 
 TEST_P(DequantizeOps, EveryBitOfNf4IsTruth) {
   for (const auto& [rows, blocks] : kShapes)
-    for (const bool shifted : {false, true})
+    for (const auto& [shifted, shift] : kPlaces)
       for (const DType dtype : {DType::kF32, DType::kBF16}) {
-        SCOPED_TRACE(fmt::format("{} rows of {} blocks, {}{}", rows, blocks, dtype_name(dtype),
-                                 shifted ? ", at an odd place" : ""));
+        SCOPED_TRACE(fmt::format("{} rows of {} blocks, {}{}, values from {}", rows, blocks,
+                                 dtype_name(dtype), shifted ? ", at an odd place" : "", shift));
         const Nf4 v(rows, blocks);
-        const auto got = run_deterministic([&, blocks = blocks](Device& d) {
-          GuardedMemory m(d);
+        const auto got = run_deterministic([&, blocks = blocks, shifted = shifted, shift = shift](Device& d) {
+          GuardedMemory m(d, shift);
           Nf4OnDevice on(d, v, shifted);
           on.op.y = m.output({v.rows, blocks * 64}, dtype);
           dequantize(d, on.op);

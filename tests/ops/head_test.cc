@@ -204,11 +204,15 @@ const Parts kParts[] = {{true, false, false, false},          {false, false, fal
                         {false, false, false, true, 5, 1.3f}, {true, true, true, true, 0, 1.0f}};
 
 TEST_P(HeadOps, LossesMatchTruthAndSeedsAreTheGradient) {
-  // A vocabulary that is no multiple of 16 bytes, and one that is.
-  constexpr std::pair<int64_t, DType> kCases[] = {
-      {37, DType::kF32}, {37, DType::kBF16}, {40, DType::kF32}, {40, DType::kBF16}};
-  for (const auto& [v, weights] : kCases) {
-    const Problem p{5, 12, v, {4, 0, 2, 2}, true};
+  // Vocabularies and rows that are no multiple of 16 bytes, and some that are.
+  struct Case {
+    int64_t c, v;
+    DType weights;
+  };
+  constexpr Case kCases[] = {{12, 37, DType::kF32},  {12, 37, DType::kBF16}, {12, 40, DType::kF32},
+                             {12, 40, DType::kBF16}, {13, 40, DType::kF32},  {16, 37, DType::kBF16}};
+  for (const auto& [c, v, weights] : kCases) {
+    const Problem p{5, c, v, {4, 0, 2, 2}, true};
     const Types t{"", weights, weights};
     const Data a = make(p, weights);
     const Inputs in = inputs_of(p, weights);

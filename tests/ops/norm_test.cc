@@ -74,8 +74,8 @@ TEST_P(NormOps, ForwardMatchesTruth) {
 }
 
 TEST_P(NormOps, BackwardIsTheGradientAndAccumulates) {
-  for (const auto& [n, c, shift] :
-       {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}, NormShape{4, 40, 1}, NormShape{3, 555}})
+  for (const auto& [n, c, shift] : {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}, NormShape{4, 40, 1},
+                                    NormShape{2, 168}, NormShape{3, 555}})
     for (const bool gain : {true, false}) {
       const auto x = random_normal(n * c, 1), w = random_normal(c, 2), dy = random_normal(n * c, 3);
       const auto dx0 = random_normal(n * c, 4), dw0 = random_normal(c, 5);
