@@ -211,16 +211,14 @@ class Backward {
         v_(a.v.data<S>()),
         d_o_(a.d_o.data<T>()),
         lse_(a.lse.data<float>()),
-        dq_(a.dq.data<T>()),
-        dk_(a.dk.data<T>()),
-        dv_(a.dv.data<T>()),
+        to_(a, z_),
         delta_(static_cast<float*>(a.scratch.raw())) {
     // delta = <o, d_o>: the row term of softmax's backward.
     const S* o = a.o.data<S>();
     const int64_t row = z_.h * z_.d;
     pool.parallel_ranges(z_.n, kRowGrain, [&](int64_t begin, int64_t end) {
-      std::memset(static_cast<void*>(dq_ + begin * row), 0,
-                  static_cast<size_t>((end - begin) * row) * sizeof(T));
+      for (int64_t i = begin; i < end; ++i)  // rows of no segment
+        std::memset(static_cast<void*>(to_.q(i)), 0, static_cast<size_t>(row) * sizeof(T));
       for (int64_t i = begin * z_.h; i < end * z_.h; ++i) {
         float dot = 0;
         float* x = thread_scratch(5, z_.d);
@@ -307,7 +305,7 @@ class Backward {
       block_product(rows - first, dp, count, dp_ + first * kKeys, kKeys, kr, dp, dq + first * dp, dp, true);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      T* to = dq_ + offset(s, t.begin, head, r);
+      T* to = to_.q(s.q_begin + t.begin + r / z_.group) + (head * z_.group + r % z_.group) * d;
       for (int64_t j = 0; j < d; ++j) store(to + j, dq[r * dp + j] * a_.scale);
     }
   }
@@ -359,7 +357,7 @@ class Backward {
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      T *to_k = dk_ + ((base + i) * z_.k + head) * d, *to_v = dv_ + ((base + i) * z_.k + head) * d;
+      T *to_k = to_.k(base + i) + head * d, *to_v = to_.v(base + i) + head * d;
       for (int64_t j = 0; j < d; ++j) store(to_k + j, dk[i * dp + j]);
       for (int64_t j = 0; j < d; ++j) store(to_v + j, dv[i * dp + j]);
     }
@@ -370,9 +368,42 @@ class Backward {
   const S *q_, *k_, *v_;
   const T* d_o_;
   const float* lse_;
-  T *dq_, *dk_, *dv_;
+  const GradientRows<T> to_;
   float* delta_;
 };
+
+float inner_product(const float* x, const float* y, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += x[j] * y[j];
+  return sum;
+}
+// Heads of q, k and v against their gradients, before those are rotated back in place.
+template <typename T, typename S>
+void finish_dy(ThreadPool& pool, const AttentionBackward& a) {
+  const Sizes z = sizes(a);
+  const int64_t heads = z.h + 2 * z.k, d = z.d, front = z.m - z.n;
+  const auto* rotary = a.rotary.data<float>();
+  float* dots = a.dot.empty() ? nullptr : a.dot.data<float>();
+  pool.parallel_ranges(z.n, kRowGrain, [&](int64_t begin, int64_t end) {
+    float *x = thread_scratch(5, 2 * d), *y = x + d;
+    for (int64_t row = begin; row < end; ++row) {
+      T* dy = a.dy.data<T>() + row * heads * d;
+      for (int64_t i = 0; dots && i < heads; ++i) {
+        const int64_t key_head = (i - z.h) % z.k, at = ((front + row) * z.k + key_head) * d;
+        const S* from = i < z.h         ? a.q.data<S>() + (row * z.h + i) * d
+                        : i < z.h + z.k ? a.k.data<S>() + at
+                                        : a.v.data<S>() + at;
+        widen(from, x, d);
+        widen(dy + i * d, y, d);
+        const float dot = inner_product(x, y, d);
+        float& to = dots[row * (z.h + z.k) + (i < z.h ? i : z.h + key_head)];
+        to = i < z.h + z.k ? dot : to + dot;
+      }
+      rotate_heads(dy, dy, z.h + z.k, d, rotary + row * d, -1.0f);
+    }
+  });
+}
 
 }  // namespace
 
@@ -386,8 +417,13 @@ void CpuOps::attention_forward(const AttentionForward& a) {
 }
 
 void CpuOps::attention_backward(const AttentionBackward& a) {
-  if (attention_fits_tiles(a)) return attention_backward_on_tiles(pool_, a);
-  with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(T*, S*) { Backward<T, S>(pool_, a); });
+  with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(T*, S*) {
+    if (attention_fits_tiles(a))
+      attention_backward_on_tiles(pool_, a);
+    else
+      Backward<T, S>(pool_, a);
+    if (!a.dy.empty()) finish_dy<T, S>(pool_, a);
+  });
 }
 
 void CpuOps::kv_append(const KvAppend& a) {

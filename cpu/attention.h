@@ -58,6 +58,36 @@ Sizes sizes(const Args& a) {
   return z;
 }
 
+// Where the gradients of a row's heads go: to tensors of their own, or side by side into dy, but for those of
+// the `front` key rows before dy's.
+template <typename T>
+class GradientRows {
+ public:
+  GradientRows(const AttentionBackward& a, const Sizes& z)
+      : front_(a.dy.empty() ? z.m : z.m - z.n), q_stride_(z.h * z.d), front_stride_(z.k * z.d) {
+    if (front_ > 0) front_k_ = a.dk.data<T>(), front_v_ = a.dv.data<T>();
+    if (a.dy.empty()) {
+      q_ = a.dq.data<T>();
+    } else {
+      q_ = a.dy.data<T>();
+      q_stride_ = (z.h + 2 * z.k) * z.d;
+      k_ = q_ + z.h * z.d;
+      v_ = k_ + z.k * z.d;
+    }
+  }
+  T* q(int64_t row) const { return q_ + row * q_stride_; }
+  T* k(int64_t row) const {
+    return row < front_ ? front_k_ + row * front_stride_ : k_ + (row - front_) * q_stride_;
+  }
+  T* v(int64_t row) const {
+    return row < front_ ? front_v_ + row * front_stride_ : v_ + (row - front_) * q_stride_;
+  }
+
+ private:
+  int64_t front_, q_stride_, front_stride_;
+  T *q_ = nullptr, *k_ = nullptr, *v_ = nullptr, *front_k_ = nullptr, *front_v_ = nullptr;
+};
+
 // How many keys of the block [k0, k0 + count) query j of the segment sees: they are the first ones.
 inline int64_t visible(int64_t spans, bool causal, int64_t j, int64_t k0, int64_t count) {
   return std::clamp<int64_t>(spans + (causal ? j + 1 : 0) - k0, 0, count);

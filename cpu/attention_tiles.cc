@@ -63,12 +63,13 @@ class TileBackward {
         v_(a.v.data<S>()),
         o_(a.o.data<S>()),
         d_o_(a.d_o.data<bf16>()),
+        to_(a, z_),
         ranges_(ranges_of(*a.plan, z_.group)),
         partial_(static_cast<float*>(a.scratch.raw())) {
     const int64_t row = z_.h * z_.d;
     pool.parallel_ranges(z_.n, 256, [&](int64_t begin, int64_t end) {  // rows of no segment
-      std::memset(static_cast<void*>(a.dq.data<bf16>() + begin * row), 0,
-                  static_cast<size_t>((end - begin) * row) * 2);
+      for (int64_t i = begin; i < end; ++i)
+        std::memset(static_cast<void*>(to_.q(i)), 0, static_cast<size_t>(row) * 2);
     });
     pool.parallel_for(static_cast<int64_t>(ranges_.size()) * z_.k,
                       [&](int64_t i) { chunk(ranges_[static_cast<size_t>(i / z_.k)], i % z_.k); });
@@ -124,8 +125,10 @@ class TileBackward {
           for (int64_t j = 0; j < z_.d; ++j) to[j] += from[j];
           for (int64_t j = 0; j < z_.d; ++j) to[count * row + j] += from[z_.d + j];
         }
-    convert_to_bf16(total, a_.dk.data<bf16>() + base * row, count * row);
-    convert_to_bf16(total + count * row, a_.dv.data<bf16>() + base * row, count * row);
+    for (int64_t i = 0; i < count; ++i) {
+      convert_to_bf16(total + i * row, to_.k(base + i), row);
+      convert_to_bf16(total + (count + i) * row, to_.v(base + i), row);
+    }
   }
 
   struct Work {
@@ -278,7 +281,8 @@ class TileBackward {
     for (int64_t r = 0; r < count; ++r) {
       float* dq = w.dq + r * dp_;
       for (int64_t j = 0; j < z_.d; ++j) dq[j] *= a_.scale;
-      convert_to_bf16(dq, a_.dq.data<bf16>() + offset(r), z_.d);
+      convert_to_bf16(
+          dq, to_.q(s.q_begin + range.begin + r / z_.group) + (head * z_.group + r % z_.group) * z_.d, z_.d);
     }
   }
 
@@ -354,6 +358,7 @@ class TileBackward {
   const int64_t dp_;  // d in whole panels
   const S *q_, *k_, *v_, *o_;
   const bf16* d_o_;
+  const GradientRows<bf16> to_;
   const std::vector<QueryRange> ranges_;
   float* partial_;
 };

@@ -3,6 +3,7 @@
 #include "cpu/cpu_matrix.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/lora.h"
+#include "cpu/normed_backward.h"
 #include "cpu/rows.h"
 #include "cpu/vec_math.h"
 
@@ -20,16 +21,6 @@ ForwardPieces forward_pieces(Pieces& p, const GateUpForward& a) {
   void* normed = p.take(block * c * dtype_size(t));
   float* product = p.floats(block * a.w->rows());
   return {normed, product, lora_scratch(p, a.lora, block, t == DType::kF32 ? 0 : block * c, 0)};
-}
-
-struct BackwardPieces {
-  float* dnormed;
-  LoraScratch lora;
-};
-BackwardPieces backward_pieces(Pieces& p, const GateUpBackward& a) {
-  const int64_t c = a.x.dim(1), f2 = a.w->rows(), block = row_block(a.x.dim(0));
-  float* dnormed = a.dnormed.empty() ? p.floats(block * c) : nullptr;
-  return {dnormed, lora_scratch(p, a.lora, block, block * c, a.w->dtype() == DType::kF32 ? 0 : block * f2)};
 }
 
 constexpr int64_t kRun = 256;  // values of g and u at a time, in L1
@@ -144,30 +135,6 @@ DownPieces down_pieces(const CpuOps& ops, Pieces& p, const DownBackward& a) {
   return {da, bytes > 0 ? Tensor(p.take(bytes), DType::kU8, {bytes}) : Tensor{}};
 }
 
-template <typename T>
-void backward(ThreadPool& pool, const GateUpBackward& a) {
-  const CpuMatrix& w = as_cpu(*a.w);
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), f2 = w.rows();
-  Pieces scratch(a.scratch);
-  const BackwardPieces s = backward_pieces(scratch, a);
-  if (!a.lora.empty()) lora_pack(a.lora, s.lora.packed);
-  const float* gain = a.gain.empty() ? nullptr : a.gain.data<float>();
-  const int64_t block = row_block(n);
-  for (int64_t r0 = 0; r0 < n; r0 += block) {
-    const int64_t rows = std::min(block, n - r0);
-    const T* dy = a.dy.data<T>() + r0 * f2;
-    float* dnormed = a.dnormed.empty() ? s.dnormed : a.dnormed.data<float>() + r0 * c;
-    matmul(pool, w, {.m = rows, .n = c, .k = f2, .a = dy, .lda = f2, .c = dnormed, .ldc = c});
-    if (!a.lora.empty())
-      lora_backward_block(pool, a.lora, s.lora, r0, rows,
-                          normed_f32(pool, a.x, a.rstd, gain, r0, rows, DType::kBF16, nullptr, s.lora.x),
-                          in_f32(pool, dy, rows * f2, s.lora.y), f2, dnormed);
-    norm_backward_rows(pool, a.x.data<float>() + r0 * c, a.rstd.data<float>() + r0, gain, dnormed, rows, c,
-                       a.dx.data<float>() + r0 * c);
-  }
-  rounded_rows(pool, a.dx.data<float>(), nullptr, a.dx_bf16);
-}
-
 }  // namespace
 
 int64_t CpuOps::scratch(const GateUpForward& a) const {
@@ -180,11 +147,7 @@ int64_t CpuOps::scratch(const DownBackward& a) const {
   down_pieces(*this, p, a);
   return p.used();
 }
-int64_t CpuOps::scratch(const GateUpBackward& a) const {
-  Pieces p;
-  backward_pieces(p, a);
-  return p.used();
-}
+int64_t CpuOps::scratch(const GateUpBackward& a) const { return normed_backward_scratch(a); }
 
 void CpuOps::gate_up_forward(const GateUpForward& a) {
   // g and u not wanted: rounded as if they were kept, so that inference sees what training sees.
@@ -229,11 +192,6 @@ void CpuOps::down_backward(const DownBackward& a) {
     });
   }
 }
-void CpuOps::gate_up_backward(const GateUpBackward& a) {
-  if (a.w->dtype() == DType::kF32)
-    backward<float>(pool_, a);
-  else
-    backward<bf16>(pool_, a);
-}
+void CpuOps::gate_up_backward(const GateUpBackward& a) { normed_backward(pool_, a); }
 
 }  // namespace gantrain

@@ -49,6 +49,21 @@ inline void store(bf16* p, float v) {
   p->bits = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
+// Rotates `heads` heads of a row by +angle (sign = 1) or -angle (sign = -1); in place is fine. rotary: the
+// row's cos (d / 2), then sin.
+template <typename From, typename To>
+void rotate_heads(const From* from, To* to, int64_t heads, int64_t d, const float* rotary, float sign) {
+  const int64_t half = d / 2;
+  const float *cos = rotary, *sin = rotary + half;
+  for (int64_t h = 0; h < heads; ++h, from += d, to += d) {
+    for (int64_t j = 0; j < half; ++j) {
+      const float a = load(from + j), b = load(from + half + j), s = sin[j] * sign;
+      store(to + j, a * cos[j] - b * s);
+      store(to + half + j, b * cos[j] + a * s);
+    }
+  }
+}
+
 // Whole runs of stored values from and to f32: to[i] = from[i] * factor, rounded once.
 template <typename T>
 void widen(const T* from, float* to, int64_t count, float factor = 1.0f) {

@@ -47,16 +47,17 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
   const LlamaLayer& w = llama.layers().front();
   const Tensor x = view(DType::kF32, {m.n, m.c}), rstd = view(DType::kF32, {m.n});
   const Tensor q = view(m.s, {m.n, m.h, m.d}), kv = view(m.s, {m.n, m.k, m.d}), g = view(m.s, {m.n, m.f});
-  const Tensor keys = view(m.s, {m.prefix + m.n, m.k, m.d}), dkeys = view(m.t, {m.prefix + m.n, m.k, m.d});
-  const Tensor dq = view(m.t, {m.n, m.h, m.d}), dkv = view(m.t, {m.n, m.k, m.d}), f = view(m.t, {m.n, m.f}),
-               dy = view(m.t, {m.n, 2 * m.f});
+  const Tensor keys = view(m.s, {m.prefix + m.n, m.k, m.d}),
+               front = m.prefix > 0 ? view(m.t, {m.prefix, m.k, m.d}) : Tensor{};
+  const Tensor d_o = view(m.t, {m.n, m.h, m.d}), dqkv = view(m.t, {m.n, (m.h + 2 * m.k) * m.d}),
+               f = view(m.t, {m.n, m.f}), dy = view(m.t, {m.n, 2 * m.f});
   const Tensor rotary = view(DType::kF32, {m.n, m.d});
   const Tensor lse = view(DType::kF32, {m.n, m.h});
   // As in llama_backward: what is handed over where the device fuses norms and the product has no bias.
   const bool fuses = device.fuses_norms(m.t);
   const Tensor dot = fuses && w.gate_up_bias.view().empty() ? rstd : Tensor{},
                dx_bf16 = fuses ? view(DType::kBF16, {m.n, m.c}) : Tensor{};
-  const bool biased = !w.qkv_bias.view().empty();
+  const Tensor dot_qkv = fuses && w.qkv_bias.view().empty() ? view(DType::kF32, {m.n, m.h + m.k}) : Tensor{};
   const float scale = llama.attention_scale();
   std::array<Tensor, kLoraTargets> z;
   if (adapters.lora) z.fill(view(DType::kF32, {m.n, adapters.lora->shape.rank}));
@@ -130,7 +131,7 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                            .lora = gate_up}));
     grow(project_backward_scratch(device, {.dout = x,
                                            .w = w.o.get(),
-                                           .da = dq.view({m.n, m.h * m.d}),
+                                           .da = d_o.view({m.n, m.h * m.d}),
                                            .scratch = {},
                                            .lora = o,
                                            .a = q.view({m.n, m.h * m.d})}));
@@ -139,26 +140,24 @@ int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool ba
                                              .v = keys,
                                              .o = q,
                                              .lse = lse,
-                                             .d_o = dq,
+                                             .d_o = d_o,
                                              .plan = &plan,
                                              .scale = scale,
-                                             .dq = dq,
-                                             .dk = dkeys,
-                                             .dv = dkeys,
-                                             .scratch = {}}));
+                                             .dq = {},
+                                             .dk = front,
+                                             .dv = front,
+                                             .scratch = {},
+                                             .dy = dqkv,
+                                             .rotary = rotary,
+                                             .dot = dot_qkv}));
     grow(qkv_backward_scratch(device, {.x = x,
                                        .rstd = rstd,
                                        .gain = w.attention_gain,
                                        .w = w.qkv.get(),
-                                       .rotary = rotary,
-                                       .dq = dq,
-                                       .dk = dkv,
-                                       .dv = dkv,
+                                       .dy = dqkv,
                                        .dx = x,
                                        .scratch = {},
-                                       .q = biased ? Tensor{} : q,
-                                       .k = biased ? Tensor{} : kv,
-                                       .v = biased ? Tensor{} : kv,
+                                       .dot = dot_qkv,
                                        .dx_bf16 = dx_bf16,
                                        .lora = qkv}));
   }
@@ -246,15 +245,16 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.rstd_out = arena.take(DType::kF32, {rows});
     a.dx = arena.take(DType::kF32, {rows, m.c});
     a.d_o = arena.take(m.t, {rows, m.h, m.d});
-    a.dq = arena.take(m.t, {rows, m.h, m.d});
-    a.dkeys = arena.take(m.t, {m.prefix + rows, m.k, m.d});
-    a.dvalues = arena.take(m.t, {m.prefix + rows, m.k, m.d});
-    a.dk = slice(a.dkeys, m.prefix, rows);
-    a.dv = slice(a.dvalues, m.prefix, rows);
+    a.dqkv = arena.take(m.t, {rows, (m.h + 2 * m.k) * m.d});
+    if (m.prefix > 0) {
+      a.dk_prefix = arena.take(m.t, {m.prefix, m.k, m.d});
+      a.dv_prefix = arena.take(m.t, {m.prefix, m.k, m.d});
+    }
     a.dy = arena.take(m.t, {rows, 2 * m.f});
     if (device.fuses_norms(m.t)) {
       a.dx_bf16 = arena.take(DType::kBF16, {rows, m.c});
       a.dot = arena.take(DType::kF32, {rows});
+      a.dot_qkv = arena.take(DType::kF32, {rows, m.h + m.k});
     }
     if (adapters.bottleneck) {
       a.dout = arena.take(DType::kF32, {rows, m.c});
@@ -264,7 +264,6 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
       a.normed = arena.take(DType::kF32, {rows, m.c});
       a.dnormed = arena.take(DType::kF32, {rows, m.c});
       a.rstd_again = arena.take(DType::kF32, {rows});
-      a.dqkv = arena.take(DType::kF32, {rows, (m.h + 2 * m.k) * m.d});
     }
   }
   if (adapters.bottleneck) {

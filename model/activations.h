@@ -54,21 +54,21 @@ struct Activations {
   Tensor wide;    // (N, C) f32
 
   // Backward's own buffers; empty unless saving allows a backward.
-  Tensor dx;              // (N, C) f32   gradient of the residual stream, in and out
-  Tensor d_o, dq;         // (N, H, D) T
-  Tensor dk, dv;          // (N, K, D) T
-  Tensor dkeys, dvalues;  // (P + N, K, D) T, of keys and values
-  Tensor dy;              // (N, 2F) T    of gate and up
+  Tensor dx;                    // (N, C) f32   gradient of the residual stream, in and out
+  Tensor d_o;                   // (N, H, D) T
+  Tensor dqkv;                  // (N, (H + 2K) D) T
+  Tensor dk_prefix, dv_prefix;  // (P, K, D) T; empty without a prefix
+  Tensor dy;                    // (N, 2F) T    of gate and up
   // Where the device fuses norms:
   Tensor dx_bf16;  // (N, C) bf16  dx rounded
   Tensor dot;      // (N) f32      <dy, [g; u]>
+  Tensor dot_qkv;  // (N, H + K) f32  parts of <dqkv, [q; k; v]>
   // With bottlenecks:
   Tensor dout;     // (N, C) f32   gradient of what attention or the MLP adds
   Tensor dnarrow;  // (2, N, R) f32
   // With trained weights:
   Tensor normed, dnormed;  // (N, C) f32
   Tensor rstd_again;       // (N) f32
-  Tensor dqkv;             // (N, (H + 2K) D) f32
 };
 
 // A layer's adapters on some targets, as an op takes them: what forward needs, and what backward does.

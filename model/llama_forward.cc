@@ -289,7 +289,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                            .dout_bf16 = dx_bf16,
                            .lora = parts({LoraTarget::kO}),
                            .a = a.o.view({n, hd})});
-    const bool biased = !w.qkv_bias.view().empty();
+    const Tensor dot_qkv = w.qkv_bias.view().empty() ? acts.dot_qkv : Tensor{};
     attention_backward(dev, {.q = a.q,
                              .k = a.keys,
                              .v = a.values,
@@ -298,31 +298,28 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                              .d_o = acts.d_o,
                              .plan = &plan,
                              .scale = scale,
-                             .dq = acts.dq,
-                             .dk = acts.dkeys,
-                             .dv = acts.dvalues,
-                             .scratch = acts.scratch});
-    if (const int64_t p = adapters.prefix_rows(); p > 0 && !adapters.prefix->dtable.empty())
-      prefix_backward(dev, {.dk = acts.dkeys.rows(0, p),
-                            .dv = acts.dvalues.rows(0, p),
+                             .dq = {},
+                             .dk = acts.dk_prefix,
+                             .dv = acts.dv_prefix,
+                             .scratch = acts.scratch,
+                             .dy = acts.dqkv,
+                             .rotary = acts.rotary,
+                             .dot = dot_qkv});
+    if (adapters.prefix_rows() > 0 && !adapters.prefix->dtable.empty())
+      prefix_backward(dev, {.dk = acts.dk_prefix,
+                            .dv = acts.dv_prefix,
                             .layer = static_cast<int64_t>(l),
                             .dtable = adapters.prefix->dtable});
     qkv_backward(dev, {.x = a.x,
                        .rstd = a.rstd1,
                        .gain = w.attention_gain,
                        .w = w.qkv.get(),
-                       .rotary = acts.rotary,
-                       .dq = acts.dq,
-                       .dk = acts.dk,
-                       .dv = acts.dv,
+                       .dy = acts.dqkv,
                        .dx = acts.dx,
                        .scratch = acts.scratch,
-                       .q = biased ? ConstTensor{} : a.q,
-                       .k = biased ? ConstTensor{} : a.k,
-                       .v = biased ? ConstTensor{} : a.v,
+                       .dot = dot_qkv,
                        .dx_bf16 = acts.dx_bf16,
                        .lora = parts({LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}),
-                       .dy = trains ? acts.dqkv : Tensor{},
                        .dnormed = trains ? acts.dnormed : Tensor{}});
     normed_gradients(dev, acts, a.x, w.attention_gain, eps, acts.dqkv, trained.qkv, trained.qkv_bias,
                      trained.attention_gain);

@@ -119,10 +119,13 @@ void define(Suite& suite) {
                           .d_o = m.normal({rows, h, d}, p.dtype),
                           .plan = f.plan,
                           .scale = f.scale,
-                          .dq = m.normal({rows, h, d}, p.dtype),
-                          .dk = m.normal({rows, k, d}, p.dtype),
-                          .dv = m.normal({rows, k, d}, p.dtype),
-                          .scratch = {}};
+                          .dq = {},
+                          .dk = {},
+                          .dv = {},
+                          .scratch = {},
+                          .dy = m.normal({rows, (h + 2 * k) * d}, p.dtype),
+                          .rotary = m.normal({rows, d})};
+      if (m.device().fuses_norms(p.dtype)) a.dot = m.normal({rows, h + k});
       a.scratch = m.scratch(attention_backward_scratch(m.device(), a));
       return Call{[a, &m] { attention_backward(m.device(), a); }, attention_backward_bytes(a),
                   attention_backward_flops(a)};

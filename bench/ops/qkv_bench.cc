@@ -31,15 +31,13 @@ void define(Suite& suite) {
   });
   suite.op("qkv_backward", axes, true, [](const Point& p, Memory& m) {
     const LlamaConfig& l = p.config;
-    const int64_t n = p.at("tokens"), c = l.hidden_size, h = l.num_heads, k = l.num_kv_heads, d = l.head_dim;
+    const int64_t n = p.at("tokens"), c = l.hidden_size,
+                  out = (l.num_heads + 2 * l.num_kv_heads) * l.head_dim;
     QkvBackward a{.x = m.normal({n, c}),
                   .rstd = m.positive({n}),
                   .gain = {},
-                  .w = m.frozen((h + 2 * k) * d, c, p.dtype),
-                  .rotary = m.normal({n, d}),
-                  .dq = m.normal({n, h, d}, p.dtype),
-                  .dk = m.normal({n, k, d}, p.dtype),
-                  .dv = m.normal({n, k, d}, p.dtype),
+                  .w = m.frozen(out, c, p.dtype),
+                  .dy = m.normal({n, out}, p.dtype),
                   .dx = m.normal({n, c}),
                   .scratch = {}};
     a.scratch = m.scratch(qkv_backward_scratch(m.device(), a));

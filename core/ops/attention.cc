@@ -93,9 +93,23 @@ void attention_backward(Device& device, const AttentionBackward& a) {
   check.tensor("lse", a.lse, DType::kF32, {n, h});
   const DType grad = t == DType::kF16 ? DType::kBF16 : t;
   check.tensor("d_o", a.d_o, grad, {n, h, d});
-  check.tensor("dq", a.dq, grad, {n, h, d});
-  check.tensor("dk", a.dk, grad, {m, k, d});
-  check.tensor("dv", a.dv, grad, {m, k, d});
+  if (a.dy.empty()) {
+    check.tensor("dq", a.dq, grad, {n, h, d});
+    check.tensor("dk", a.dk, grad, {m, k, d});
+    check.tensor("dv", a.dv, grad, {m, k, d});
+    GT_CHECK(a.rotary.empty() && a.dot.empty(), "attention_backward: rotary and dot belong to dy");
+  } else {
+    GT_CHECK(d % 2 == 0, "attention_backward: RoPE needs an even head size, got {}", d);
+    GT_CHECK(m >= n, "attention_backward: dy with {} queries of {} keys", n, m);
+    GT_CHECK(a.dq.empty(), "attention_backward: dq is part of dy");
+    check.tensor("dy", a.dy, grad, {n, (h + 2 * k) * d});
+    check.tensor("rotary", a.rotary, DType::kF32, {n, d});
+    check.optional("dot", a.dot, DType::kF32, {n, h + k});
+    GT_CHECK(m == n ? a.dk.empty() && a.dv.empty() : !a.dk.empty() && !a.dv.empty(),
+             "attention_backward: dk and dv are of the {} rows of keys in front of dy's", m - n);
+    check.optional("dk", a.dk, grad, {m - n, k, d});
+    check.optional("dv", a.dv, grad, {m - n, k, d});
+  }
   check_plan(check, a.plan, n, m);
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().attention_backward(a);
@@ -144,8 +158,9 @@ int64_t attention_forward_flops(const AttentionForward& a) {
   return 4 * a.q.dim(1) * a.q.dim(2) * attention_pairs(*a.plan);
 }
 int64_t attention_backward_bytes(const AttentionBackward& a) {
-  return a.q.bytes() + key_bytes(*a.plan, a.k) + a.o.bytes() + a.lse.bytes() + a.d_o.bytes() + a.dq.bytes() +
-         a.dk.bytes() + a.dv.bytes();
+  return a.q.bytes() + key_bytes(*a.plan, a.k) + a.o.bytes() + a.lse.bytes() + a.d_o.bytes() +
+         contract::bytes_of(a.dq) + contract::bytes_of(a.dk) + contract::bytes_of(a.dv) +
+         contract::bytes_of(a.dy) + contract::bytes_of(a.rotary) + contract::bytes_of(a.dot);
 }
 int64_t attention_backward_flops(const AttentionBackward& a) {
   return 10 * a.q.dim(1) * a.q.dim(2) * attention_pairs(*a.plan);

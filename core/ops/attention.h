@@ -61,6 +61,12 @@ struct AttentionBackward {
   Tensor dk;       // (M, K, D) T  =  rows nobody sees get 0
   Tensor dv;       // (M, K, D) T  =
   Tensor scratch;  // (bytes) u8
+  // Where queries and the last N rows of keys and values are one projection's (core/ops/qkv.h), its gradient:
+  // dq is empty, and dk and dv are (M - N, K, D), of the rows in front (empty where there are none).
+  Tensor dy = {};           // (N, (H + 2K) D) T  =  [dq; dk; dv], dq and dk before RoPE
+  ConstTensor rotary = {};  // (N, D) f32  rotary_table's, of dy's rows
+  // (N, H + K) f32  =  parts of <dq, q> + <dk, k> + <dv, v> of each row, in any division; empty: not wanted
+  Tensor dot = {};
 };
 // Copies rows into a cache:  k_cache[slots[n]] = k[n],  v_cache[slots[n]] = v[n].
 struct KvAppend {

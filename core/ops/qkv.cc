@@ -44,32 +44,23 @@ void qkv_forward(Device& device, const QkvForward& a) {
 void qkv_backward(Device& device, const QkvBackward& a) {
   const contract::Checker check("qkv_backward", device);
   check.rank("x", a.x, 2);
-  check.rank("dq", a.dq, 3);
-  check.rank("dk", a.dk, 3);
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), h = a.dq.dim(1), d = a.dq.dim(2), k = a.dk.dim(1);
-  GT_CHECK(d % 2 == 0, "qkv_backward: RoPE needs an even head size, got {}", d);
-  check.matrix("w", a.w, (h + 2 * k) * d, c);
+  check.rank("dy", a.dy, 2);
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.dy.dim(1);
+  check.matrix("w", a.w, out, c);
   const DType t = a.w->dtype();
   check.tensor("x", a.x, DType::kF32, {n, c});
   check.tensor("rstd", a.rstd, DType::kF32, {n});
   check.optional("gain", a.gain, DType::kF32, {c});
-  check.tensor("rotary", a.rotary, DType::kF32, {n, d});
-  check.tensor("dq", a.dq, t, {n, h, d});
-  check.tensor("dk", a.dk, t, {n, k, d});
-  check.tensor("dv", a.dv, t, {n, k, d});
+  check.tensor("dy", a.dy, t, {n, out});
   check.tensor("dx", a.dx, DType::kF32, {n, c});
-  GT_CHECK(a.q.empty() == a.k.empty() && a.q.empty() == a.v.empty(),
-           "qkv_backward: q, k and v are given together or not at all");
-  if (!a.q.empty()) {
-    check.kept("q", a.q, t, {n, h, d});
-    check.tensor("k", a.k, a.q.dtype(), {n, k, d});
-    check.tensor("v", a.v, a.q.dtype(), {n, k, d});
+  if (!a.dot.empty()) {
+    check.rank("dot", a.dot, 2);
+    check.tensor("dot", a.dot, DType::kF32, {n, a.dot.dim(1)});
   }
   check.rounded("dx_bf16", a.dx_bf16, t, {n, c});
-  check.trained(t, !a.dy.empty() || !a.dnormed.empty());
-  check.optional("dy", a.dy, DType::kF32, {n, (h + 2 * k) * d});
+  check.trained(t, !a.dnormed.empty());
   check.optional("dnormed", a.dnormed, DType::kF32, {n, c});
-  check.lora(a.lora, n, c, (h + 2 * k) * d);
+  check.lora(a.lora, n, c, out);
   if (n == 0) return;
   check.scratch(a.scratch, device.ops().scratch(a));
   device.ops().qkv_backward(a);
@@ -90,10 +81,8 @@ int64_t qkv_forward_flops(const QkvForward& a) {
   return 2 * a.x.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.x.dim(0));
 }
 int64_t qkv_backward_bytes(const QkvBackward& a) {
-  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) +
-         a.rotary.bytes() + a.dq.bytes() + a.dk.bytes() + a.dv.bytes() + contract::bytes_of(a.q) +
-         contract::bytes_of(a.k) + contract::bytes_of(a.v) + 2 * a.dx.bytes() +
-         contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora) + contract::bytes_of(a.dy) +
+  return a.x.bytes() + a.rstd.bytes() + contract::bytes_of(a.gain) + contract::bytes_of(a.w) + a.dy.bytes() +
+         contract::bytes_of(a.dot) + 2 * a.dx.bytes() + contract::bytes_of(a.dx_bf16) + lora_bytes(a.lora) +
          contract::bytes_of(a.dnormed);
 }
 int64_t qkv_backward_flops(const QkvBackward& a) {

@@ -35,30 +35,24 @@ struct QkvForward {
   // Adapters of ranges of the outputs.
   std::span<const LoraPart> lora{};
 };
-// Un-rotates dq and dk, then dxhat = [dq; dk; dv] w * gain and dx += the RMSNorm backward of dxhat, which
-// needs sum_j dxhat_j x_j rstd. Without bias that is <dq, q> + <dk, k> + <dv, v>: <dy w, xhat> = <dy, w
-// xhat>, and a rotation changes no dot product. With forward's q, k and v at hand no pass over dxhat is
-// needed; their rounding is within that of the product's own operands (docs/kernels/matmul.md).
+// dx += the RMSNorm backward of dxhat = dy w * gain, which needs sum_j dxhat_j x_j rstd. Without bias that is
+// <dq, q> + <dk, k> + <dv, v>: <dy w, xhat> = <dy, w xhat>, and a rotation changes no dot product. With `dot`
+// no pass over dxhat is needed; its rounding is within that of the product's own operands
+// (docs/kernels/matmul.md).
 struct QkvBackward {
   ConstTensor x;          // (N, C) f32
   ConstTensor rstd;       // (N) f32
   ConstTensor gain;       // (C) f32 or empty
   const FrozenMatrix* w;  // ((H + 2K) D, C)
-  ConstTensor rotary;     // (N, D) f32  forward's
-  ConstTensor dq;         // (N, H, D) T
-  ConstTensor dk;         // (N, K, D) T
-  ConstTensor dv;         // (N, K, D) T
+  ConstTensor dy;         // (N, (H + 2K) D) T  attention_backward's
   Tensor dx;              // (N, C) f32  +=
   Tensor scratch;         // (bytes) u8
-  ConstTensor q = {};     // (N, H, D) S  forward's, where it had no bias; all three or none
-  ConstTensor k = {};     // (N, K, D) S
-  ConstTensor v = {};     // (N, K, D) S
+  ConstTensor dot = {};   // (N, P) f32  attention_backward's, where forward had no bias; or empty
   Tensor dx_bf16 = {};    // (N, C) bf16  =  the new dx, rounded; empty: not wanted
   // Forward's adapters.
   std::span<const LoraPartBackward> lora{};
-  // For who trains the product's weight and the gain in front (f32 weights only): what their gradients are
-  // made of by linear_backward and rmsnorm_backward. Empty: not wanted.
-  Tensor dy{};       // (N, (H + 2K) D) f32  =  [dq; dk; dv] before RoPE
+  // For who trains the gain in front (f32 weights only): what its gradient is made of by rmsnorm_backward.
+  // Empty: not wanted.
   Tensor dnormed{};  // (N, C) f32  =  dy w
 };
 

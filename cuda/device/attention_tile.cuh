@@ -8,6 +8,7 @@
 #include "cuda/device/async_copy.cuh"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/quads.cuh"
+#include "cuda/device/rotary.cuh"
 
 namespace gantrain::cuda {
 
@@ -140,10 +141,10 @@ __device__ inline void multiply_columns(float (&acc)[kD / 8][4], const float (&p
   }
 }
 // Writes a warp's rows [row0, row0 + 16) of factor * acc through the tile (whose own 16 rows are free) in
-// 16-byte stores. factor[i] belongs to rows lane / 4 + 8 i; row(r) as in copy_rows, for rows r < rows.
-template <int kD, typename Row>
+// 16-byte stores. factor[i] belongs to rows lane / 4 + 8 i; to(r): where row r < rows goes.
+template <int kD, typename To>
 __device__ inline void store_rows(const float (&acc)[kD / 8][4], const float (&factor)[2], char* shared,
-                                  int row0, __nv_bfloat16* to, int rows, Row row) {
+                                  int row0, int rows, To to) {
   constexpr int kPieces = kD / 8;
   const int lane = threadIdx.x % kWarp, group = lane / 4, pair = lane % 4;
   __syncwarp();  // the other lanes have read what lay here
@@ -161,8 +162,43 @@ __device__ inline void store_rows(const float (&acc)[kD / 8][4], const float (&f
   for (int i = 0; i < 16 * kPieces / kWarp; ++i) {
     const int at = i * kWarp + lane, r = row0 + at / kPieces, piece = at % kPieces;
     if (r < rows)
-      *reinterpret_cast<int4*>(to + row(r) * kD + piece * 8) =
+      *reinterpret_cast<int4*>(to(r) + piece * 8) =
           *reinterpret_cast<const int4*>(shared + piece_offset<kD>(r, piece));
+  }
+}
+
+// Of acc's rows lane / 4 + 8 i, the lane's columns times those of rows [row0, row0 + 16) of a tile, added to
+// sum[i] in order.
+template <int kD>
+__device__ inline void add_row_products(const float (&acc)[kD / 8][4], const char* shared, int row0,
+                                        float (&sum)[2]) {
+  const int lane = threadIdx.x % kWarp, group = lane / 4, pair = lane % 4;
+#pragma unroll
+  for (int t = 0; t < kD / 8; ++t) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t at = piece_offset<kD>(row0 + group + 8 * i, t) + 4 * pair;
+      const float2 x = unpack_pair<__nv_bfloat16>(*reinterpret_cast<const uint32_t*>(shared + at));
+      sum[i] = fmaf(acc[t][2 * i + 1], x.y, fmaf(acc[t][2 * i], x.x, sum[i]));
+    }
+  }
+}
+// Rotates row lane / 4 + 8 i of acc back by the angles of a row of the table: kD / 2 cosines, then sines.
+template <int kD>
+__device__ inline void rotate_back(float (&acc)[kD / 8][4], int i, const float* __restrict__ table) {
+  table += 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int t = 0; t < kD / 16; ++t) {
+    float cosine[2], sine[2];
+    load_constant_floats(table + 8 * t, cosine);
+    load_constant_floats(table + kD / 2 + 8 * t, sine);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float &a = acc[t][2 * i + e], &b = acc[t + kD / 16][2 * i + e];
+      const RotatedPair pair = rotate(a, b, cosine[e], -sine[e]);
+      a = pair.first;
+      b = pair.second;
+    }
   }
 }
 

@@ -19,6 +19,9 @@ inline __host__ __device__ int64_t parts_stride(int64_t m) { return (m + 7) / 8 
 // Rows that one counter of arrivals stands for at least.
 constexpr int kArrivalRows = 16;
 
+// What an epilogue of a product that asks nothing of rows knows of one (cuda/kernels/matmul_epilogue.cuh).
+struct NothingOfRow {};
+
 // to[row] = the sum over its columns or, where it is a statistic, 1 / sqrt(sum / n + eps).
 struct RowSums {
   float* to;           // (m) or null: no sums are wanted

@@ -1,6 +1,7 @@
 // Attention on the f32 units, for any head size and any stored type: core/ops/attention.h.
 #pragma once
 
+#include "cuda/device/attention_rows.cuh"
 #include "cuda/device/plan.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/device/types.cuh"
@@ -167,7 +168,8 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_query_
     const S* __restrict__ q, const S* __restrict__ k, const S* __restrict__ v, const T* __restrict__ d_o,
     const float2* __restrict__ statistics,  // (N, H): lse, delta
     const PlanSegment* __restrict__ segments, const PlanSpan* __restrict__ spans,
-    const PlanTask* __restrict__ tasks, float scale, T* __restrict__ dq, int heads, int kv_heads, int d) {
+    const PlanTask* __restrict__ tasks, float scale, AttentionGradients<T> to, int heads, int kv_heads,
+    int d) {
   extern __shared__ float shared[];
   float *keys = shared, *values = keys + kGeneralTile * (d + 1), *queries = values + kGeneralTile * (d + 1);
   float* grads = queries + kGeneralRows * (d + 1);
@@ -226,11 +228,12 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_query_
 #pragma unroll
   for (int i = 0; i < kGeneralOwn; ++i) {
     if (first + i >= rows) continue;
-    T* to = dq + head_row(first + i) * d;
+    const int r = first + i;
+    T* dq = to.query(s.q_begin + task.begin + r / width, head * group + in_group + r % width, d);
 #pragma unroll
     for (int t = 0; t < kColumns; ++t) {
       const int j = t * kWarp + lane;
-      if (j < d) to[j] = from_float<T>(acc[i][t] * scale);
+      if (j < d) dq[j] = from_float<T>(acc[i][t] * scale);
     }
   }
 }
@@ -244,7 +247,7 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_ba
     const float2* __restrict__ statistics,  // (N, H): lse, delta
     const PlanSegment* __restrict__ segments, const PlanSpan* __restrict__ spans,
     const int32_t* __restrict__ part_offsets, const PlanPart* __restrict__ parts, float scale,
-    T* __restrict__ dk, T* __restrict__ dv, int64_t key_rows, int heads, int kv_heads, int d) {
+    AttentionGradients<T> to, int64_t key_rows, int heads, int kv_heads, int d) {
   extern __shared__ float shared[];
   float *queries = shared, *grads = queries + kGeneralTile * (d + 1), *keys = grads + kGeneralTile * (d + 1);
   float* values = keys + kGeneralRows * (d + 1);
@@ -304,13 +307,14 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_ba
 #pragma unroll
   for (int i = 0; i < kGeneralOwn; ++i) {
     if (first + i >= own_rows) continue;
-    const int64_t at = ((base + first + i) * kv_heads + head) * d;
+    T* dk = to.key(base + first + i, head, kv_heads, d);
+    T* dv = to.value(base + first + i, head, kv_heads, d);
 #pragma unroll
     for (int t = 0; t < kColumns; ++t) {
       const int j = t * kWarp + lane;
       if (j >= d) continue;
-      dk[at + j] = from_float<T>(acc_k[i][t] * scale);
-      dv[at + j] = from_float<T>(acc_v[i][t]);
+      dk[j] = from_float<T>(acc_k[i][t] * scale);
+      dv[j] = from_float<T>(acc_v[i][t]);
     }
   }
 }

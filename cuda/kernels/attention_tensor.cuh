@@ -6,6 +6,7 @@
 // is added by atomics: every sum has a fixed order.
 #pragma once
 
+#include "cuda/device/attention_rows.cuh"
 #include "cuda/device/attention_tile.cuh"
 #include "cuda/device/plan.cuh"
 #include "cuda/device/types.cuh"
@@ -158,7 +159,7 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_forward_kerne
   }
   const float total[2] = {quad_sum(sum[0]), quad_sum(sum[1])};
   const float inverse[2] = {1.0f / total[0], 1.0f / total[1]};
-  store_rows<kD>(acc, inverse, tensor_shared, row0, o, rows, head_row);
+  store_rows<kD>(acc, inverse, tensor_shared, row0, rows, [&](int r) { return o + head_row(r) * kD; });
   if (lse && lane % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -181,9 +182,10 @@ __device__ inline float add_products(const __nv_bfloat16* x, const __nv_bfloat16
 }
 
 // dq, and of each row what key backward needs besides: delta = <o, d_o>, summed by the four lanes that share
-// it, and lse in base 2. grid (tasks, K * slices), block 128, ownership as in forward: 64 rows a block; q and
-// d_o stay in registers. Tiles of keys, double buffered. Shared memory: the rows of q and d_o, two tiles each
-// of k and v. Traffic: q, o and dq once, d_o twice; k and v once a block; 8 B a row written.
+// it, and lse in base 2. At the end, where asked for, <dq, q> of each row, and dq rotated back. grid (tasks,
+// K * slices), block 128, ownership as in forward: 64 rows a block; q and d_o stay in registers. Tiles of
+// keys, double buffered. Shared memory: the rows of q and d_o, two tiles each of k and v. Traffic: q, o and
+// dq once, d_o twice; k and v once a block; 8 B a row written.
 template <int kD>
 __global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_backward_kernel(
     const __nv_bfloat16* __restrict__ q, const __nv_bfloat16* __restrict__ k,
@@ -191,7 +193,8 @@ __global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_back
     const __nv_bfloat16* __restrict__ d_o, const float* __restrict__ lse,  // (N, H)
     float2* __restrict__ statistics,                                       // (N, H) =  lse log2(e), delta
     const PlanSegment* __restrict__ segments, const PlanTask* __restrict__ tasks,
-    const int32_t* __restrict__ keys, float scale, __nv_bfloat16* __restrict__ dq, int heads, int kv_heads) {
+    const int32_t* __restrict__ keys, float scale, AttentionGradients<__nv_bfloat16> to, int heads,
+    int kv_heads) {
   extern __shared__ __align__(256) char tensor_shared[];
   constexpr int kKeys = kBackwardTile<kD>, kOwn = kRowBytes<kD> * kTensorRows;
   using Tiles = KeyTiles<kD, kKeys>;
@@ -283,23 +286,46 @@ __global__ __launch_bounds__(kTensorThreads, 2) void attention_tensor_query_back
       left[1] -= 16;
     }
   }
-  const float factor[2] = {scale, scale};
-  store_rows<kD>(acc, factor, tensor_shared, row0, dq, rows, head_row);
+#pragma unroll
+  for (int t = 0; t < kD / 8; ++t)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) acc[t][e] *= scale;
+  const auto query = [&](int r) { return static_cast<int64_t>(s.q_begin + task.begin + r / h.width); };
+  if (to.dot) {
+    float sum[2] = {};
+    add_row_products<kD>(acc, tensor_shared, row0, sum);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = row0 + lane / 4 + 8 * i;
+      sum[i] = quad_sum(sum[i]);
+      if (r < rows && lane % 4 == 0) to.dot[query(r) * (heads + kv_heads) + h.first + r % h.width] = sum[i];
+    }
+  }
+  if (to.rotary) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = row0 + lane / 4 + 8 * i;
+      if (r < rows) rotate_back<kD>(acc, i, to.rotary + query(r) * kD);
+    }
+  }
+  const float one[2] = {1.0f, 1.0f};
+  store_rows<kD>(acc, one, tensor_shared, row0, rows,
+                 [&](int r) { return to.query(query(r), h.first + r % h.width, kD); });
 }
 
 // dk and dv. grid (key blocks, K), block 128: a block owns 64 rows of keys of one key head, a warp 16 of
 // them, and takes all queries of all segments that see them, in the plan's order, in runs of tiles (PlanRun).
 // Tiles of `per` queries with `width` heads each, double buffered; copies go on from one run to the next. k
-// stays in registers, and of v what they have room for. Shared memory: the rows of k and v, two tiles each of
-// q and d_o, their lse and delta.
+// stays in registers, and of v what they have room for. At the end, where asked for, <dk, k> + <dv, v> of
+// each row, and dk rotated back. Shared memory: the rows of k and v, two tiles each of q and d_o, their lse
+// and delta.
 template <int kD>
 __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_kernel(
     const __nv_bfloat16* __restrict__ q, const __nv_bfloat16* __restrict__ k,
     const __nv_bfloat16* __restrict__ v, const __nv_bfloat16* __restrict__ d_o,
     const float2* __restrict__ statistics,  // (N, H): lse log2(e), delta
     const int32_t* __restrict__ run_offsets, const PlanRun* __restrict__ runs, float scale, int per,
-    int width, __nv_bfloat16* __restrict__ dk, __nv_bfloat16* __restrict__ dv, int64_t key_rows, int heads,
-    int kv_heads) {
+    int width, AttentionGradients<__nv_bfloat16> to, int64_t key_rows, int heads, int kv_heads) {
   extern __shared__ __align__(256) char tensor_shared[];
   constexpr int kRows = kBackwardTile<kD>, kOwn = kRowBytes<kD> * kTensorRows, kSteps = kD / 16;
   constexpr int kKept = kD == 64 ? kSteps : 1;  // steps of v that stay in registers
@@ -454,9 +480,36 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
   }
   copy_wait<0>();
   __syncthreads();
-  const float factor[2] = {scale, scale}, one[2] = {1.0f, 1.0f};
-  store_rows<kD>(acc_k, factor, tensor_shared, row0, dk, own_rows, own_row);
-  store_rows<kD>(acc_v, one, tensor_shared + kOwn, row0, dv, own_rows, own_row);
+#pragma unroll
+  for (int t = 0; t < kD / 8; ++t)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) acc_k[t][e] *= scale;
+  if (to.dot) {
+    float sum[2] = {};
+    add_row_products<kD>(acc_k, tensor_shared, row0, sum);
+    add_row_products<kD>(acc_v, tensor_shared + kOwn, row0, sum);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = row0 + lane / 4 + 8 * i;
+      const int64_t query = base + r - to.front;
+      sum[i] = quad_sum(sum[i]);
+      if (r < own_rows && query >= 0 && lane % 4 == 0)
+        to.dot[query * (heads + kv_heads) + heads + head] = sum[i];
+    }
+  }
+  if (to.rotary) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = row0 + lane / 4 + 8 * i;
+      const int64_t query = base + r - to.front;
+      if (r < own_rows && query >= 0) rotate_back<kD>(acc_k, i, to.rotary + query * kD);
+    }
+  }
+  const float one[2] = {1.0f, 1.0f};
+  store_rows<kD>(acc_k, one, tensor_shared, row0, own_rows,
+                 [&](int r) { return to.key(base + r, head, kv_heads, kD); });
+  store_rows<kD>(acc_v, one, tensor_shared + kOwn, row0, own_rows,
+                 [&](int r) { return to.value(base + r, head, kv_heads, kD); });
 }
 
 }  // namespace gantrain::cuda

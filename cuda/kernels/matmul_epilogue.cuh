@@ -1,7 +1,9 @@
 // What follows a product inside its kernel (cuda/kernels/matmul_tensor.cuh, matmul_wgmma.cuh,
 // matmul_simt.cuh). An epilogue gets columns of one row in f32 and knows nothing of the loop that made them:
-//   store(row, column, v, inside)    a lane's columns of the product
-//   store(row, pair, a, b, inside)   kPaired: first and second halves of heads of 2 * half columns, from
+//   of_row(row, inside)              what store wants to know of a row: every lane asks, once a row
+//   store(row, column, v, inside, of_row)    a lane's columns of the product
+//   store(row, pair, a, b, inside)   kPaired, which have no of_row: first and second halves of heads of 2 *
+//   half columns, from
 //                                    `pair` on (cuda/kernels/qkv.cuh, mlp.cuh)
 // A lane has kCount of them: 4 (2) neighbours, or 8, which are neighbours or, kQuads, two quads kQuadsApart
 // apart. Neighbours are for 16-bit results, quads for f32, of which lanes side by side then move 16 bytes
@@ -72,8 +74,9 @@ struct StoreEpilogue {
   int width;  // so many values (1, 4 or 8) of all of them lie side by side, aligned, or not at all
   RowSums sums;
 
+  __device__ static NothingOfRow of_row(int64_t, bool) { return {}; }
   template <int kCount>
-  __device__ float store(int64_t row, int64_t column, float (&v)[kCount], bool inside) const {
+  __device__ float store(int64_t row, int64_t column, float (&v)[kCount], bool inside, NothingOfRow) const {
     const int64_t at = row * ldc + column;
     const bool wide = width >= kCount && column < n, second = column + kQuadsApart < n;
     if constexpr (kQuads) {
@@ -157,17 +160,29 @@ struct NormBackwardEpilogue {
   const float* x;          // (m, n)
   const float* rstd;       // (m)
   const float* gain;       // (n) or null
-  const float* dot;        // (m)
+  const float* dot;        // (m, dot_parts)
+  int dot_parts;           // whose sum is the dot product
   float* dx;               // (m, n) +=
   __nv_bfloat16* rounded;  // (m, n) or null
   int64_t n;
   int width;  // as above
 
+  struct OfRow {
+    float r, mean;  // rstd, and what x is multiplied with
+  };
+  __device__ OfRow of_row(int64_t row, bool inside) const {
+    float sum = 0;
+    if (inside)  // four lanes share a row
+      for (int i = threadIdx.x % 4; i < dot_parts; i += 4) sum += dot[row * dot_parts + i];
+    sum = quad_sum(sum);
+    const float r = inside ? rstd[row] : 0.0f;
+    return {r, r * (r * sum / static_cast<float>(n))};
+  }
   template <int kCount>
-  __device__ void store(int64_t row, int64_t column, float (&v)[kCount], bool inside) const {
+  __device__ void store(int64_t row, int64_t column, float (&v)[kCount], bool inside, OfRow of) const {
     const unsigned lanes = __ballot_sync(kAllLanes, inside && column < n);
     if (!inside || column >= n) return;
-    const float r = rstd[row], mean = r * (r * dot[row] / static_cast<float>(n));
+    const float r = of.r, mean = of.mean;
     const int64_t at = row * n + column;
     if (width >= kCount) {
       const bool second = column + kQuadsApart < n;

@@ -136,7 +136,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_simt_ker
       const int64_t row = row0 + (i / 4 * Tile::kThreadsM + ty) * 4 + i % 4,
                     column = col0 + (h * Tile::kThreadsN + tx) * 4;
       float v[4] = {sum[i][4 * h], sum[i][4 * h + 1], sum[i][4 * h + 2], sum[i][4 * h + 3]};
-      epilogue.store(row, column, v, row < m);
+      epilogue.store(row, column, v, row < m, epilogue.of_row(row, row < m));
     }
 }
 

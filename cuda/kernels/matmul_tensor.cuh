@@ -260,6 +260,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
         }
       } else {
         float part = 0;
+        const auto of_row = epilogue.of_row(row, row < m);
 #pragma unroll
         for (int j = 0; j < 2 * kTilesN; j += kStep) {
           float v[2 * kStep];
@@ -278,10 +279,10 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
           }
           const int64_t column = col0 + warp_col + j * 8 + lane % 4 * 2 * kGroups;
           if constexpr (Epilogue::kSums) {
-            const float more = epilogue.store(row, column, v, row < m);
+            const float more = epilogue.store(row, column, v, row < m, of_row);
             part = j == 0 ? more : part + more;
           } else {
-            epilogue.store(row, column, v, row < m);
+            epilogue.store(row, column, v, row < m, of_row);
           }
         }
         if constexpr (Epilogue::kSums)

@@ -213,19 +213,20 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_ke
       } else {
         const int64_t first = static_cast<int64_t>(tile_col) * Tile::kCols;
         [[maybe_unused]] float four[4] = {};
+        const auto of_row = epilogue.of_row(row, row < m);
 #pragma unroll
         for (int j = 0; j < Tile::kCols / 16; ++j) {
           float v[4];
           quad(v, 2 * j);
           if constexpr (Epilogue::kSums) {
             constexpr int kEach = kPart / 16;  // of these make a part
-            four[j % kEach] = epilogue.store(row, first + j * 16 + quad_column(), v, row < m);
+            four[j % kEach] = epilogue.store(row, first + j * 16 + quad_column(), v, row < m, of_row);
             const int64_t begin = first + j / kEach * kPart;
             if (epilogue.sums.to && j % kEach == kEach - 1 && lane % 4 == 0 && row < m && begin < n)
               epilogue.sums.parts[begin / kPart * parts_stride(m) + row] =
                   kEach == 1 ? four[0] : sum_of_four(four);
           } else {
-            epilogue.store(row, first + j * 16 + quad_column(), v, row < m);
+            epilogue.store(row, first + j * 16 + quad_column(), v, row < m, of_row);
           }
         }
       }

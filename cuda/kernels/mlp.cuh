@@ -109,8 +109,9 @@ struct SwigluBackwardEpilogue {
   int width;           // as above
   RowSums sums;
 
+  __device__ static NothingOfRow of_row(int64_t, bool) { return {}; }
   template <int kCount>
-  __device__ float store(int64_t row, int64_t j, float (&da)[kCount], bool inside) const {
+  __device__ float store(int64_t row, int64_t j, float (&da)[kCount], bool inside, NothingOfRow) const {
     const int64_t at = row * n + j;
     T* to = dy + row * 2 * n + j;
     if (inside && width >= kCount && j < n) {

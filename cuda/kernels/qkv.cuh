@@ -3,6 +3,7 @@
 
 #include "cuda/device/double.cuh"
 #include "cuda/device/quads.cuh"
+#include "cuda/device/rotary.cuh"
 
 namespace gantrain::cuda {
 
@@ -22,15 +23,6 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotary_table_
   const SineCosine s = sine_cosine(static_cast<double>(positions[row]) * static_cast<double>(inv_freq[j]));
   table[row * 2 * half + j] = static_cast<float>(s.cosine);
   table[row * 2 * half + half + j] = static_cast<float>(s.sine);
-}
-
-// A pair (a, b) of elements i and i + D / 2, rotated; back with -sine. One rounding order wherever it is
-// used.
-struct RotatedPair {
-  float first, second;
-};
-__device__ inline RotatedPair rotate(float a, float b, float cosine, float sine) {
-  return {fmaf(a, cosine, -(b * sine)), fmaf(b, cosine, a * sine)};
 }
 
 // Where the heads of a row lie: q (N, H, D), k and v (N, K, D), in the order of the product's columns.
@@ -153,76 +145,52 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_forwar
   store_quads(to.at(row, head) + j, half, true, lanes, a, b);
 }
 
-// The transpose: dq, dk un-rotated, with dv beside them as dy (N, (H + 2K) D) of T. Grid and block as above.
-template <typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backward_kernel(
-    QkvHeads<const T> from, const float* __restrict__ table,  // (N, D)
-    T* __restrict__ dy) {
-  const int64_t row = blockIdx.x;
-  const int half = from.half, parts = half / kVector, heads = from.heads + 2 * from.kv_heads;
-  const int i = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
-  const unsigned lanes = __ballot_sync(0xffffffffu, i < heads * parts);
-  if (i >= heads * parts) return;
-  const int head = i / parts, j = i % parts * kVector;
-  float a[kVector], b[kVector];
-  load_quads(from.at(row, head) + j, half, true, lanes, a, b);
-  if (from.rotated(head)) {
-    float cosine[kVector], sine[kVector];
-    load_constant_floats(table + row * 2 * half + j, cosine);
-    load_constant_floats(table + row * 2 * half + half + j, sine);
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
-      a[e] = pair.first;
-      b[e] = pair.second;
-    }
-  }
-  store_quads(dy + (row * heads + head) * 2 * half + j, half, true, lanes, a, b);
-}
-
-// The same beside the sum over a row of dq q + dk k + dv v, which a rotation of both does not change: c of
-// core/ops/qkv.h, QkvBackward. q, k and v as forward kept them. grid (N): a block owns a row. Sums in a fixed
-// order: those of a thread, then of the block. Traffic a value: 2 T and one S, and the row's table from the
-// cache.
+// The transpose, in place: dq and dk of dy (N, (H + 2K) D) are rotated back. With `dot`, beside it the sum
+// over a row of dy and of q, k and v as forward kept them, which a rotation of both does not change, as the
+// first of `parts` parts (core/ops/attention.h); the others are 0. grid (N): a block owns a row, a thread
+// kVector pairs at a time. Sums in a fixed order: those of a thread, then of the block. Traffic a value: one
+// T read and written (dv only read, with `dot` alone), with `dot` one S, and the row's table from the cache.
 template <typename S, typename T, int kVector, int kThreads>
-__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backward_dot_kernel(
-    QkvHeads<const T> from, QkvHeads<const S> kept,
+__global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backward_kernel(
+    T* __restrict__ dy, QkvHeads<const S> kept,
     const float* __restrict__ table,  // (N, D)
-    T* __restrict__ dy,               // (N, (H + 2K) D)
-    float* __restrict__ dot) {        // (N)
+    float* __restrict__ dot,          // (N, parts) or null
+    int parts) {
   const int64_t row = blockIdx.x;
-  const int half = from.half, parts = half / kVector, count = (from.heads + 2 * from.kv_heads) * parts;
-  dy += row * count * 2 * kVector;
+  const int half = kept.half, pieces = half / kVector, rotated = kept.heads + kept.kv_heads;
+  const int count = (dot ? rotated + kept.kv_heads : rotated) * pieces;
+  dy += row * (rotated + kept.kv_heads) * 2 * half;
   table += row * 2 * half;
   float sum = 0;
   for (int i0 = 0; i0 < count; i0 += kThreads) {
     const int i = i0 + static_cast<int>(threadIdx.x);
     const unsigned lanes = __ballot_sync(kAllLanes, i < count);
     if (i >= count) continue;
-    const int head = i / parts, j = i % parts * kVector;
+    const int head = i / pieces, j = i % pieces * kVector;
     float a[kVector], b[kVector];
-    {
+    load_quads(dy + head * 2 * half + j, half, true, lanes, a, b);
+    if (dot) {
       float y[kVector], z[kVector];
-      load_quads(from.at(row, head) + j, half, true, lanes, a, b);
       load_quads(kept.at(row, head) + j, half, true, lanes, y, z);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], z[e], fmaf(a[e], y[e], sum));
     }
-    if (from.rotated(head)) {
-      float cosine[kVector], sine[kVector];
-      load_constant_floats(table + j, cosine);
-      load_constant_floats(table + half + j, sine);
+    const unsigned turned = __ballot_sync(lanes, head < rotated);
+    if (head >= rotated) continue;
+    float cosine[kVector], sine[kVector];
+    load_constant_floats(table + j, cosine);
+    load_constant_floats(table + half + j, sine);
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
-        a[e] = pair.first;
-        b[e] = pair.second;
-      }
+    for (int e = 0; e < kVector; ++e) {
+      const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
+      a[e] = pair.first;
+      b[e] = pair.second;
     }
-    store_quads(dy + head * 2 * half + j, half, true, lanes, a, b);
+    store_quads(dy + head * 2 * half + j, half, true, turned, a, b);
   }
+  if (!dot) return;
   sum = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) dot[row] = sum;
+  for (int i = threadIdx.x; i < parts; i += kThreads) dot[row * parts + i] = i == 0 ? sum : 0.0f;
 }
 
 }  // namespace gantrain::cuda

@@ -3,6 +3,7 @@
 #include "cuda/kernels/attention_tensor.cuh"
 
 #include "cuda/ops/dispatch.cuh"
+#include "cuda/ops/qkv.h"
 #include "cuda/runtime/cudnn.h"
 #include "cuda/runtime/plan.h"
 
@@ -115,6 +116,26 @@ Partials partials(const AttentionPlan& plan, const Sizes& z) {
   return {r.slots * z.k * s.count * part_rows, part_rows};
 }
 
+template <typename T>
+AttentionGradients<T> gradients(const AttentionBackward& a, const Sizes& z) {
+  AttentionGradients<T> g{.q = raw<T>(a.dq),
+                          .k = nullptr,
+                          .v = nullptr,
+                          .front_k = raw<T>(a.dk),
+                          .front_v = raw<T>(a.dv),
+                          .front = z.m,
+                          .row_heads = z.h,
+                          .rotary = nullptr,
+                          .dot = nullptr};
+  if (a.dy.empty()) return g;
+  g.q = raw<T>(a.dy);
+  g.k = g.q + z.h * z.d;
+  g.v = g.k + z.k * z.d;
+  g.front = z.m - z.n;
+  g.row_heads = z.h + 2 * z.k;
+  return g;
+}
+
 // delta and lse of every row, into scratch.
 template <typename T, typename S>
 void row_statistics(const AttentionBackward& a, const Sizes& z, float2* statistics, cudaStream_t stream) {
@@ -187,31 +208,36 @@ void CudaOps::attention_forward(const AttentionForward& a) {
 
 void CudaOps::attention_backward(const AttentionBackward& a) {
   const Sizes z = sizes(a);
-  const bool tensor = on_tensor_cores(z, a.q.dtype(), a.d_o.dtype(), a.q.raw(), a.k.raw(), a.v.raw(),
-                                      a.o.raw(), a.d_o.raw(), a.dq.raw(), a.dk.raw(), a.dv.raw());
+  const bool tensor =
+      on_tensor_cores(z, a.q.dtype(), a.d_o.dtype(), a.q.raw(), a.k.raw(), a.v.raw(), a.o.raw(), a.d_o.raw(),
+                      a.dq.raw(), a.dk.raw(), a.dv.raw(), a.dy.raw(), a.rotary.raw());
   if (tensor && context_.attention && is_plain_batch(*a.plan, z.n, z.m) &&
-      context_.attention->backward(context_.stream, a))
+      context_.attention->backward(context_.stream, a)) {
+    if (!a.dy.empty()) rotate_backward(context_, a);
     return;
+  }
   const PlanShape shape = tensor ? tensor_backward_shape(z) : general_shape(z, true);
   const DevicePlan& plan = plans_.get(*a.plan, shape);
   auto* statistics = raw<float2>(a.scratch);
-  if (!plan.covers_queries)
-    GT_CUDA(cudaMemsetAsync(a.dq.raw(), 0, static_cast<size_t>(a.dq.bytes()), context_.stream));
+  if (!plan.covers_queries)  // rows of no segment
+    for (const Tensor& t : {a.dq, a.dy, a.dot})
+      if (!t.empty()) GT_CUDA(cudaMemsetAsync(t.raw(), 0, static_cast<size_t>(t.bytes()), context_.stream));
   const auto blocks_y = static_cast<unsigned>(z.k * slices(z, tensor ? kTensorRows : kGeneralRows).count);
   const dim3 query_grid(plan.task_count, blocks_y), key_grid(plan.key_blocks, z.k);
   if (tensor) {
     using T = __nv_bfloat16;
     GT_CHECK(z.n * z.h < (int64_t{1} << 31), "attention: {} rows of {} heads are too many for one call", z.n,
              z.h);
+    AttentionGradients<T> to = gradients<T>(a, z);
+    to.rotary = raw<float>(a.rotary);
+    to.dot = raw<float>(a.dot);
     with_head_size(z.d, [&]<int kD>() {
       launch(attention_tensor_query_backward_kernel<kD>, query_grid, kTensorThreads, kQueryBackwardShared<kD>,
              context_.stream, raw<T>(a.q), raw<T>(a.k), raw<T>(a.v), raw<T>(a.o), raw<T>(a.d_o),
-             raw<float>(a.lse), statistics, segments(plan), tasks(plan), plan.keys, a.scale, raw<T>(a.dq),
-             z.h, z.k);
+             raw<float>(a.lse), statistics, segments(plan), tasks(plan), plan.keys, a.scale, to, z.h, z.k);
       launch(attention_tensor_key_backward_kernel<kD>, key_grid, kTensorThreads, kKeyBackwardShared<kD>,
              context_.stream, raw<T>(a.q), raw<T>(a.k), raw<T>(a.v), raw<T>(a.d_o), statistics,
-             plan.run_offsets, runs(plan), a.scale, shape.run_queries, shape.run_heads, raw<T>(a.dk),
-             raw<T>(a.dv), z.m, z.h, z.k);
+             plan.run_offsets, runs(plan), a.scale, shape.run_queries, shape.run_heads, to, z.m, z.h, z.k);
     });
     return;
   }
@@ -221,15 +247,17 @@ void CudaOps::attention_backward(const AttentionBackward& a) {
   const dim3 block(kWarp, kGeneralWarps);
   const auto shared = static_cast<size_t>(general_shared_bytes(z.d, true));
   with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
+    const AttentionGradients<T> to = gradients<T>(a, z);
     with_columns(z.d, [&]<int kColumns>() {
       launch(attention_general_query_backward_kernel<S, T, kColumns>, query_grid, block, shared,
              context_.stream, raw<S>(a.q), raw<S>(a.k), raw<S>(a.v), raw<T>(a.d_o), statistics,
-             segments(plan), spans(plan), tasks(plan), a.scale, raw<T>(a.dq), z.h, z.k, z.d);
+             segments(plan), spans(plan), tasks(plan), a.scale, to, z.h, z.k, z.d);
       launch(attention_general_key_backward_kernel<S, T, kColumns>, key_grid, block, shared, context_.stream,
              raw<S>(a.q), raw<S>(a.k), raw<S>(a.v), raw<T>(a.d_o), statistics, segments(plan), spans(plan),
-             plan.part_offsets, parts(plan), a.scale, raw<T>(a.dk), raw<T>(a.dv), z.m, z.h, z.k, z.d);
+             plan.part_offsets, parts(plan), a.scale, to, z.m, z.h, z.k, z.d);
     });
   });
+  if (!a.dy.empty()) rotate_backward(context_, a);
 }
 
 void CudaOps::kv_append(const KvAppend& a) {

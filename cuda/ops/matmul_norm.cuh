@@ -1,6 +1,7 @@
 // Products around RMSNorm, which the QKV and the gate and up families share.
 #pragma once
 
+#include "cuda/ops/dequantize.h"
 #include "cuda/ops/elementwise.h"
 #include "cuda/ops/lora.h"
 #include "cuda/ops/matmul_tensor.cuh"
@@ -58,13 +59,12 @@ struct NormBackwardPieces {
   float *input, *dy_f32, *dz;  // with adapters
   float* masked;               // with dropout
 };
-// dy: where the op was handed it, which decides who multiplies; null for a piece of scratch.
 template <typename Backward>
-NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a, const void* dy,
-                                        bool has_dot) {
+NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1);
   NormBackwardPieces s{};
-  const bool fuses = has_dot && a.lora.empty() && matmul_always_fuses(context, norm_product(a, dy, nullptr));
+  const bool fuses =
+      !a.dot.empty() && a.lora.empty() && matmul_always_fuses(context, norm_product(a, a.dy.raw(), nullptr));
   if (!a.dnormed.empty())
     s.dnormed = raw<float>(a.dnormed);
   else if (!fuses)
@@ -76,26 +76,25 @@ NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const
   s.masked = p.take<float>(lora_masked(a.lora, n));
   return s;
 }
-// Whether the norm's backward is done at the end of the product, for which `dot` is needed.
+// With a.dot, <dy, y> of each row in parts, the norm's backward is done at the end of the product where that
+// is possible; else dxhat goes through memory.
 template <typename Backward>
-bool norm_backward_fuses(const Context& context, const Backward& a, const void* dy,
-                         const NormBackwardPieces& s) {
-  return a.lora.empty() && matmul_fuses(context, norm_product(a, dy, s.dnormed));
-}
-// `dot` (n): <dy, y> of each row, or null: then it is taken from dxhat.
-template <typename Backward>
-void norm_product_backward(const Context& context, const Backward& a, const void* dy,
-                           const NormBackwardPieces& s, const float* dot) {
+void norm_product_backward(const Context& context, const Backward& a) {
+  Pieces pieces(a.scratch);
+  const NormBackwardPieces s = norm_backward_pieces(context, pieces, a);
+  const void* dy = a.dy.raw();
+  expand_weights(context, *a.w);
   const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
   const float *x = raw<float>(a.x), *rstd = raw<float>(a.rstd), *gain = raw<float>(a.gain);
   float* dx = raw<float>(a.dx);
   auto* rounded = raw<__nv_bfloat16>(a.dx_bf16);
   const Matmul product = norm_product(a, dy, s.dnormed);
-  if (dot && norm_backward_fuses(context, a, dy, s)) {
+  if (!a.dot.empty() && a.lora.empty() && matmul_fuses(context, product)) {
     const NormBackwardEpilogue epilogue{.x = x,
                                         .rstd = rstd,
                                         .gain = gain,
-                                        .dot = dot,
+                                        .dot = raw<float>(a.dot),
+                                        .dot_parts = static_cast<int>(a.dot.count() / n),
                                         .dx = dx,
                                         .rounded = rounded,
                                         .n = c,

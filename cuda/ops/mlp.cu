@@ -105,7 +105,7 @@ int64_t CudaOps::scratch(const DownBackward& a) const {
 }
 int64_t CudaOps::scratch(const GateUpBackward& a) const {
   Pieces p;
-  norm_backward_pieces(context_, p, a, a.dy.raw(), !a.dot.empty());
+  norm_backward_pieces(context_, p, a);
   return p.bytes();
 }
 
@@ -211,11 +211,6 @@ void CudaOps::down_backward(const DownBackward& a) {
   });
 }
 
-void CudaOps::gate_up_backward(const GateUpBackward& a) {
-  Pieces pieces(a.scratch);
-  const NormBackwardPieces s = norm_backward_pieces(context_, pieces, a, a.dy.raw(), !a.dot.empty());
-  expand_weights(context_, *a.w);
-  norm_product_backward(context_, a, a.dy.raw(), s, raw<float>(a.dot));
-}
+void CudaOps::gate_up_backward(const GateUpBackward& a) { norm_product_backward(context_, a); }
 
 }  // namespace gantrain

@@ -4,6 +4,7 @@
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul_norm.cuh"
 #include "cuda/ops/matmul_tensor.cuh"  // Hopper's kernels: cuda/CMakeLists.txt looks for this line
+#include "cuda/ops/qkv.h"
 
 namespace gantrain {
 
@@ -44,18 +45,6 @@ ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward
   float* input = apart ? p.take<float>(n * a.x.dim(1)) : static_cast<float*>(normed);
   return {normed, product, input, p.take<float>(lora_masked(a.lora, n))};
 }
-struct BackwardPieces {
-  void* dy;
-  float* dot;  // null: q, k and v are not at hand
-  NormBackwardPieces norm;
-};
-BackwardPieces backward_pieces(const Context& context, Pieces& p, const QkvBackward& a) {
-  const int64_t n = a.x.dim(0);
-  void* dy = a.dy.empty() ? p.take<std::byte>(n * a.w->rows() * dtype_size(a.w->dtype())) : a.dy.raw();
-  float* dot = a.q.empty() ? nullptr : p.take<float>(n);
-  return {dy, dot, norm_backward_pieces(context, p, a, a.dy.raw(), !a.q.empty())};
-}
-
 // Whether kVector neighbours of a half of a head always lie side by side and aligned.
 template <int kVector, typename S>
 bool aligned_heads(const QkvHeads<S>& heads) {
@@ -76,7 +65,7 @@ int64_t CudaOps::scratch(const QkvForward& a) const {
 }
 int64_t CudaOps::scratch(const QkvBackward& a) const {
   Pieces p;
-  backward_pieces(context_, p, a);
+  norm_backward_pieces(context_, p, a);
   return p.bytes();
 }
 
@@ -129,39 +118,24 @@ void CudaOps::qkv_forward(const QkvForward& a) {
   });
 }
 
-void CudaOps::qkv_backward(const QkvBackward& a) {
-  const int64_t n = a.x.dim(0), out = a.w->rows();
-  Pieces pieces(a.scratch);
-  const BackwardPieces s = backward_pieces(context_, pieces, a);
+void cuda::rotate_backward(const Context& context, const AttentionBackward& a) {
+  const int64_t n = a.q.dim(0), d = a.q.dim(2), front = (a.k.dim(0) - n) * a.k.dim(1) * d;
   const auto* table = raw<float>(a.rotary);
-  // The dot product is taken on the way only where it will be used.
-  const float* dot = s.dot && norm_backward_fuses(context_, a, s.dy, s.norm) ? s.dot : nullptr;
-  const auto heads = [&]<typename S>(const S* q, const S* k, const S* v) {
-    return QkvHeads<const S>{.q = q,
-                             .k = k,
-                             .v = v,
-                             .heads = static_cast<int>(a.dq.dim(1)),
-                             .kv_heads = static_cast<int>(a.dk.dim(1)),
-                             .half = static_cast<int>(a.dq.dim(2) / 2)};
-  };
-  with_pair(
-      a.w->dtype(), a.q.empty() ? a.w->dtype() : a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
-        const auto from = heads(raw<T>(a.dq), raw<T>(a.dk), raw<T>(a.dv));
-        auto* dy = static_cast<T*>(s.dy);
-        const bool vectors = aligned_heads<kWide<T>>(from) && aligned_to(16, table);
-        if (!dot || std::is_same_v<T, float>)
-          return launch(
-              vectors ? rotate_backward_kernel<T, 4, kThreads> : rotate_backward_kernel<T, 1, kThreads>,
-              rotate_grid(n, out, vectors), kThreads, 0, context_.stream, from, table, dy);
-        if constexpr (!std::is_same_v<T, float>) {  // f32 products have no epilogue that would read it
-          const auto kept = heads(raw<S>(a.q), raw<S>(a.k), raw<S>(a.v));
-          launch(vectors && aligned_heads<kWide<T>>(kept) ? rotate_backward_dot_kernel<S, T, 4, kThreads>
-                                                          : rotate_backward_dot_kernel<S, T, 1, kThreads>,
-                 blocks_for(n, 1), kThreads, 0, context_.stream, from, kept, table, dy, s.dot);
-        }
-      });
-  expand_weights(context_, *a.w);
-  norm_product_backward(context_, a, s.dy, s.norm, dot);
+  with_pair(a.d_o.dtype(), a.q.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
+    const QkvHeads<const S> kept{.q = raw<S>(a.q),
+                                 .k = raw<S>(a.k) + front,
+                                 .v = raw<S>(a.v) + front,
+                                 .heads = static_cast<int>(a.q.dim(1)),
+                                 .kv_heads = static_cast<int>(a.k.dim(1)),
+                                 .half = static_cast<int>(d / 2)};
+    auto* dy = raw<T>(a.dy);
+    const bool vectors = aligned_heads<kWide<T>>(kept) && aligned_to(16, table, dy);
+    launch(vectors ? rotate_backward_kernel<S, T, 4, kThreads> : rotate_backward_kernel<S, T, 1, kThreads>,
+           blocks_for(n, 1), kThreads, 0, context.stream, dy, kept, table, raw<float>(a.dot),
+           kept.heads + kept.kv_heads);
+  });
 }
+
+void CudaOps::qkv_backward(const QkvBackward& a) { norm_product_backward(context_, a); }
 
 }  // namespace gantrain

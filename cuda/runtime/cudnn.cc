@@ -24,7 +24,22 @@ constexpr const char* kLibrary = "libcudnn.so.9";
 constexpr size_t kGraphs = 64;  // that are remembered
 
 // The tensors of a graph, by number.
-enum Id : int64_t { kQ = 1, kK, kV, kO, kStats, kDo, kDq, kDk, kDv, kLengths, kRowsH, kRowsK, kRowsStats };
+enum Id : int64_t {
+  kQ = 1,
+  kK,
+  kV,
+  kO,
+  kStats,
+  kDo,
+  kDq,
+  kDk,
+  kDv,
+  kLengths,
+  kRowsH,
+  kRowsK,
+  kRowsStats,
+  kRowsDy
+};
 
 // Sequences of different lengths lie packed, and so does what belongs to each: tensors are (B, heads,
 // longest, D) with the strides of (N, heads, D), and sequence b begins at an offset that is read from device
@@ -49,19 +64,26 @@ class CudnnLibrary final : public Cudnn {
     return true;
   }
   bool backward(cudaStream_t stream, const AttentionBackward& a) override {
-    Graph* g = graph_for(stream, *a.plan, a.q.dim(1), a.k.dim(1), a.q.dim(2), a.scale, kBackward);
+    Graph* g = graph_for(stream, *a.plan, a.q.dim(1), a.k.dim(1), a.q.dim(2), a.scale,
+                         a.dy.empty() ? kBackward : kBackwardToDy);
     if (!g) return false;
     std::unordered_map<int64_t, void*> pack = metadata(*g);
     pack[kQ] = read_only(a.q), pack[kK] = read_only(a.k), pack[kV] = read_only(a.v),
     pack[kO] = read_only(a.o);
     pack[kStats] = read_only(a.lse), pack[kDo] = read_only(a.d_o);
-    pack[kDq] = a.dq.raw(), pack[kDk] = a.dk.raw(), pack[kDv] = a.dv.raw();
+    if (a.dy.empty()) {
+      pack[kDq] = a.dq.raw(), pack[kDk] = a.dk.raw(), pack[kDv] = a.dv.raw();
+    } else {
+      auto* dy = static_cast<std::byte*>(a.dy.raw());
+      const int64_t head = a.q.dim(2) * dtype_size(a.dy.dtype()), k = a.q.dim(1), v = k + a.k.dim(1);
+      pack[kDq] = dy, pack[kDk] = dy + k * head, pack[kDv] = dy + v * head;
+    }
     run(stream, *g, pack);
     return true;
   }
 
  private:
-  enum Kind { kForward, kForwardWithLse, kBackward };
+  enum Kind { kForward, kForwardWithLse, kBackward, kBackwardToDy };
   struct Key {
     Kind kind;
     int64_t heads, kv_heads, d;
@@ -72,7 +94,8 @@ class CudnnLibrary final : public Cudnn {
   struct Graph {
     fe::graph::Graph graph;
     bool built = false;
-    std::vector<int32_t> words;  // lengths, then offsets of (N, H, D), (N, K, D) and (N, H); copied once
+    // Lengths, then offsets of (N, H, D), (N, K, D), (N, H) and (N, H + 2K, D); copied once.
+    std::vector<int32_t> words;
     int32_t* memory = nullptr;
     size_t sequences = 0;
     int64_t workspace = 0;
@@ -91,7 +114,8 @@ class CudnnLibrary final : public Cudnn {
     return {{kLengths, g.memory},
             {kRowsH, g.memory + b},
             {kRowsK, g.memory + 2 * b + 1},
-            {kRowsStats, g.memory + 3 * b + 2}};
+            {kRowsStats, g.memory + 3 * b + 2},
+            {kRowsDy, g.memory + 4 * b + 3}};
   }
   void run(cudaStream_t stream, Graph& g, std::unordered_map<int64_t, void*>& pack) {
     if (g.workspace > workspace_bytes_) {
@@ -112,7 +136,8 @@ class CudnnLibrary final : public Cudnn {
     Key key{kind, heads, kv_heads, d, scale, {}};
     for (const AttentionSegment& s : plan.segments) key.begins.push_back(s.q_begin);
     key.begins.push_back(plan.segments.back().q_begin + plan.segments.back().q_count);
-    if (int64_t{key.begins.back()} * heads * d >= int64_t{1} << 31) return nullptr;  // offsets are i32
+    if (int64_t{key.begins.back()} * (heads + 2 * kv_heads) * d >= int64_t{1} << 31)
+      return nullptr;  // offsets are i32
     auto found = graphs_.find(key);
     if (found == graphs_.end()) {
       if (graphs_.size() == kGraphs) {
@@ -140,7 +165,8 @@ class CudnnLibrary final : public Cudnn {
       g.words.push_back(key.begins[i + 1] - key.begins[i]);
       longest = std::max<int64_t>(longest, g.words.back());
     }
-    for (const int64_t width : {key.heads * key.d, key.kv_heads * key.d, key.heads})
+    const int64_t dy_heads = key.heads + 2 * key.kv_heads;
+    for (const int64_t width : {key.heads * key.d, key.kv_heads * key.d, key.heads, dy_heads * key.d})
       for (const int32_t begin : key.begins) g.words.push_back(static_cast<int32_t>(begin * width));
 
     fe::graph::Graph& graph = g.graph;
@@ -171,8 +197,9 @@ class CudnnLibrary final : public Cudnn {
       return graph.tensor(t);
     };
     const auto output = [&](const std::shared_ptr<Attributes>& t, Id id, int64_t heads, int64_t d,
-                            const std::shared_ptr<Attributes>& rows) {
+                            const std::shared_ptr<Attributes>& rows, int64_t row_heads = 0) {
       shape(*t, id, heads, d, rows);
+      if (row_heads > 0) t->set_stride({row_heads * longest * d, d, row_heads * d, 1});
       t->set_output(true);
       if (id == kStats) t->set_data_type(fe::DataType_t::FLOAT);
     };
@@ -186,15 +213,22 @@ class CudnnLibrary final : public Cudnn {
           .set_seq_len_kv(lengths);
       return attributes;
     };
-    if (key.kind == kBackward) {
+    if (key.kind == kBackward || key.kind == kBackwardToDy) {
       const auto o = input(kO, key.heads, key.d, rows_h), d_o = input(kDo, key.heads, key.d, rows_h);
       const auto stats = input(kStats, key.heads, 1, rows_stats);
       auto attributes = options(fe::graph::SDPA_backward_attributes().set_name("attention_backward"));
       attributes.set_deterministic_algorithm(true);
       const auto [dq, dk, dv] = graph.sdpa_backward(q, k, v, o, d_o, stats, attributes);
-      output(dq, kDq, key.heads, key.d, rows_h);
-      output(dk, kDk, key.kv_heads, key.d, rows_k);
-      output(dv, kDv, key.kv_heads, key.d, rows_k);
+      if (key.kind == kBackward) {
+        output(dq, kDq, key.heads, key.d, rows_h);
+        output(dk, kDk, key.kv_heads, key.d, rows_k);
+        output(dv, kDv, key.kv_heads, key.d, rows_k);
+      } else {
+        const auto rows_dy = list(kRowsDy, b + 1);
+        output(dq, kDq, key.heads, key.d, rows_dy, dy_heads);
+        output(dk, kDk, key.kv_heads, key.d, rows_dy, dy_heads);
+        output(dv, kDv, key.kv_heads, key.d, rows_dy, dy_heads);
+      }
     } else {
       auto attributes = options(fe::graph::SDPA_attributes().set_name("attention_forward"));
       attributes.set_generate_stats(key.kind == kForwardWithLse);

@@ -58,14 +58,15 @@ int main() {
       <<<(kN * kHeads * kLanes + kDeltaThreads - 1) / kDeltaThreads, kDeltaThreads>>>(
           o_d, d_o_d, lse_d, statistics_d, kN * kHeads, kD, kLanes);
   finished("attention_delta_kernel");
+  const AttentionGradients<float> to{dq_d, nullptr, nullptr, dk_d, dv_d, kN, kHeads, nullptr, nullptr};
   attention_general_query_backward_kernel<float, float, kColumns>
       <<<grid, block, general_shared_bytes(kD, true)>>>(q_d, k_d, v_d, d_o_d, statistics_d, segments_d,
-                                                        spans_d, tasks_d, kScale, dq_d, kHeads, kKv, kD);
+                                                        spans_d, tasks_d, kScale, to, kHeads, kKv, kD);
   finished("attention_general_query_backward_kernel");
   attention_general_key_backward_kernel<float, float, kColumns>
-      <<<dim3(kBlocks, kKv), block, general_shared_bytes(kD, true)>>>(
-          q_d, k_d, v_d, d_o_d, statistics_d, segments_d, spans_d, offsets_d, parts_d, kScale, dk_d, dv_d, kN,
-          kHeads, kKv, kD);
+      <<<dim3(kBlocks, kKv), block, general_shared_bytes(kD, true)>>>(q_d, k_d, v_d, d_o_d, statistics_d,
+                                                                      segments_d, spans_d, offsets_d, parts_d,
+                                                                      kScale, to, kN, kHeads, kKv, kD);
   finished("attention_general_key_backward_kernel");
 
   const AttentionTruth want = attention_truth(segments, spans, {kHeads, kKv, kD}, double(kScale),

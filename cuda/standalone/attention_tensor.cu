@@ -91,7 +91,19 @@ void training(Verdict& verdict) {
 
   Operands x(kN, kN, kD, 1);
   Values<float2> statistics(size_t{kN} * kHeads);
-  Values<__nv_bfloat16> dq(x.q_host.size()), dk(x.k_host.size()), dv(x.v_host.size());
+  // Gradients side by side, as the product in front of attention wants them, before rotation by `angles`.
+  constexpr int kRowHeads = kHeads + 2 * kKv;
+  Values<__nv_bfloat16> dy(size_t{kN} * kRowHeads * kD);
+  Values<float> dot(size_t{kN} * (kHeads + kKv));
+  std::vector<float> angles;
+  for (int n = 0; n < kN; ++n)
+    for (int j = 0; j < kD; ++j) {
+      const double angle = (7 * n + 1) * std::pow(0.01, double(j % (kD / 2)) / (kD / 2));
+      angles.push_back(float(j < kD / 2 ? std::cos(angle) : std::sin(angle)));
+    }
+  Values<float> angles_d(angles);
+  const AttentionGradients<__nv_bfloat16> to{
+      dy, dy + kHeads * kD, dy + (kHeads + kKv) * kD, nullptr, nullptr, 0, kRowHeads, angles_d, dot};
   Values<PlanSegment> segments_d(segments);
   Values<PlanTask> tasks_d(tasks);
   Values<PlanRun> runs_d(runs);
@@ -107,13 +119,13 @@ void training(Verdict& verdict) {
   auto* query_backward = attention_tensor_query_backward_kernel<kD>;
   allow(query_backward, kQueryBytes);
   query_backward<<<grid, kTensorThreads, kQueryBytes>>>(x.q, x.k, x.v, x.o, x.d_o, x.lse, statistics,
-                                                        segments_d, tasks_d, keys_d, kScale, dq, kHeads, kKv);
+                                                        segments_d, tasks_d, keys_d, kScale, to, kHeads, kKv);
   finished("attention_tensor_query_backward_kernel");
   constexpr int kKeyBytes = kKeyBackwardShared<kD>;
   auto* key_backward = attention_tensor_key_backward_kernel<kD>;
   allow(key_backward, kKeyBytes);
   key_backward<<<dim3(kBlocks, kKv), kTensorThreads, kKeyBytes>>>(
-      x.q, x.k, x.v, x.d_o, statistics, offsets_d, runs_d, kScale, kPer, kGroup, dk, dv, kN, kHeads, kKv);
+      x.q, x.k, x.v, x.d_o, statistics, offsets_d, runs_d, kScale, kPer, kGroup, to, kN, kHeads, kKv);
   finished("attention_tensor_key_backward_kernel");
 
   const AttentionTruth want = x.truth(segments, spans, kD);
@@ -121,9 +133,28 @@ void training(Verdict& verdict) {
   verdict.check("o", x.o.host(), want.o, kUnitsBf16);
   verdict.check("lse", x.lse.host(), want.lse, kUnits);
   // Of gradients the weights and their gradient are rounded as well.
-  verdict.check("dq", dq.host(), want.dq, 2 * kUnitsBf16);
-  verdict.check("dk", dk.host(), want.dk, 2 * kUnitsBf16);
-  verdict.check("dv", dv.host(), want.dv, 2 * kUnitsBf16);
+  std::vector<double> want_dy, want_dot;
+  for (size_t n = 0; n < kN; ++n)
+    for (int head = 0; head < kRowHeads; ++head) {
+      const bool query = head < kHeads, key = !query && head < kHeads + kKv;
+      const size_t at = (query ? n * kHeads + head : n * kKv + (head - kHeads) % kKv) * kD;
+      const auto& gradient = query ? want.dq : key ? want.dk : want.dv;
+      const auto& kept = query ? x.q_host : key ? x.k_host : x.v_host;
+      double sum = 0;
+      for (int j = 0; j < kD; ++j) {
+        const double own = gradient[at + j], other = gradient[at + (j + kD / 2) % kD];
+        const double c = double(angles[n * kD + j % (kD / 2)]),
+                     s = double(angles[n * kD + kD / 2 + j % (kD / 2)]);
+        want_dy.push_back(query || key ? own * c + (j < kD / 2 ? other : -other) * s : own);
+        sum += own * double(kept[at + j]);
+      }
+      if (query || key)
+        want_dot.push_back(sum);
+      else
+        want_dot[n * (kHeads + kKv) + head - kKv] += sum;
+    }
+  verdict.check("dy", dy.host(), want_dy, 2 * kUnitsBf16);
+  verdict.check("dot", dot.host(), want_dot, 2 * kUnitsBf16);
 }
 
 // Two queries of segments of their own: 70 cached rows and 1,100, in two spans, each and the row just

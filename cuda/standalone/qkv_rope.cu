@@ -13,20 +13,14 @@ int main() {
   std::vector<float> frequency;
   for (int i = 0; i < kHalf; ++i) frequency.push_back(std::pow(10000.0f, -float(i) / kHalf));
   Values<float> product_d(product), frequency_d(frequency), table_d(size_t{kN} * kD),
-      q_d(size_t{kN} * kHeads * kD), k_d(size_t{kN} * kKv * kD), v_d(size_t{kN} * kKv * kD),
-      back_d(size_t{kN} * kAll * kD);
+      q_d(size_t{kN} * kHeads * kD), k_d(size_t{kN} * kKv * kD), v_d(size_t{kN} * kKv * kD);
   Values<int32_t> positions_d(positions);
   rotary_table_kernel<kThreads>
       <<<(kN * kHalf + kThreads - 1) / kThreads, kThreads>>>(positions_d, frequency_d, table_d, kN, kHalf);
   finished("rotary_table_kernel");
   const QkvHeads<float> heads{q_d, k_d, v_d, kHeads, kKv, kHalf};
-  const dim3 grid(kN), narrow(kN, (kAll * kHalf + kThreads - 1) / kThreads);
-  rotate_forward_kernel<float, 4, kThreads><<<grid, kThreads>>>(product_d, table_d, heads);
+  rotate_forward_kernel<float, 4, kThreads><<<kN, kThreads>>>(product_d, table_d, heads);
   finished("rotate_forward_kernel");
-  const QkvHeads<const float> rotated{q_d, k_d, v_d, kHeads, kKv, kHalf};
-  rotate_backward_kernel<float, 1, kThreads><<<narrow, kThreads>>>(rotated, table_d, back_d);
-  finished("rotate_backward_kernel");
-
   std::vector<double> table(size_t{kN} * kD), q, k, v;
   for (int n = 0; n < kN; ++n) {
     for (int j = 0; j < kHalf; ++j) {
@@ -43,11 +37,30 @@ int main() {
         (h < kHeads ? q : h < kHeads + kKv ? k : v).push_back(h < kHeads + kKv ? rotated : own);
       }
   }
+  // A gradient that is what forward gave, rotated back, and its products with that.
+  std::vector<float> dy;
+  std::vector<double> dot(size_t{kN} * (kHeads + kKv));
+  for (int n = 0; n < kN; ++n)
+    for (int h = 0; h < kAll; ++h)
+      for (int j = 0; j < kD; ++j) {
+        const double x = h < kHeads         ? q[(n * kHeads + h) * kD + j]
+                         : h < kHeads + kKv ? k[(n * kKv + h - kHeads) * kD + j]
+                                            : v[(n * kKv + h - kHeads - kKv) * kD + j];
+        dy.push_back(float(x));
+        dot[n * (kHeads + kKv)] += x * x;
+      }
+  Values<float> dy_d(dy), dot_d(dot.size());
+  const QkvHeads<const float> kept{q_d, k_d, v_d, kHeads, kKv, kHalf};
+  rotate_backward_kernel<float, float, 4, kThreads>
+      <<<kN, kThreads>>>(dy_d, kept, table_d, dot_d, kHeads + kKv);
+  finished("rotate_backward_kernel");
+
   Verdict verdict;
   verdict.check("table", table_d.host(), table);
   verdict.check("q", q_d.host(), q);
   verdict.check("k", k_d.host(), k);
   verdict.check("v", v_d.host(), v, 0.0);
-  verdict.check("rotated and back", back_d.host(), to_double(product));
+  verdict.check("rotated and back", dy_d.host(), to_double(product));
+  verdict.check("dot", dot_d.host(), dot);
   return verdict.finish();
 }

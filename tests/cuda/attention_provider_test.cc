@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <numeric>
 #include <sstream>
 
 #include "core/ops/attention.h"
@@ -116,7 +117,20 @@ std::vector<std::vector<float>> run(Device& dev, const AttentionPlan& plan, int6
                       .scratch = {}};
   b.scratch = m.scratch(attention_backward_scratch(dev, b));
   attention_backward(dev, b);
-  return {m.read(f.o), m.read(f.lse), m.read(b.dq), m.read(b.dk), m.read(b.dv)};
+  AttentionBackward to_projection = b;
+  to_projection.dq = to_projection.dk = to_projection.dv = {};
+  to_projection.dy = m.output({n, (kH + 2 * kK) * kD}, t);
+  to_projection.rotary = m.input(random_normal(n * kD, 5), {n, kD});
+  to_projection.dot = m.output({n, kH + kK});
+  attention_backward(dev, to_projection);
+  // The parts of a row's sum are divided as the provider likes.
+  std::vector<float> dots;
+  const auto parts = m.read(to_projection.dot);
+  for (size_t i = 0; i < parts.size(); i += kH + kK)
+    dots.push_back(std::accumulate(parts.begin() + static_cast<long>(i),
+                                   parts.begin() + static_cast<long>(i + kH + kK), 0.0f));
+  return {m.read(f.o), m.read(f.lse), m.read(b.dq), m.read(b.dk), m.read(b.dv), m.read(to_projection.dy),
+          dots};
 }
 
 TEST_P(CudaAttentionProvider, OwnOpensNoLibrary) {
@@ -135,8 +149,8 @@ TEST_P(CudaAttentionProvider, CudnnAgreesWithOurs) {
   const auto own = make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kOwn});
   const auto cudnn = make_cuda_device({.index = 0, .gemm = Gemm::kOwn, .attention = CudaAttention::kCudnn});
   const auto want = run(*own, plan, 228), got = run(*cudnn, plan, 228);
-  const char* names[] = {"o", "lse", "dq", "dk", "dv"};
-  for (size_t i = 0; i < 5; ++i) {
+  const char* names[] = {"o", "lse", "dq", "dk", "dv", "dy", "dot"};
+  for (size_t i = 0; i < 7; ++i) {
     const auto reference = to_double(want[i]);
     EXPECT_TRUE(within(names[i], got[i], reference,
                        (i == 1 ? 1e-4 : 4 * kUnitBF16) * std::max(1.0, largest(reference))));

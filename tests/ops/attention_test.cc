@@ -235,6 +235,107 @@ TEST_P(AttentionOps, BackwardIsTheGradient) {
       }
 }
 
+// Some rows of keys in front that have no query, as a trained prefix has, and sequences that see them.
+Problem behind_a_prefix(const char* name, int32_t prefix, const std::vector<int32_t>& lengths,
+                        int64_t shift = 0) {
+  Problem p = causal(name, lengths);
+  p.plan.spans = {{0, prefix}};
+  for (AttentionSegment& s : p.plan.segments) s.span_count = 1, s.kv_begin += prefix;
+  p.m = p.n + prefix;
+  p.shift = shift;
+  return p;
+}
+// The gradient of the projection in front: dq, dk and dv, which the tests above hold against truth, rotated
+// back beside each other, and their products with q, k and v.
+TEST_P(AttentionOps, BackwardGoesOnToTheProjection) {
+  const std::vector<Problem> all{
+      causal("sequences and rows of none", {1, 70, 9}, 2), forest("prompt, inputs, answers", 20, 9, 14),
+      behind_a_prefix("behind a prefix", 7, {3, 66}), behind_a_prefix("behind a block", 64, {5}),
+      behind_a_prefix("unaligned", 5, {30}, 1)};
+  for (const Types& t : kTypes)
+    for (const Problem& p : all)
+      for (const Heads& a : {Heads{6, 2, 64}, Heads{2, 1, 128}, Heads{3, 3, 10}, Heads{4, 1, 100}}) {
+        const bool tensor_cores = t.kept == DType::kBF16 && (a.d == 64 || a.d == 128) && p.shift == 0;
+        if (p.n * a.h * a.d > (host_sees_values() || tensor_cores ? 60000 : 12000)) continue;
+        const Data x = make(p, a, t.kept);
+        const auto d_o = rounded_to(t.weights, random_normal(p.n * a.h * a.d, 4));
+        const int64_t width = (a.h + 2 * a.k) * a.d, front = p.m - p.n;
+        const auto positions = random_ints(p.n, 5, 0, 500);
+        std::vector<float> frequencies;
+        for (int64_t i = 0; i < a.d / 2; ++i)
+          frequencies.push_back(std::pow(100.0f, -static_cast<float>(i) / static_cast<float>(a.d)));
+        const auto angles = angles_of(positions, frequencies);
+        const auto kept = forward(device(), p, a, x, t);
+        const auto run = [&](Device& dev, bool dots) {
+          GuardedMemory m(dev, p.shift);
+          AttentionBackward b{.q = m.input(x.q, {p.n, a.h, a.d}, t.kept),
+                              .k = m.input(x.k, {p.m, a.k, a.d}, t.kept),
+                              .v = m.input(x.v, {p.m, a.k, a.d}, t.kept),
+                              .o = m.input(kept[0], {p.n, a.h, a.d}, t.kept),
+                              .lse = m.input(kept[1], {p.n, a.h}),
+                              .d_o = m.input(d_o, {p.n, a.h, a.d}, t.weights),
+                              .plan = &p.plan,
+                              .scale = static_cast<float>(scale_of(a)),
+                              .dq = {},
+                              .dk = front > 0 ? m.output({front, a.k, a.d}, t.weights) : Tensor{},
+                              .dv = front > 0 ? m.output({front, a.k, a.d}, t.weights) : Tensor{},
+                              .scratch = {},
+                              .dy = m.output({p.n, width}, t.weights),
+                              .rotary = m.input(angles, {p.n, a.d}),
+                              .dot = dots ? m.output({p.n, a.h + a.k}) : Tensor{}};
+          b.scratch = m.scratch(attention_backward_scratch(dev, b));
+          attention_backward(dev, b);
+          std::vector<std::vector<float>> out{m.read(b.dy)};
+          if (dots) out.push_back(m.read(b.dot));
+          if (front > 0) out.push_back(m.read(b.dk)), out.push_back(m.read(b.dv));
+          return out;
+        };
+        const auto got = run_deterministic([&](Device& d) { return run(d, true); });
+        EXPECT_TRUE(bitwise_equal("dy without dot", run(device(), false)[0], got[0]));
+        const auto plain = backward(device(), p, a, x, d_o, t);
+        const auto rows = [&](const std::vector<float>& all_rows, int64_t begin, int64_t count) {
+          return std::vector<float>(all_rows.begin() + begin * a.k * a.d,
+                                    all_rows.begin() + (begin + count) * a.k * a.d);
+        };
+        if (front > 0) {
+          EXPECT_TRUE(bitwise_equal("dk in front", got[2], rows(plain[1], 0, front)));
+          EXPECT_TRUE(bitwise_equal("dv in front", got[3], rows(plain[2], 0, front)));
+        }
+        V want, limits, sums, sum_limits;
+        std::vector<float> dots;
+        const auto dk = rows(plain[1], front, p.n), own_dv = rows(plain[2], front, p.n),
+                   k = rows(x.k, front, p.n), v = rows(x.v, front, p.n);
+        for (int64_t n = 0; n < p.n; ++n) {
+          double sum = 0, size = 0;
+          float parts = 0;
+          for (int64_t head = 0; head < a.h + 2 * a.k; ++head) {
+            const bool query = head < a.h, value = head >= a.h + a.k;
+            const auto at = z((query ? n * a.h + head : n * a.k + (head - a.h) % a.k) * a.d);
+            const auto &d = query ? plain[0] : value ? own_dv : dk, &y = query ? x.q : value ? v : k;
+            for (size_t j = 0; j < z(a.d); ++j) {
+              const size_t half = z(a.d / 2), other = at + (j + half) % z(a.d);
+              const double own = static_cast<double>(d[at + j]), beside = static_cast<double>(d[other]);
+              const double c = static_cast<double>(angles[z(n * a.d) + j % half]),
+                           s = static_cast<double>(angles[z(n * a.d) + half + j % half]);
+              want.push_back(value ? own : own * c + (j < half ? beside : -beside) * s);
+              const double unit = std::max(t.unit(), 4 * kUnitF32);
+              limits.push_back(value ? 0.0
+                                     : unit * (std::abs(own) + std::abs(beside) + std::abs(want.back())));
+              sum += own * static_cast<double>(y[at + j]);
+              size += std::abs(own * static_cast<double>(y[at + j]));
+            }
+            if (!value) parts += got[1][z(n * (a.h + a.k) + head)];
+          }
+          dots.push_back(parts);
+          sums.push_back(sum);
+          sum_limits.push_back((t.unit() + kUnitF32 * static_cast<double>(a.d + 10)) * size);
+        }
+        EXPECT_TRUE(within("dy", got[0], want, limits)) << t.name << ", " << p.name << ", heads of " << a.d;
+        EXPECT_TRUE(within("dot", dots, sums, sum_limits))
+            << t.name << ", " << p.name << ", heads of " << a.d;
+      }
+}
+
 // Shapes with several blocks of queries and keys: the derivative along a random direction.
 TEST_P(AttentionOps, BackwardOfLongSegmentsAgreesAlongDirections) {
   for (const Types& t : kTypes)

@@ -71,13 +71,11 @@ TEST_P(OpCounts, Products) {
                        .rstd = r,
                        .gain = gain,
                        .w = qkv,
-                       .rotary = rotary,
-                       .dq = heads(kH, kBF16),
-                       .dk = heads(kK, kBF16),
-                       .dv = heads(kK, kBF16),
+                       .dy = m.of({kN, kOut}, kBF16),
                        .dx = x,
-                       .scratch = {}};
-  EXPECT_EQ(qkv_backward_bytes(qb), (6 + 2 + 3) * 4 + 48 * 2 + 8 * 4 + 32 * 2 + 2 * 6 * 4);
+                       .scratch = {},
+                       .dot = m.of({kN, 3})};
+  EXPECT_EQ(qkv_backward_bytes(qb), (6 + 2 + 3) * 4 + 48 * 2 + 32 * 2 + 6 * 4 + 2 * 6 * 4);
   EXPECT_EQ(qkv_backward_flops(qb), 2 * 2 * 3 * 16);
   const Tensor f = m.of({kN, kF}, kBF16);
   const GateUpForward g{.x = x,
@@ -142,6 +140,13 @@ TEST_P(OpCounts, Attention) {
                             .scratch = {}};
   EXPECT_EQ(attention_backward_bytes(b), 4 * rows + keys + 10 * 4 + 2 * 5 * 4 * 2);
   EXPECT_EQ(attention_backward_flops(b), 10 * 8 * 15);
+  AttentionBackward to_projection = b;
+  to_projection.dq = to_projection.dk = to_projection.dv = {};
+  to_projection.dy = m.of({5, kOut}, kBF16);
+  to_projection.rotary = m.of({5, kD});
+  to_projection.dot = m.of({5, kH + kK});
+  EXPECT_EQ(attention_backward_bytes(to_projection),
+            3 * rows + keys + 10 * 4 + 5 * 16 * 2 + 5 * kD * 4 + 5 * 3 * 4);
   EXPECT_EQ(kv_append_bytes({.k = kv, .v = kv, .slots = m.of({5}, kI32), .k_cache = kv, .v_cache = kv}),
             4 * 5 * 4 * 2 + 5 * 4);
 }

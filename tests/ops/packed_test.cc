@@ -90,10 +90,7 @@ Run qkv(int64_t n, bool lora) {
                   .rstd = rstd,
                   .gain = gain,
                   .w = &w,
-                  .rotary = rotary,
-                  .dq = m.input(random_normal(n * kH * kD, 7), {n, kH, kD}, t),
-                  .dk = m.input(random_normal(n * kK * kD, 8), {n, kK, kD}, t),
-                  .dv = m.input(random_normal(n * kK * kD, 9), {n, kK, kD}, t),
+                  .dy = m.input(random_normal(n * kQkv, 7), {n, kQkv}, t),
                   .dx = m.accumulator(random_normal(n * kC, 10), {n, kC}),
                   .scratch = {},
                   .lora = backward};

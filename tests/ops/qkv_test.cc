@@ -196,82 +196,68 @@ constexpr Problem kBackward[] = {{1, 8, 1, 1, 2, false, false},        {4, 24, 3
                                  {9, 40, 2, 2, 16, true, false, 60, 1}};
 
 TEST_P(QkvOps, BackwardIsTheGradientAndAccumulates) {
-  for (const Types& t : kTypes)
+  for (const Types& t : kTypes) {
+    if (t.kept == DType::kF16) continue;  // nothing kept is read
     for (const Problem& p : kBackward)
-      for (const bool handed : {false, true}) {          // forward's q, k and v, and a rounded dx
-        if (handed && p.bias) continue;                  // the identity is one of products without bias
-        if (!handed && t.kept == DType::kF16) continue;  // nothing kept is read
+      for (const int64_t parts : {int64_t{0}, p.h + p.k, int64_t{1}}) {  // of <dy, y>
+        if (parts > 0 && p.bias) continue;  // the identity is one of products without bias
         const Data a = make(p, t.weights);
-        const auto kept = forward(device(), a, t);
-        const auto dq = rounded_to(t.weights, random_normal(p.n * p.h * p.d, 11)),
-                   dk = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 12)),
-                   dv = rounded_to(t.weights, random_normal(p.n * p.k * p.d, 13)),
+        const auto dy = rounded_to(t.weights, random_normal(p.n * a.out(), 11)),
                    dx0 = random_normal(p.n * p.c, 14);
-        const bool rounded = handed && t.weights == DType::kBF16;
+        // The product before RoPE and without bias.
+        V normed = to_double(a.x);
+        for (int64_t i = 0; i < p.n * p.c; ++i)
+          normed[z(i)] *= static_cast<double>(a.rstd[z(i / p.c)]) *
+                          (p.gain ? static_cast<double>(a.gain[z(i % p.c)]) : 1.0);
+        const V y = reference::linear(normed, to_double(a.w), V{}, z(p.n), z(p.c), z(a.out()));
+        std::vector<float> dots;
+        for (int64_t i = 0; i < p.n && parts > 0; ++i) {
+          double sum = 0;
+          for (int64_t j = i * a.out(); j < (i + 1) * a.out(); ++j)
+            sum += static_cast<double>(dy[z(j)]) * y[z(j)];
+          const auto rest = random_normal(parts - 1, 15 + static_cast<uint64_t>(i));
+          for (const float part : rest) sum -= static_cast<double>(part);
+          dots.insert(dots.end(), rest.begin(), rest.end());
+          dots.push_back(static_cast<float>(sum));
+        }
+        const bool rounded = parts > 0 && t.weights == DType::kBF16;
         const auto got = run_deterministic([&](Device& d) {
           GuardedMemory m(d, p.shift);
           const auto w = frozen(d, a.w, a.out(), p.c, t.weights);
-          const auto heads = [&](const std::vector<float>& values, int64_t h, DType type) {
-            return m.input(values, {p.n, h, p.d}, type);
-          };
           QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
                         .rstd = m.input(a.rstd, {p.n}),
                         .gain = p.gain ? m.input(a.gain, {p.c}) : ConstTensor{},
                         .w = w.get(),
-                        .rotary = m.input(angles_of(a.positions, a.inv_freq), {p.n, p.d}),
-                        .dq = heads(dq, p.h, t.weights),
-                        .dk = heads(dk, p.k, t.weights),
-                        .dv = heads(dv, p.k, t.weights),
+                        .dy = m.input(dy, {p.n, a.out()}, t.weights),
                         .dx = m.accumulator(dx0, {p.n, p.c}),
                         .scratch = {},
-                        .q = handed ? heads(kept[0], p.h, t.kept) : ConstTensor{},
-                        .k = handed ? heads(kept[1], p.k, t.kept) : ConstTensor{},
-                        .v = handed ? heads(kept[2], p.k, t.kept) : ConstTensor{},
+                        .dot = parts > 0 ? m.input(dots, {p.n, parts}) : ConstTensor{},
                         .dx_bf16 = rounded ? m.output({p.n, p.c}, DType::kBF16) : Tensor{}};
           b.scratch = m.scratch(qkv_backward_scratch(d, b));
           qkv_backward(d, b);
+          EXPECT_EQ(qkv_backward_flops(b), 2 * p.n * p.c * a.out());
           return std::vector<std::vector<float>>{m.read(b.dx),
                                                  rounded ? m.read(b.dx_bf16) : std::vector<float>{}};
         });
-        // dy: dq and dk turned back, beside dv.
-        V inverse = to_double(a.inv_freq);
-        for (double& f : inverse) f = -f;
-        const V dq0 = reference::rope(to_double(dq), a.positions, inverse, z(p.h)),
-                dk0 = reference::rope(to_double(dk), a.positions, inverse, z(p.k));
-        const auto rows = [&](const auto& q, const auto& k, const auto& v) {
-          std::decay_t<decltype(q)> all;
-          for (int64_t i = 0; i < p.n; ++i) {
-            all.insert(all.end(), q.begin() + i * p.h * p.d, q.begin() + (i + 1) * p.h * p.d);
-            all.insert(all.end(), k.begin() + i * p.k * p.d, k.begin() + (i + 1) * p.k * p.d);
-            all.insert(all.end(), v.begin() + i * p.k * p.d, v.begin() + (i + 1) * p.k * p.d);
-          }
-          return all;
-        };
-        const V dy = rows(dq0, dk0, to_double(dv));
-        const V want = reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w), dy,
-                                                        z(p.c), kEps);
-        // What is turned back is rounded to T before the product: every term of it may be off by that too.
-        const std::vector<float> dy_float(dy.begin(), dy.end());
-        const auto y = rows(kept[0], kept[1], kept[2]);
-        V limits = norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy_float, y,
-                                        handed ? unit_of(t.kept) + t.input_unit() : 0.0, dx0);
-        const V sums =
-            norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy_float, y, 0.0, std::vector<float>(dx0.size()));
-        const double per_sum = kUnitF32 * static_cast<double>(a.out() + p.c + 10);
-        for (size_t i = 0; i < limits.size(); ++i) limits[i] += sums[i] / per_sum * t.unit();
-        EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), limits)) << t.name;
+        const V want = reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w),
+                                                        to_double(dy), z(p.c), kEps);
+        const V limits = norm_gradient_limits(a.x, a.rstd, a.gain, a.w, dy,
+                                              std::vector<float>(y.begin(), y.end()), 0.0, dx0);
+        EXPECT_TRUE(within("dx", got[0], plus(want, to_double(dx0)), limits)) << t.name << ", " << parts;
         if (rounded) {
           EXPECT_TRUE(bitwise_equal("dx_bf16", got[1], rounded_to(DType::kBF16, got[0]))) << t.name;
         }
         if (p.n * p.c > 400) continue;
-        // The same by complex step through the forward's formula.
+        // The same by complex step through the forward's formula, whose q and k are rotated.
+        const auto dqkv = reference::apart(to_double(dy), a.positions, to_double(a.inv_freq), z(p.h), z(p.k));
         const V gradient = complex_step_gradient(to_double(a.x), [&](const VC& x) {
-          const auto y = truth(a, x);
-          return dot(y.q, to_double(dq)) + dot(y.k, to_double(dk)) + dot(y.v, to_double(dv));
+          const auto of = truth(a, x);
+          return dot(of.q, dqkv.q) + dot(of.k, dqkv.k) + dot(of.v, dqkv.v);
         });
         EXPECT_TRUE(within("reference", std::vector<float>(want.begin(), want.end()), gradient,
                            2 * kUnitF32 * (1 + largest(gradient))));
       }
+  }
 }
 
 }  // namespace

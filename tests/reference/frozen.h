@@ -49,6 +49,20 @@ Qkv<T> qkv(const std::vector<T>& x, const std::vector<T>& gain, const std::vecto
   return r;
 }
 
+// dy (N, (H + 2K) D), the gradient of the product before RoPE, as that of q, k and v.
+inline Qkv<double> apart(const std::vector<double>& dy, const std::vector<int>& positions,
+                         const std::vector<double>& inv_freq, size_t heads, size_t kv_heads) {
+  const size_t d = 2 * inv_freq.size(), all = heads + 2 * kv_heads;
+  Qkv<double> r;
+  for (size_t i = 0; i < dy.size(); ++i) {
+    const size_t head = i / d % all;
+    (head < heads ? r.q : head < heads + kv_heads ? r.k : r.v).push_back(dy[i]);
+  }
+  r.q = rope(r.q, positions, inv_freq, heads);
+  r.k = rope(r.k, positions, inv_freq, kv_heads);
+  return r;
+}
+
 template <typename T>
 struct Attended {
   std::vector<T> o, lse;
