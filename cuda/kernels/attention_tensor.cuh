@@ -478,8 +478,7 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
       unseen -= per * width;
     }
   }
-  copy_wait<0>();
-  __syncthreads();
+  // The copies still under way are of no bytes and go to tiles; the rows of k and v are the warp's own.
 #pragma unroll
   for (int t = 0; t < kD / 8; ++t)
 #pragma unroll

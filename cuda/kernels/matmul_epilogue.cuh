@@ -146,7 +146,7 @@ struct StoreEpilogue {
       if (bias) v[i] += bias[j];
       if (addend) v[i] += addend[at];
       c[at] = from_float<Out>(v[i]);
-      if (rounded) rounded[row * n + j] = from_float<__nv_bfloat16>(gain ? v[i] * gain[j] : v[i]);
+      if (kSums && rounded) rounded[row * n + j] = from_float<__nv_bfloat16>(gain ? v[i] * gain[j] : v[i]);
     }
   }
 };

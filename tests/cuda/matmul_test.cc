@@ -269,15 +269,27 @@ TEST_P(CudaMatmul, ATileMayEndAtAnyColumn) {
         check({.m = 65, .n = n, .k = 8, .out = out, .more = true}, kernel,
               fmt::format("{} {}", n, name(kernel)));
       for (const bool transpose_b : {false, true})
-        check({.m = 65,
-               .n = columns(kernel) - 8,
-               .k = 8,
-               .transpose_b = transpose_b,
-               .out = out,
-               .more = true,
-               .longer = 1},
-              kernel, name(kernel));
+        for (const int64_t left_out : {8, 0})
+          check({.m = 65,
+                 .n = columns(kernel) - left_out,
+                 .k = 8,
+                 .transpose_b = transpose_b,
+                 .out = out,
+                 .more = true,
+                 .longer = 1},
+                kernel, name(kernel));
     }
+}
+// The last row at every group of eight that a lane has one of, in all columns.
+TEST_P(CudaMatmul, ATileMayEndAtAnyRow) {
+  std::vector<MatmulKernel> tiles(std::begin(kTiles), std::end(kTiles));
+  if (hopper()) tiles.assign(std::begin(kHopperTiles), std::end(kHopperTiles));
+  for (const MatmulKernel kernel : tiles)
+    for (const DType out : {DType::kF32, DType::kBF16})
+      for (const bool transpose_b : {false, true})
+        for (int64_t m = 5; m <= 128; m += 8)
+          check({.m = m, .n = 128, .k = 8, .transpose_b = transpose_b, .out = out, .more = true}, kernel,
+                fmt::format("{} {}", m, name(kernel)));
 }
 
 // Many rows of tiles: more than one group of them, the last one not full; and more tiles than blocks.
@@ -304,7 +316,7 @@ TEST_P(CudaMatmul, TheF32UnitsMatchTruth) {
     for (const bool transpose_a : {false, true})
       for (const bool transpose_b : {false, true})
         for (Product p : {Product{1, 1, 1}, Product{5, 68, 20}, Product{33, 7, 35}, Product{70, 130, 12},
-                          Product{65, 64, 100}}) {
+                          Product{65, 64, 100}, Product{67, 131, 8}}) {
           p.transpose_a = transpose_a;
           p.transpose_b = transpose_b;
           p.type = type;

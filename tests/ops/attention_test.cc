@@ -161,6 +161,32 @@ TEST_P(AttentionOps, ForwardMatchesTruth) {
       }
 }
 
+// The weights of keys 2 i and 2 i + 1 alone, at every place among 64 keys, one token a sequence: each is
+// rounded to nearest, or the average of values would be smaller.
+TEST_P(AttentionOps, WeightsOfOneTokenAreRoundedWithoutBias) {
+  const Heads a{8, 1, 64};
+  const Types t = kTypes[1];
+  constexpr int32_t kEach = 3, kKeys = 64;  // sequences a place
+  Problem p{"pairs of keys", kEach * kKeys / 2, kEach * kKeys / 2 * kKeys, {}};
+  for (int32_t i = 0; i < p.n; ++i) {
+    p.plan.spans.push_back({i * kKeys, kKeys});
+    p.plan.segments.push_back({i, 1, i, 1, -1});
+  }
+  Data x = make(p, a, t.kept);
+  for (float& q : x.q) q = std::abs(q);
+  for (int64_t i = 0; i < p.m * a.d; ++i)  // far below those of the pair
+    if (i / a.d % kKeys / 2 != i / a.d / kKeys / kEach) x.k[z(i)] = -8.0f;
+  const auto got = forward(device(), p, a, x, t);
+  const V want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v), seen_rows(p),
+                                              z(a.h), z(a.k), z(a.d), scale_of(a))
+                     .o;
+  const int64_t of_place = kEach * a.h * a.d;
+  for (int64_t at = 0; at < p.n * a.h * a.d; at += of_place)
+    EXPECT_TRUE(unbiased("o", std::vector<float>(got[0].begin() + at, got[0].begin() + at + of_place),
+                         V(want.begin() + at, want.begin() + at + of_place), kUnitBF16))
+        << "keys " << at / of_place * 2 << " and the next";
+}
+
 TEST_P(AttentionOps, ScoresFarApartStayFinite) {
   // Scores of 1000 and more: only a running maximum keeps exp in range.
   const Problem p = causal("150 rows", {150});
@@ -331,6 +357,7 @@ TEST_P(AttentionOps, BackwardGoesOnToTheProjection) {
           sum_limits.push_back((t.unit() + kUnitF32 * static_cast<double>(a.d + 10)) * size);
         }
         EXPECT_TRUE(within("dy", got[0], want, limits)) << t.name << ", " << p.name << ", heads of " << a.d;
+        EXPECT_TRUE(unbiased("dy", got[0], want, t.input_unit())) << t.name << ", " << p.name;
         EXPECT_TRUE(within("dot", dots, sums, sum_limits))
             << t.name << ", " << p.name << ", heads of " << a.d;
       }

@@ -247,6 +247,29 @@ TEST_P(HeadOps, LossesMatchTruthAndSeedsAreTheGradient) {
   }
 }
 
+// Of bf16 products the seeds are rounded to nearest, with whole vectors of them and without: rounded toward
+// zero they would make the gradient smaller. The gradient from its formula in f64.
+TEST_P(HeadOps, SeedsAreRoundedWithoutBias) {
+  for (const int64_t v : {600, 601}) {
+    Problem p{100, 16, v, {}, true};
+    for (int32_t i = 0; i < 100; ++i) p.rows.push_back(i);
+    const Data a = make(p, DType::kBF16);
+    Inputs in = inputs_of(p, DType::kBF16);
+    in.dx0.assign(in.dx0.size(), 0.0f);
+    const auto got = loss(device(), p, a, in, kParts[0], DType::kBF16);
+    V dy;
+    for (size_t r = 0; r < p.rows.size(); ++r) {
+      const V log_p = reference::log_softmax(logits_of(p, a, to_double(a.x), r));
+      for (size_t j = 0; j < log_p.size(); ++j)
+        dy.push_back(static_cast<double>(in.ce_weight[r]) *
+                     (std::exp(log_p[j]) - (j == z(in.labels[r]) ? 1.0 : 0.0)));
+    }
+    const V want =
+        reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w), dy, z(p.c), kEps);
+    EXPECT_TRUE(unbiased("dx", got[3], want, kUnitBF16)) << v;
+  }
+}
+
 // More rows than a chunk and a vocabulary of several ranges; the gradient along one direction.
 TEST_P(HeadOps, LongCallsAgreeAlongADirection) {
   Problem p{150, 16, 9001, {}, true};

@@ -605,7 +605,7 @@ std::vector<float> dropped(std::vector<float> x, int64_t width, float dropout, u
 // rows: more than a block; widths with and without whole draws of four.
 TEST_P(LoraOps, DropoutMasksTheAdaptersInput) {
   const Types t = kTypes[0];
-  for (const auto& [n, in] : {std::pair<int64_t, int64_t>{5, 7}, {33, 40}, {1300, 24}}) {
+  for (const auto& [n, in] : {std::pair<int64_t, int64_t>{5, 7}, {3, 30}, {33, 40}, {1300, 24}}) {
     const int64_t c = 12;
     const float dropout = 0.3f;
     const Adapter p = adapter(4, in, c, 0, 1.5f, 51);

@@ -85,6 +85,8 @@ constexpr Problem kProblems[] = {{1, 8, 1, false, false},
                                  {7, 576, 1536, true, false},
                                  {1100, 16, 40, false, true},
                                  {128, 8, 8192, true, true},
+                                 // Whole tiles of 128 columns, at places where no two neighbours are aligned.
+                                 {128, 8, 2113, true, true},
                                  {9, 64, 48, true, true, 1},
                                  // Rows of x too odd for the tensor cores: SwiGLU is a kernel of its own.
                                  {19, 36, 1152, true, true}};
@@ -160,10 +162,19 @@ TEST_P(MlpOps, ARowDoesNotDependOnItsNeighbours) {
 
 // Widths that tensor cores take (multiples of 8) and others; few rows, and so many that tiles of 64 x 128 are
 // taken, for which a lane has eight neighbours, with rests of both.
-constexpr Problem kBackward[] = {{1, 8, 1, false, false},     {5, 24, 31, true, true},
-                                 {3, 40, 300, true, false},   {19, 64, 96, false, false},
-                                 {70, 16, 40, true, true},    {300, 408, 8, true, false},
-                                 {300, 8, 408, false, false}, {19, 64, 96, true, false, 1}};
+constexpr Problem kBackward[] = {{1, 8, 1, false, false},
+                                 {5, 24, 31, true, true},
+                                 {3, 40, 300, true, false},
+                                 {19, 64, 96, false, false},
+                                 {70, 16, 40, true, true},
+                                 {300, 408, 8, true, false},
+                                 {300, 8, 408, false, false},
+                                 {19, 64, 96, true, false, 1},
+                                 // whole tiles of 128 columns, unaligned; too odd for tensor cores; more of
+                                 // k than the stages of a tile hold
+                                 {128, 8, 4224, true, false, 1},
+                                 {40, 36, 33, true, false},
+                                 {9, 1096, 16, true, false}};
 
 // dy and the sum of dg g + du u, or without the sum; dout as it comes, or handed over rounded.
 std::vector<std::vector<float>> down(Device& d, const Problem& p, const Types& t,
@@ -216,6 +227,7 @@ TEST_P(MlpOps, DownBackwardMatchesTruth) {
       const V limits =
           rounding_limits(1.0, t.input_unit() + 2 * t.unit(), static_cast<double>(p.c + 12), terms);
       EXPECT_TRUE(within("dy", got[0], want, limits)) << t.name;
+      EXPECT_TRUE(unbiased("dy", got[0], want, t.input_unit())) << t.name;
       // Against the dy that was given out: it may be summed before or after dy's own rounding.
       const V dy = to_double(got[0]);
       V dot, dot_terms;

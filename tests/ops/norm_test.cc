@@ -42,9 +42,10 @@ TEST_P(NormOps, ForwardMatchesTruth) {
       for (const bool gain : {true, false}) {
         const auto x = random_normal(n * c, 1, scale), w = random_normal(c, 2);
         const auto got = run_deterministic([&, n = n, c = c, shift = shift](Device& d) {
-          GuardedMemory m(d, shift);
+          GuardedMemory m(d, shift), odd(d, 1);
           const Tensor y = m.output({n, c}), rstd = m.output({n}), alone = m.output({n}),
-                       beside = m.output({n}), rounded = m.output({n, c}, DType::kBF16);
+                       beside = m.output({n}), rounded = m.output({n, c}, DType::kBF16),
+                       odd_rounded = odd.output({n, c}, DType::kBF16);
           const ConstTensor in = m.input(x, {n, c});
           rmsnorm_forward(d, {.x = in,
                               .w = gain ? m.input(w, {c}) : ConstTensor{},
@@ -57,8 +58,13 @@ TEST_P(NormOps, ForwardMatchesTruth) {
                        .eps = static_cast<float>(kEps),
                        .x_bf16 = rounded,
                        .gain = gain ? m.input(w, {c}) : ConstTensor{}});
-          return std::vector<std::vector<float>>{m.read(y), m.read(rstd), m.read(alone), m.read(beside),
-                                                 m.read(rounded)};
+          row_rstd(d, {.x = in,
+                       .rstd = beside,
+                       .eps = static_cast<float>(kEps),
+                       .x_bf16 = odd_rounded,
+                       .gain = gain ? m.input(w, {c}) : ConstTensor{}});
+          return std::vector<std::vector<float>>{m.read(y),      m.read(rstd),    m.read(alone),
+                                                 m.read(beside), m.read(rounded), odd.read(odd_rounded)};
         });
         const V xd = to_double(x), want_rstd = inverse_rms(xd, z(c));
         const V want = reference::rmsnorm(xd, gain ? to_double(w) : V{}, z(c), kEps);
@@ -70,12 +76,13 @@ TEST_P(NormOps, ForwardMatchesTruth) {
         std::vector<float> scaled = x;
         for (size_t i = 0; gain && i < scaled.size(); ++i) scaled[i] *= w[i % z(c)];
         EXPECT_TRUE(bitwise_equal("x_bf16", got[4], rounded_to(DType::kBF16, scaled)));
+        EXPECT_TRUE(bitwise_equal("x_bf16 at an odd element", got[5], got[4]));
       }
 }
 
 TEST_P(NormOps, BackwardIsTheGradientAndAccumulates) {
   for (const auto& [n, c, shift] : {NormShape{1, 1}, NormShape{3, 7}, NormShape{4, 40}, NormShape{4, 40, 1},
-                                    NormShape{2, 168}, NormShape{3, 555}})
+                                    NormShape{2, 168}, NormShape{3, 8}, NormShape{3, 555}})
     for (const bool gain : {true, false}) {
       const auto x = random_normal(n * c, 1), w = random_normal(c, 2), dy = random_normal(n * c, 3);
       const auto dx0 = random_normal(n * c, 4), dw0 = random_normal(c, 5);
