@@ -304,11 +304,13 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_ba
       accumulate(ds, queries, d, count, acc_k);
     }
   }
+  const KeyPlace place = key_place(kGeneralRows);
 #pragma unroll
   for (int i = 0; i < kGeneralOwn; ++i) {
     if (first + i >= own_rows) continue;
-    T* dk = to.key(base + first + i, head, kv_heads, d);
-    T* dv = to.value(base + first + i, head, kv_heads, d);
+    const int64_t row = place.row + first + i;
+    const int64_t at = to.at(row, place.head, kv_heads, d);
+    T *dk = to.key(row) + at, *dv = to.value(row) + at;
 #pragma unroll
     for (int t = 0; t < kColumns; ++t) {
       const int j = t * kWarp + lane;

@@ -479,6 +479,7 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
     }
   }
   // The copies still under way are of no bytes and go to tiles; the rows of k and v are the warp's own.
+  const KeyPlace place = key_place(kTensorRows);
 #pragma unroll
   for (int t = 0; t < kD / 8; ++t)
 #pragma unroll
@@ -490,25 +491,27 @@ __global__ __launch_bounds__(kTensorThreads) void attention_tensor_key_backward_
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = row0 + lane / 4 + 8 * i;
-      const int64_t query = base + r - to.front;
+      const int64_t query = place.row + r - to.front;
       sum[i] = quad_sum(sum[i]);
       if (r < own_rows && query >= 0 && lane % 4 == 0)
-        to.dot[query * (heads + kv_heads) + heads + head] = sum[i];
+        to.dot[query * (heads + kv_heads) + heads + place.head] = sum[i];
     }
   }
   if (to.rotary) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = row0 + lane / 4 + 8 * i;
-      const int64_t query = base + r - to.front;
+      const int64_t query = place.row + r - to.front;
       if (r < own_rows && query >= 0) rotate_back<kD>(acc_k, i, to.rotary + query * kD);
     }
   }
   const float one[2] = {1.0f, 1.0f};
-  store_rows<kD>(acc_k, one, tensor_shared, row0, own_rows,
-                 [&](int r) { return to.key(base + r, head, kv_heads, kD); });
-  store_rows<kD>(acc_v, one, tensor_shared + kOwn, row0, own_rows,
-                 [&](int r) { return to.value(base + r, head, kv_heads, kD); });
+  store_rows<kD>(acc_k, one, tensor_shared, row0, own_rows, [&](int r) {
+    return to.key(place.row + r) + to.at(place.row + r, place.head, kv_heads, kD);
+  });
+  store_rows<kD>(acc_v, one, tensor_shared + kOwn, row0, own_rows, [&](int r) {
+    return to.value(place.row + r) + to.at(place.row + r, place.head, kv_heads, kD);
+  });
 }
 
 }  // namespace gantrain::cuda

@@ -145,21 +145,20 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_forwar
   store_quads(to.at(row, head) + j, half, true, lanes, a, b);
 }
 
-// The transpose, in place: dq and dk of dy (N, (H + 2K) D) are rotated back. With `dot`, beside it the sum
-// over a row of dy and of q, k and v as forward kept them, which a rotation of both does not change, as the
-// first of `parts` parts (core/ops/attention.h); the others are 0. grid (N): a block owns a row, a thread
-// kVector pairs at a time. Sums in a fixed order: those of a thread, then of the block. Traffic a value: one
-// T read and written (dv only read, with `dot` alone), with `dot` one S, and the row's table from the cache.
-template <typename S, typename T, int kVector, int kThreads>
+// The transpose, in place: dq and dk of dy (N, (H + 2K) D) are rotated back. kDot: beside it the sum over a
+// row of dy and of q, k and v as forward kept them, which a rotation of both does not change, as the first of
+// H + K parts (core/ops/attention.h); the others are 0. grid (N): a block owns a row, a thread kVector pairs
+// at a time. Sums in a fixed order: those of a thread, then of the block. Traffic a value: one T read and
+// written, with kDot one S read, and the row's table from the cache; without, dv is left alone.
+template <typename S, typename T, bool kDot, int kVector, int kThreads>
 __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backward_kernel(
     T* __restrict__ dy, QkvHeads<const S> kept,
     const float* __restrict__ table,  // (N, D)
-    float* __restrict__ dot,          // (N, parts) or null
-    int parts) {
+    float* __restrict__ dot) {        // (N, H + K)
   const int64_t row = blockIdx.x;
-  const int half = kept.half, pieces = half / kVector, rotated = kept.heads + kept.kv_heads;
-  const int count = (dot ? rotated + kept.kv_heads : rotated) * pieces;
-  dy += row * (rotated + kept.kv_heads) * 2 * half;
+  const int half = kept.half, pieces = half / kVector, all = kept.heads + 2 * kept.kv_heads,
+            parts = all - kept.kv_heads, count = (kDot ? all : parts) * pieces;
+  dy += row * all * 2 * half;
   table += row * 2 * half;
   float sum = 0;
   for (int i0 = 0; i0 < count; i0 += kThreads) {
@@ -167,30 +166,32 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
     const unsigned lanes = __ballot_sync(kAllLanes, i < count);
     if (i >= count) continue;
     const int head = i / pieces, j = i % pieces * kVector;
+    T* const at = dy + head * 2 * half + j;
     float a[kVector], b[kVector];
-    load_quads(dy + head * 2 * half + j, half, true, lanes, a, b);
-    if (dot) {
+    load_quads(at, half, true, lanes, a, b);
+    if constexpr (kDot) {
       float y[kVector], z[kVector];
       load_quads(kept.at(row, head) + j, half, true, lanes, y, z);
 #pragma unroll
       for (int e = 0; e < kVector; ++e) sum = fmaf(b[e], z[e], fmaf(a[e], y[e], sum));
     }
-    const unsigned turned = __ballot_sync(lanes, head < rotated);
-    if (head >= rotated) continue;
-    float cosine[kVector], sine[kVector];
-    load_constant_floats(table + j, cosine);
-    load_constant_floats(table + half + j, sine);
+    if (kept.rotated(head)) {
+      float cosine[kVector], sine[kVector];
+      load_constant_floats(table + j, cosine);
+      load_constant_floats(table + half + j, sine);
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
-      a[e] = pair.first;
-      b[e] = pair.second;
+      for (int e = 0; e < kVector; ++e) {
+        const RotatedPair pair = rotate(a[e], b[e], cosine[e], -sine[e]);
+        a[e] = pair.first;
+        b[e] = pair.second;
+      }
     }
-    store_quads(dy + head * 2 * half + j, half, true, turned, a, b);
+    store_quads(at, half, true, lanes, a, b);
   }
-  if (!dot) return;
-  sum = block_sum<kThreads>(sum);
-  for (int i = threadIdx.x; i < parts; i += kThreads) dot[row * parts + i] = i == 0 ? sum : 0.0f;
+  if constexpr (kDot) {
+    sum = block_sum<kThreads>(sum);
+    for (int i = threadIdx.x; i < parts; i += kThreads) dot[row * parts + i] = i == 0 ? sum : 0.0f;
+  }
 }
 
 }  // namespace gantrain::cuda

@@ -130,9 +130,11 @@ void cuda::rotate_backward(const Context& context, const AttentionBackward& a) {
                                  .half = static_cast<int>(d / 2)};
     auto* dy = raw<T>(a.dy);
     const bool vectors = aligned_heads<kWide<T>>(kept) && aligned_to(16, table, dy);
-    launch(vectors ? rotate_backward_kernel<S, T, 4, kThreads> : rotate_backward_kernel<S, T, 1, kThreads>,
-           blocks_for(n, 1), kThreads, 0, context.stream, dy, kept, table, raw<float>(a.dot),
-           kept.heads + kept.kv_heads);
+    const auto kernel = a.dot.empty() ? (vectors ? rotate_backward_kernel<S, T, false, 4, kThreads>
+                                                 : rotate_backward_kernel<S, T, false, 1, kThreads>)
+                                      : (vectors ? rotate_backward_kernel<S, T, true, 4, kThreads>
+                                                 : rotate_backward_kernel<S, T, true, 1, kThreads>);
+    launch(kernel, blocks_for(n, 1), kThreads, 0, context.stream, dy, kept, table, raw<float>(a.dot));
   });
 }
 

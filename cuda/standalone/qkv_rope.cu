@@ -51,8 +51,7 @@ int main() {
       }
   Values<float> dy_d(dy), dot_d(dot.size());
   const QkvHeads<const float> kept{q_d, k_d, v_d, kHeads, kKv, kHalf};
-  rotate_backward_kernel<float, float, 4, kThreads>
-      <<<kN, kThreads>>>(dy_d, kept, table_d, dot_d, kHeads + kKv);
+  rotate_backward_kernel<float, float, true, 4, kThreads><<<kN, kThreads>>>(dy_d, kept, table_d, dot_d);
   finished("rotate_backward_kernel");
 
   Verdict verdict;
