@@ -242,7 +242,8 @@ __global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_query_
 // key head and takes all queries of all segments that see them, in the plan's order: a shared prompt's
 // gradient is summed over the batch here. Deterministic. kColumns * 32 >= D.
 template <typename S, typename T, int kColumns>
-__global__ __launch_bounds__(kWarp* kGeneralWarps) void attention_general_key_backward_kernel(
+__global__
+__launch_bounds__(kWarp* kGeneralWarps, kColumns == 8 ? 4 : 6) void attention_general_key_backward_kernel(
     const S* __restrict__ q, const S* __restrict__ k, const S* __restrict__ v, const T* __restrict__ d_o,
     const float2* __restrict__ statistics,  // (N, H): lse, delta
     const PlanSegment* __restrict__ segments, const PlanSpan* __restrict__ spans,
