@@ -9,6 +9,7 @@
 #include "core/rng.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/matmul.h"
+#include "cpu/vec_math.h"
 
 namespace gantrain {
 namespace {
@@ -19,43 +20,41 @@ constexpr int64_t kGrain = 8192;  // elements of one chunk of elementwise work
 // that only one product a tile shape is compiled whatever N is: the last block is padded with zeros.
 constexpr int64_t kRowBlock = 64, kTileO = 64, kTileI = 384;
 
-float sigmoid(float x) {
-  // exp of a number that is never positive: no overflow for any x.
-  const float e = std::exp(-std::abs(x));
-  return x >= 0.0f ? 1.0f / (1.0f + e) : e / (1.0f + e);
-}
-
 constexpr float kGeluScale = 0.7978845608028654f;  // sqrt(2 / pi)
 constexpr float kGeluCubic = 0.044715f;
 
-float activate(Activation kind, float x) {
+template <Activation kKind>
+float activate(float x) {
+  if constexpr (kKind == Activation::kSilu) return x * sigmoid(x);
+  if constexpr (kKind == Activation::kGelu)
+    return 0.5f * x * (1.0f + fast_tanh(kGeluScale * (x + kGeluCubic * x * x * x)));
+  if constexpr (kKind == Activation::kTanh) return fast_tanh(x);
+}
+template <Activation kKind>
+float slope(float x) {
+  if constexpr (kKind == Activation::kSilu) {
+    const float s = sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+  }
+  if constexpr (kKind == Activation::kGelu) {
+    const float t = fast_tanh(kGeluScale * (x + kGeluCubic * x * x * x));
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
+  }
+  if constexpr (kKind == Activation::kTanh) {
+    const float t = fast_tanh(x);
+    return 1.0f - t * t;
+  }
+}
+template <typename F>
+void with_activation(Activation kind, F f) {
   switch (kind) {
     case Activation::kSilu:
-      return x * sigmoid(x);
+      return f.template operator()<Activation::kSilu>();
     case Activation::kGelu:
-      return 0.5f * x * (1.0f + std::tanh(kGeluScale * (x + kGeluCubic * x * x * x)));
+      return f.template operator()<Activation::kGelu>();
     case Activation::kTanh:
-      return std::tanh(x);
+      return f.template operator()<Activation::kTanh>();
   }
-  return 0.0f;
-}
-
-float activation_slope(Activation kind, float x) {
-  switch (kind) {
-    case Activation::kSilu: {
-      const float s = sigmoid(x);
-      return s * (1.0f + x * (1.0f - s));
-    }
-    case Activation::kGelu: {
-      const float t = std::tanh(kGeluScale * (x + kGeluCubic * x * x * x));
-      return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
-    }
-    case Activation::kTanh: {
-      const float t = std::tanh(x);
-      return 1.0f - t * t;
-    }
-  }
-  return 0.0f;
 }
 
 void check_rows(const char* op, ConstTensor rows, int64_t limit) {
@@ -139,16 +138,20 @@ void CpuOps::linear_backward(const LinearBackward& p) {
 void CpuOps::activation_forward(const ActivationForward& p) {
   const float* x = p.x.data<float>();
   float* y = p.y.data<float>();
-  pool_.parallel_ranges(p.x.count(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = activate(p.kind, x[i]);
+  with_activation(p.kind, [&]<Activation kKind>() {
+    pool_.parallel_ranges(p.x.count(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) y[i] = activate<kKind>(x[i]);
+    });
   });
 }
 
 void CpuOps::activation_backward(const ActivationBackward& p) {
   const float *x = p.x.data<float>(), *dy = p.dy.data<float>();
   float* dx = p.dx.data<float>();
-  pool_.parallel_ranges(p.x.count(), kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) dx[i] += dy[i] * activation_slope(p.kind, x[i]);
+  with_activation(p.kind, [&]<Activation kKind>() {
+    pool_.parallel_ranges(p.x.count(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) dx[i] += dy[i] * slope<kKind>(x[i]);
+    });
   });
 }
 

@@ -50,6 +50,18 @@ inline float fast_log(float x) {
   return (f + y) + n * 0.693359375f;
 }
 
+// tanh(x): Cephes tanhf's polynomial below 0.625, else from exp.
+inline float fast_tanh(float x) {
+  const float z = x * x, size = std::abs(x);
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const float near = p * z * x + x, far = std::copysign(1.0f - 2.0f / (fast_exp(2.0f * size) + 1.0f), x);
+  return size < 0.625f ? near : far;
+}
+
 inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
 // out[i] = the Gumbel draw of token i under (key, counter), i < count: see core/ops/head.h. The one function
