@@ -161,6 +161,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
   dy += row * all * 2 * half;
   table += row * 2 * half;
   float sum = 0;
+#pragma unroll 1
   for (int i0 = 0; i0 < count; i0 += kThreads) {
     const int i = i0 + static_cast<int>(threadIdx.x);
     const unsigned lanes = __ballot_sync(kAllLanes, i < count);
@@ -190,6 +191,7 @@ __global__ __launch_bounds__(kThreads, kFullBlocks<kThreads>) void rotate_backwa
   }
   if constexpr (kDot) {
     sum = block_sum<kThreads>(sum);
+#pragma unroll 1
     for (int i = threadIdx.x; i < parts; i += kThreads) dot[row * parts + i] = i == 0 ? sum : 0.0f;
   }
 }

@@ -57,6 +57,7 @@ struct Product {
   DType type = DType::kBF16, out = DType::kF32;
   bool more = false;   // bias, addend, the next norm's statistic, a rounded copy and longer rows than needed
   int64_t longer = 0;  // c's rows, besides: where odd, no two neighbours may be taken at once
+  bool bias = true, addend = true;  // of `more`
 };
 struct Result {
   std::vector<float> c, rstd, rounded;
@@ -110,8 +111,8 @@ class CudaMatmul : public testing::TestWithParam<int> {
                       .c = c.data(),
                       .ldc = ldc,
                       .c_dtype = p.out,
-                      .bias = p.more ? static_cast<const float*>(bias.data()) : nullptr,
-                      .addend = p.more ? static_cast<const float*>(addend.data()) : nullptr,
+                      .bias = p.more && p.bias ? static_cast<const float*>(bias.data()) : nullptr,
+                      .addend = p.more && p.addend ? static_cast<const float*>(addend.data()) : nullptr,
                       .rstd = sums ? static_cast<float*>(rstd.data()) : nullptr,
                       .eps = kEps,
                       .parts = static_cast<float*>(parts.data()),
@@ -148,11 +149,13 @@ class CudaMatmul : public testing::TestWithParam<int> {
           sum += term;
           size += std::abs(term);
         }
-        if (p.more)
-          for (const float v : {bias[z(j)], addend[z(i * (p.n + extra(p) + p.longer) + j)]}) {
-            sum += static_cast<double>(v);
-            size += std::abs(static_cast<double>(v));
-          }
+        const float to_add[] = {p.bias ? bias[z(j)] : 0.0f,
+                                p.addend ? addend[z(i * (p.n + extra(p) + p.longer) + j)] : 0.0f};
+        for (const float v : to_add) {
+          if (!p.more) break;
+          sum += static_cast<double>(v);
+          size += std::abs(static_cast<double>(v));
+        }
         want.push_back(sum);
         limits.push_back(unit * std::abs(sum) + static_cast<double>(p.k + 3) * f32 * size);
       }
@@ -268,16 +271,16 @@ TEST_P(CudaMatmul, ATileMayEndAtAnyColumn) {
       for (int64_t n = 1; n <= columns(kernel); n += wide && n % 16 == 8 ? 9 : 1)
         check({.m = 65, .n = n, .k = 8, .out = out, .more = true}, kernel,
               fmt::format("{} {}", n, name(kernel)));
-      for (const bool transpose_b : {false, true})
-        for (const int64_t left_out : {8, 0})
-          check({.m = 65,
-                 .n = columns(kernel) - left_out,
-                 .k = 8,
-                 .transpose_b = transpose_b,
-                 .out = out,
-                 .more = true,
-                 .longer = 1},
-                kernel, name(kernel));
+      for (const bool transpose_b : {false, true}) {
+        Product p{.m = 65, .n = 0, .k = 8, .transpose_b = transpose_b, .out = out, .more = true, .longer = 1};
+        for (p.n = 8; p.n <= columns(kernel); p.n += 8)
+          check(p, kernel, fmt::format("{} {}", p.n, name(kernel)));
+        p.n = columns(kernel);
+        for (const auto& [bias, addend] : {std::pair{false, true}, {true, false}, {false, false}}) {
+          p.bias = bias, p.addend = addend;
+          check(p, kernel, name(kernel));
+        }
+      }
     }
 }
 // The last row at every group of eight that a lane has one of, in all columns.
@@ -322,8 +325,12 @@ TEST_P(CudaMatmul, TheF32UnitsMatchTruth) {
           p.type = type;
           p.out = type == DType::kBF16 && p.n % 2 == 0 ? DType::kBF16 : DType::kF32;
           p.more = p.m % 2 == 1;
-          check(p, MatmulKernel::kSimt,
-                fmt::format("{} {} {} {} {}{}", dtype_name(type), p.m, p.n, p.k, transpose_a, transpose_b));
+          for (const auto& [bias, addend] : {std::pair{true, true}, {false, true}, {true, false}}) {
+            if (!p.more && !(bias && addend)) continue;
+            p.bias = bias, p.addend = addend;
+            check(p, MatmulKernel::kSimt,
+                  fmt::format("{} {} {} {} {}{}", dtype_name(type), p.m, p.n, p.k, transpose_a, transpose_b));
+          }
         }
 }
 

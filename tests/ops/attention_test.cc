@@ -161,8 +161,9 @@ TEST_P(AttentionOps, ForwardMatchesTruth) {
       }
 }
 
-// The weights of keys 2 i and 2 i + 1 alone, at every place among 64 keys, one token a sequence: each is
-// rounded to nearest, or the average of values would be smaller.
+// The weights of keys 2 i and 2 i + 1, at every place among 64 keys, one token a sequence: each is rounded to
+// nearest, or what they add would be smaller. A third key, of values 0, has the largest score, whose weight
+// is rounded to itself; all others are far below.
 TEST_P(AttentionOps, WeightsOfOneTokenAreRoundedWithoutBias) {
   const Heads a{8, 1, 64};
   const Types t = kTypes[1];
@@ -174,8 +175,13 @@ TEST_P(AttentionOps, WeightsOfOneTokenAreRoundedWithoutBias) {
   }
   Data x = make(p, a, t.kept);
   for (float& q : x.q) q = std::abs(q);
-  for (int64_t i = 0; i < p.m * a.d; ++i)  // far below those of the pair
-    if (i / a.d % kKeys / 2 != i / a.d / kKeys / kEach) x.k[z(i)] = -8.0f;
+  for (int64_t i = 0; i < p.m * a.d; ++i) {
+    const int64_t key = i / a.d % kKeys, first = i / a.d / kKeys / kEach * 2;
+    if (key == first || key == first + 1) continue;
+    const bool largest = key == (first + 2) % kKeys;
+    x.k[z(i)] = largest ? 0.28125f : -8.0f;  // a score near 3, those of the pair being near 0
+    if (largest) x.v[z(i)] = 0.0f;
+  }
   const auto got = forward(device(), p, a, x, t);
   const V want = reference::grouped_attention(to_double(x.q), to_double(x.k), to_double(x.v), seen_rows(p),
                                               z(a.h), z(a.k), z(a.d), scale_of(a))
