@@ -156,6 +156,9 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
       left_b[kTimesB];  // of k, from the slice that is copied next; none in columns past n
 #pragma unroll
   for (int j = 0; j < kTimesB; ++j) left_b[j] = col0 + (chunk_b + j * kAcrossB) * 8 < n ? left : 0;
+  // Also of slices past k, as zeros and without reading: inside a condition the compiler would work out
+  // again, in each turn of the loop, whatever is used there alone, and the loop below would be longer by up
+  // to a quarter.
   const auto copy_slice = [&](uint32_t stage) {
 #pragma unroll
     for (int i = 0; i < kCopiesA; ++i) {
@@ -176,7 +179,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
   };
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < slices) copy_slice(s * Tile::kStageBytes);
+    copy_slice(s * Tile::kStageBytes);
     copy_commit();
   }
 
@@ -225,9 +228,9 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
         __syncthreads();
         next = following(stage);
       }
-      if (step < kSteps - 1 || slice + 1 < slices) load_parts((step + 1) % 2, next, (step + 1) % kSteps);
+      load_parts((step + 1) % 2, next, (step + 1) % kSteps);
       if (step == 0) {
-        if (slice + kStages - 1 < slices) copy_slice(to_stage);
+        copy_slice(to_stage);
         copy_commit();
         to_stage = following(to_stage);
       }
@@ -240,6 +243,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
       stage = next;
     }
   }
+  copy_wait<0>();  // nothing that lies past k is under way when the block ends
 
 #pragma unroll
   for (int i = 0; i < kTilesM; ++i)
