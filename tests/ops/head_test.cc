@@ -250,12 +250,13 @@ TEST_P(HeadOps, LossesMatchTruthAndSeedsAreTheGradient) {
 // Of bf16 products the seeds are rounded to nearest, with whole vectors of them and without: rounded toward
 // zero they would make the gradient smaller. The gradient from its formula in f64.
 TEST_P(HeadOps, SeedsAreRoundedWithoutBias) {
-  for (const int64_t v : {600, 1023}) {
+  for (const auto& [v, half] : {std::pair{600, 0}, {600, 1}, {1023, 0}, {1023, 1}}) {  // of labels
     Problem p{100, 16, v, {}, true};
     for (int32_t i = 0; i < 100; ++i) p.rows.push_back(i);
     const Data a = make(p, DType::kBF16);
     Inputs in = inputs_of(p, DType::kBF16);
     in.dx0.assign(in.dx0.size(), 0.0f);
+    for (int32_t& label : in.labels) label = label % (v / 2) + half * (v / 2);
     const auto got = loss(device(), p, a, in, kParts[0], DType::kBF16);
     V dy;
     for (size_t r = 0; r < p.rows.size(); ++r) {
@@ -266,7 +267,7 @@ TEST_P(HeadOps, SeedsAreRoundedWithoutBias) {
     }
     const V want =
         reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w), dy, z(p.c), kEps);
-    EXPECT_TRUE(unbiased("dx", got[3], want, kUnitBF16)) << v;
+    EXPECT_TRUE(unbiased("dx", got[3], want, kUnitBF16)) << v << ", half " << half;
   }
 }
 

@@ -86,12 +86,20 @@ constexpr Problem kProblems[] = {{1, 8, 1, false, false},
                                  {1100, 16, 40, false, true},
                                  {128, 8, 8192, true, true},
                                  // Whole tiles of each size, also at places where no two neighbours are
-                                 // aligned.
-                                 {64, 40, 2115, true, true},
-                                 {128, 40, 2113, true, true},
+                                 // aligned, and rows that end at each place of eight.
+                                 {64, 40, 867, true, true},
+                                 {64, 40, 867, true, false},
+                                 {128, 40, 449, true, true},
+                                 {128, 8, 450, true, false},
+                                 {128, 8, 451, false, true},
+                                 {128, 8, 452, true, false},
+                                 {128, 8, 453, true, false},
+                                 {128, 8, 454, true, true},
+                                 {128, 8, 455, true, false},
                                  {128, 8, 2112, true, true, 1},
-                                 {128, 32, 4000, true, true},
-                                 {128, 32, 4001, true, false},
+                                 {128, 8, 2112, true, false, 1},
+                                 {128, 32, 3528, true, true},
+                                 {128, 32, 3529, true, false},
                                  {9, 64, 48, true, true, 1},
                                  // Rows of x too odd for the tensor cores: SwiGLU is a kernel of its own.
                                  {19, 36, 1152, true, true}};
