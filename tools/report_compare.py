@@ -201,13 +201,14 @@ def page(folder):
     with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
         results = json.load(file)
     made_by = f"Made by: {results['command']}"
+    averaged = results["averaged"]["text"] + " " if "averaged" in results else ""
     sections = []
     for budget in results["budgets"]:
         name = budget["name"]
         rows, runs = of_budget(results["arms"], name), of_budget(results["runs"], name)
         sections += [
             (f"results-{name}", budget["title"], "Medians over the seeds, quartiles in brackets. A collapsed run is counted "
-             "and not left out. Text scores at the temperature nearest to 1. " + made_by, results_table(rows, results["columns"])),
+             "and not left out. Text scores at the temperature nearest to 1. " + averaged + made_by, results_table(rows, results["columns"])),
             (f"costs-{name}", "Quality against cost", made_by, plot_costs(rows, name)),
             (f"curves-{name}", "Quality and diversity", "Each arm's medians over its seeds, one point a temperature. "
              + made_by, plot_curves(rows, runs, name)),

@@ -527,6 +527,9 @@ std::vector<Key> make_keys() {
                "memory of the averaged generator, which is evaluated and used once the discriminator is "
                "there; 0: the last "
                "one"),
+      integer_key("train.average_from", GT_AT(train.average_from), -1, kMany,
+                  "with loss.kind = \"ce\": after this many steps the same average begins; -1: never, the "
+                  "last one is evaluated and used"),
       integer_key("train.max_new_tokens", GT_AT(train.max_new_tokens), 1, 1 << 20, "longest sampled answer"),
       choice_key("train.recompute", GT_AT(train.recompute), {"none", "layer"},
                  "layer: keep only each layer's input and compute the rest again in the backward pass"),

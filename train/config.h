@@ -138,6 +138,7 @@ struct TrainingConfig {
   double target_low = 0.65, target_high = 0.80;
   double gate_d = 0.80, gate_g = 0.55, gate_ema = 0.9;
   double ema = 0.999;
+  int64_t average_from = -1;
   int64_t max_new_tokens = 64;
   Recompute recompute = Recompute::kNone;
   int64_t eval_every = 200, save_every = 200, keep = 2;

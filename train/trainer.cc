@@ -104,6 +104,7 @@ struct Trainer::State {
   Phase phase = Phase::kWarmup;
   int64_t step = 0, warmup_total = 0, total = 0;
   int64_t phase_step = 0;  // steps taken in this phase
+  int64_t averaged = 0;    // with cross-entropy alone: steps that the average took in
   Totals totals;
   // For the alarms. -1: nothing yet.
   double running_length = -1, running_foreign = -1, validation_ce = -1;
@@ -162,9 +163,11 @@ struct Trainer::State {
       return Generator::make(device, config, llama, start, key(kPurposeInit, 1), gradients);
     };
     generator = make(true);
-    average = make(false);
     prompts = std::make_unique<GeneratorPrompts>(runner, *generator, config.generator);
-    average_prompts = std::make_unique<GeneratorPrompts>(runner, *average, config.generator);
+    if (adversarial() || config.train.average_from >= 0) {
+      average = make(false);
+      average_prompts = std::make_unique<GeneratorPrompts>(runner, *average, config.generator);
+    }
     const int64_t layers = llama.config().num_layers;
     const int64_t wanted = config.discriminator.feature_layer < 0 ? std::max<int64_t>(1, layers / 3)
                                                                   : config.discriminator.feature_layer;
@@ -279,6 +282,16 @@ struct Trainer::State {
     frozen_warm->parameters().copy_values_from(generator->parameters());
     average->parameters().copy_values_from(generator->parameters());
     generator->parameters().reset_moments();  // the betas change
+  }
+
+  // Whether the next step of cross-entropy alone goes into the average.
+  bool averages() const { return !adversarial() && average && step >= config.train.average_from; }
+  // The t-th step since the average began as a copy. A short memory at first: it must forget where it began
+  // within a short run too.
+  void take_into_average(int64_t t) {
+    const double n = static_cast<double>(t);
+    average->parameters().average_from(
+        generator->parameters(), static_cast<float>(std::min(config.train.ema, (1.0 + n) / (10.0 + n))));
   }
 
   AdamSettings adam_g() const {
@@ -566,20 +579,26 @@ struct Trainer::State {
     for (const Micro& b : batches) size = std::max(size, tokens_of(b.inputs));
     GeneratorSums sums;
     const AdamSettings adam = adam_g();
+    if (averages() && averaged == 0) average->parameters().copy_values_from(generator->parameters());
+    const auto optimise = [&] {
+      generator->parameters().start_step(adam);
+      if (averages()) take_into_average(averaged + 1);
+    };
     region("warm-up step", size, [&] {
       generator->parameters().zero_grad();
       for (size_t m = 0; m < batches.size(); ++m)
         generator_pass(batches[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(tokens), {}, 0.0f,
                        sums);
       r.forward_backward_s = clock.lap();
-      if (!several()) generator->parameters().start_step(adam);
+      if (!several()) optimise();
     });
     if (several()) {
       sum_gradients(generator->parameters());
-      region("optimizers", 1, [&] { generator->parameters().start_step(adam); });
+      region("optimizers", 1, optimise);
     }
     finish(sums);
     r.grad_norm_g = generator->parameters().finish_step();
+    if (averages()) ++averaged;
     lap_of_wait(clock, r.forward_backward_s, r.optimizer_s);
     r.ce = sums.ce / static_cast<double>(sums.ce_tokens);
     if (config.generator.prompt_length > 0) r.rms_ratio = sums.rms;
@@ -903,10 +922,7 @@ struct Trainer::State {
       if (step_d) discriminator->parameters().start_step(adam_of_d);
       if (!train_g) return;
       generator->parameters().start_step(adam_of_g);
-      // A short memory at first: the average must forget the warm-up's end within a short run too.
-      const double t = static_cast<double>(generator->parameters().steps());
-      average->parameters().average_from(
-          generator->parameters(), static_cast<float>(std::min(config.train.ema, (1.0 + t) / (10.0 + t))));
+      take_into_average(generator->parameters().steps());
     });
     finish(sums);
     for (const auto& [loss, share] : losses_d)
@@ -1269,7 +1285,7 @@ void Trainer::compare_ranks() const {
 
 PromptMaker& Trainer::deployed() {
   State& s = *s_;
-  if (s.phase == Phase::kWarmup) return *s.prompts;
+  if (s.phase == Phase::kWarmup && s.averaged == 0) return *s.prompts;
   return *s.average_prompts;
 }
 PromptMaker* Trainer::warm() { return s_->warm_prompts.get(); }
@@ -1379,10 +1395,8 @@ void Trainer::save(CheckpointWriter& writer) const {
     });
   };
   add(s.generator->parameters(), "generator.", true);
-  if (s.phase != Phase::kWarmup) {
-    add(s.average->parameters(), "average.", false);
-    add(s.frozen_warm->parameters(), "warm.", false);
-  }
+  if (s.phase != Phase::kWarmup || s.averaged > 0) add(s.average->parameters(), "average.", false);
+  if (s.phase != Phase::kWarmup) add(s.frozen_warm->parameters(), "warm.", false);
   if (s.discriminator) add(s.discriminator->parameters(), "discriminator.", true);
   const LoaderPosition a = s.loader.position(), b = s.heldout.position();
   const Totals& t = s.totals;
@@ -1393,6 +1407,7 @@ void Trainer::save(CheckpointWriter& writer) const {
       {"phase", phase_name(s.phase)},
       {"step", s.step},
       {"phase_step", s.phase_step},
+      {"averaged", s.averaged},
       {"generator_steps", s.generator->parameters().steps()},
       {"discriminator_steps", s.discriminator ? s.discriminator->parameters().steps() : 0},
       {"loader", {a.epoch, a.batch}},
@@ -1437,11 +1452,17 @@ void Trainer::load_state(const CheckpointReader& reader) {
   const std::string phase = j.at("phase");
   for (const Phase p : {Phase::kWarmup, Phase::kDiscriminator, Phase::kAdversarial})
     if (phase == phase_name(p)) s.phase = p;
+  if (s.phase != Phase::kWarmup && !s.adversarial())
+    fail_usage("{}: its discriminator is trained already; loss.kind = \"ce\" cannot go on from there",
+               reader.path());
   s.generator->parameters().load("generator.", true, read);
   s.generator->parameters().set_steps(j.at("generator_steps"));
+  // Under another configuration than the checkpoint's the average may be one that is not kept, or not yet.
+  if (!s.adversarial() && s.average && j.at("step") >= s.config.train.average_from)
+    s.averaged = j.value("averaged", int64_t{0});
+  if (s.phase != Phase::kWarmup || s.averaged > 0) s.average->parameters().load("average.", false, read);
   if (s.phase != Phase::kWarmup) {
     if (!s.frozen_warm) s.keep_warm();
-    s.average->parameters().load("average.", false, read);
     s.frozen_warm->parameters().load("warm.", false, read);
   }
   if (s.discriminator) {

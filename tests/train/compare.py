@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import bad_inputs  # noqa: E402
@@ -23,7 +24,7 @@ SHARED = ["model=model", "data.train=items.jsonl", "data.valid_fraction=0.1", "d
           "train.warmup_ce_steps=2", "train.discriminator_steps=1", "train.batch=2", "train.max_new_tokens=4", "loss.samples=2",
           "discriminator.width=8", "dtype=f32", "eval.max_items=6", "eval.samples=1", "eval.temperatures=1.0,0.5",
           "generator.prompt_length=2", "lora.rank=2"]  # fmt: skip
-ASKED = ["--methods", METHODS, "--arm", "wide: lora lora.rank=4", "--seeds", "1,2", "--judges", "1", "--judge-pairs", "24",
+ASKED = ["--methods", METHODS, "--arm", "wide: lora lora.rank=4 train.average_from=3", "--seeds", "1,2", "--judges", "1", "--judge-pairs", "24",
          "--drift", "drift.txt"]  # fmt: skip
 ARMS = ["zero-shot", "few-shot-2", "prompt", "lora+rloo", "wide"]
 
@@ -81,6 +82,19 @@ def main():
             fail(f"results.csv: {len(rows)} lines")
         if done.stdout != (whole / "results.md").read_text() or "few-shot-2" not in done.stdout:
             fail("standard output is not results.md")
+        # Beside an adversarial arm those of cross-entropy alone keep its average, but where they say otherwise.
+        def average_from(out, arm):
+            return tomllib.loads((folder / out / "jobs" / arm / "seed-1.toml").read_text())["train"]["average_from"]
+
+        averaged = {arm: average_from("whole", ("none/" if "shot" in arm else "tokens/") + arm) for arm in ARMS}
+        if averaged != {"zero-shot": -1, "few-shot-2": -1, "prompt": 2, "lora+rloo": -1, "wide": 3}:
+            fail(f"train.average_from: {averaged}")
+        if "So are prompt, of cross-entropy alone, since step 2 (train.average_from)" not in done.stdout or results["averaged"]["arms"] != ["prompt"]:
+            fail("results.md does not say which arms keep an average")
+        # One process measures what training forgets and judges the trained arm alone.
+        off, on = evaluated["arms"]
+        if any("judge_accuracy" in row for row in off["temperatures"]) or not all("judge_accuracy" in row for row in on["temperatures"]):
+            fail("other arms were judged than the trained one")
         peft = json.loads((whole / "peft" / "wide--seed-2.json").read_text())
         if peft["train_info"]["status"] != "success" or peft["train_info"]["num_trainable_params"] <= 0:
             fail(f"peft: {peft['train_info']}")
@@ -113,6 +127,11 @@ def main():
         failed = run(*SHARED, "--methods", "prompt", "--arm", "bad: lora adapter=nowhere", "-o", "bad", status=1)
         if "1 of 2 runs failed" not in failed.stderr or "nowhere" not in failed.stdout:
             fail(f"a failed run: {failed.stdout}\n{failed.stderr}")
+        if average_from("bad", "tokens/prompt") != -1 or "average" in failed.stdout:
+            fail("an average with no adversarial arm beside it")
+        run(*SHARED, "train.average_from=1", "--methods", "prompt,prompt+rloo", "-o", "own")
+        if average_from("own", "tokens/prompt") != 1:
+            fail("the comparison's own train.average_from was not kept")
         timed = run(*SHARED, "--methods", "zero-shot,prompt", "--seconds", "0.2", "--jobs", "2", "-o", "timed")
         results = json.loads((folder / "timed" / "results.json").read_text())
         if [row["budget"] for row in results["arms"]] != ["none", "tokens", "seconds"] or "At equal wall clock" not in timed.stdout:

@@ -39,6 +39,7 @@ MATRIX = {
     "smollm prefix": (LARGE, 20, 20, ["method=prefix", "prefix.projection=true", CE, "train.batch=4"]),
     "smollm adapter": (LARGE, 20, 20, ["method=adapter", "bottleneck.places=attention,mlp", CE, "train.batch=4"]),
     "stories full c1": (SMALL, 12, 12, ["method=full", RLOO, "loss.samples=4"]),
+    "stories full averaged": (SMALL, 12, 12, ["method=full", CE, "train.average_from=1"]),
     "smollm full": (LARGE, 12, 12, ["method=full", CE, "train.batch=2"]),
     "smollm qlora": (LARGE, 20, 20, ["method=qlora", "lora.targets=all", CE, "train.batch=4"]),
     "smollm packed c1": (LARGE, 16, 16, [STATIC, RLOO, "model_quantize=file", "loss.samples=2", "train.batch=4"]),

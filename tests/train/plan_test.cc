@@ -84,7 +84,9 @@ TEST(CountingDevice, HoldsWhatTheRealTrainerHoldsToTheByte) {
       {"method=prefix", "loss.kind=rloo", "prefix.length=5"},
       {"method=adapter", "loss.kind=ce", "train.steps=3", "bottleneck.places=attention,mlp"},
       {"method=adapter", "loss.kind=rloo", "train.recompute=layer"},
+      {"method=lora", "loss.kind=ce", "train.steps=3", "train.average_from=1"},
       {"method=full", "loss.kind=ce", "train.steps=3"},
+      {"method=full", "loss.kind=ce", "train.steps=3", "train.average_from=1"},
       {"method=full", "loss.kind=rloo", "loss.beta=0.1"}};
   for (const std::vector<std::string>& own : runs) {
     std::vector<std::string> settings{"model=m",

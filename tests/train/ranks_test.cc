@@ -188,7 +188,7 @@ void expect_close(const std::vector<StepRecord>& one, const std::vector<StepReco
 TEST_F(RanksTest, TwoRanksTrainWhatOneDoes) {
   for (const char* kind : {"static", "mlp", "conditional", "lora"})
     for (const char* loss : {"ce", "rloo", "gumbel"}) {
-      std::vector<std::string> o{std::string("loss.kind=") + loss};
+      std::vector<std::string> o{std::string("loss.kind=") + loss, "train.average_from=5"};
       if (std::string(kind) == "lora")
         o.insert(o.end(), {"method=lora", "generator.prompt_length=0", "lora.rank=3", "lora.targets=all"});
       else

@@ -18,6 +18,7 @@
 #include "tests/support/tiny_llama.h"
 #include "tests/train/letters.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/verbs/session.h"
 
 namespace gantrain {
 namespace {
@@ -296,6 +297,92 @@ TEST_F(TrainerTest, ALoadedRunGoesOnWithTheSameBits) {
   }
 }
 
+// Of every tensor in a saved run whose name begins with `prefix`, without it: its values.
+std::map<std::string, std::vector<float>> values_of(const std::string& path, const std::string& prefix) {
+  const CheckpointReader reader(path);
+  std::map<std::string, std::vector<float>> out;
+  for (const std::string& name : reader.tensor_names()) {
+    if (!name.starts_with(prefix) || name.ends_with(".m") || name.ends_with(".v")) continue;
+    const ConstTensor t = reader.tensor(name);
+    out[name.substr(prefix.size())] = {t.data<float>(), t.data<float>() + t.count()};
+  }
+  return out;
+}
+
+// With train.average_from = 4 the average begins as the generator after step 4 and takes in each later step;
+// it is what is validated and what a checkpoint deploys. The training itself does not notice.
+TEST_F(TrainerTest, CrossEntropyAloneKeepsAnAverageFromAStepOn) {
+  for (const char* kind : {"static", "conditional", "lora", "prefix mlp", "adapter", "full"}) {
+    for (const double ema : {0.999, 0.25}) {
+      const auto settings = with_generator(kind, {"train.average_from=4", fmt::format("train.ema={}", ema)});
+      TestRun run(settings), plain(with_generator(kind));
+      EXPECT_TRUE(values_of(save(run.to(4)), "average.").empty()) << kind;
+      std::map<std::string, std::vector<double>> want;
+      for (const auto& [name, now] : values_of(save(run), "generator."))
+        want[name].assign(now.begin(), now.end());
+      for (int t = 1; t <= 8; ++t) {
+        const double decay = std::min(ema, (1.0 + t) / (10.0 + t));
+        for (const auto& [name, now] : values_of(save(run.to(4 + t)), "generator."))
+          for (size_t i = 0; i < now.size(); ++i)
+            want[name][i] = decay * want[name][i] + (1.0 - decay) * static_cast<double>(now[i]);
+      }
+      const std::string path = save(run);
+      const auto got = values_of(path, "average.");
+      ASSERT_EQ(got.size(), want.size()) << kind;
+      for (const auto& [name, values] : want)
+        for (size_t i = 0; i < values.size(); ++i)
+          ASSERT_NEAR(got.at(name)[i], values[i], 1e-6 * std::max(1.0, std::abs(values[i])))
+              << kind << " " << name << " " << i;
+
+      EXPECT_EQ(values_of(path, "generator."), values_of(save(plain.to(), "plain"), "generator.")) << kind;
+      const CheckpointReader reader(path);
+      const std::unique_ptr<Generator> deployed =
+          load_generator(reader, checkpoint_config(reader, {}), *run.device, *run.llama, false);
+      for (size_t i = 0; i < deployed->parameters().size(); ++i) {
+        const std::string& name = deployed->parameters().name(i);
+        EXPECT_EQ(download(*run.device, std::as_const(*deployed).parameters().value(i)), got.at(name))
+            << kind << " " << name;
+      }
+      EXPECT_EQ(load_generator(reader, checkpoint_config(reader, {}), *run.device, *run.llama, true),
+                nullptr);
+      EXPECT_NE(run.trainer->validate().ce, plain.trainer->validate().ce) << kind;
+    }
+  }
+}
+
+TEST_F(TrainerTest, ALoadedRunWithAnAverageGoesOnWithTheSameBits) {
+  for (const char* kind : {"static", "lora", "full"}) {
+    const auto settings = with_generator(kind, {"train.average_from=4"});
+    TestRun straight(settings);
+    std::map<int64_t, std::string> saved;
+    for (const int64_t at : {3, 4, 5, 9}) saved[at] = save(straight.to(at), std::to_string(at));
+    const auto want = state_of(straight.to());
+    const double ce = straight.trainer->validate().ce;
+    for (const auto& [at, path] : saved) {
+      TestRun loaded(settings);
+      loaded.trainer->load(CheckpointReader(path));
+      EXPECT_EQ(difference(want, state_of(loaded.to())), "") << kind << " saved at step " << at;
+      EXPECT_EQ(loaded.trainer->validate().ce, ce) << kind << " saved at step " << at;
+    }
+  }
+  // Continued with another train.average_from: asked for too late it begins at once, asked for no more it is
+  // dropped, asked for later it begins anew.
+  TestRun without({}), with({"train.average_from=4"});
+  const std::string none = save(without.to(6), "none"), some = save(with.to(6), "some");
+  TestRun late({"train.average_from=4"}), dropped({}), again({"train.average_from=8"});
+  late.trainer->load(CheckpointReader(none));
+  dropped.trainer->load(CheckpointReader(some));
+  again.trainer->load(CheckpointReader(some));
+  for (TestRun* run : {&without, &dropped}) run->to(7);
+  EXPECT_EQ(difference(state_of(without), state_of(dropped)), "");
+  const auto before = values_of(none, "generator."), now = values_of(save(late.to(7)), "generator.");
+  for (const auto& [name, average] : values_of(save(late), "average."))
+    for (size_t i = 0; i < average.size(); ++i)
+      EXPECT_NEAR(average[i], 2.0 / 11.0 * before.at(name)[i] + 9.0 / 11.0 * now.at(name)[i], 1e-6) << name;
+  EXPECT_TRUE(values_of(save(again.to(8)), "average.").empty());
+  EXPECT_FALSE(values_of(save(again.to(9)), "average.").empty());
+}
+
 // Before the first step a method that adds to the model is the model, bit for bit; a prefix is the tokens it
 // was made from, but for the order of attention's sums.
 TEST_F(TrainerTest, OffIsTheBaseExactly) {
@@ -329,6 +416,10 @@ TEST_F(TrainerTest, ACheckpointOfOtherDataOrBaseIsRefused) {
   Trainer elsewhere(*other.device, *base, other.tokenizer, parse_train_config(kConfig, "kConfig"),
                     {testing::letters(24, 1), testing::letters(6, 2)});
   EXPECT_THROW(elsewhere.load(CheckpointReader(path)), Error);
+  // Cross-entropy alone has no discriminator to go on with.
+  TestRun adversarial({"loss.kind=rloo"}), alone({});
+  const std::string behind = save(adversarial.to(6));
+  EXPECT_THROW(alone.trainer->load(CheckpointReader(behind)), Error);
 }
 
 // An adapter is what it was when a run starts from it; another kind or size is refused.

@@ -42,6 +42,9 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("--judge-pairs", o.judge_pairs,
                   "held-out pairs that a judge is asked about; it learns from twice as many")
       ->capture_default_str();
+  verb.add_option("--judge-arms", o.judged, "of the arms, those that are judged, with commas; default all")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   verb.add_option("settings", o.overrides, "key=value settings over the run's own");
   return [flags, run = verbs.eval] {
     EvalOptions& options = flags->options;
@@ -49,6 +52,8 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
     check_choice("--split", options.split, {"test", "valid", "train"});
     for (const double t : options.temperatures) check_range("--temperatures", t, 0.0, 10.0);
     for (const std::string& arm : options.arms) check_choice("--arms", arm, {"none", "warm", "trained"});
+    for (const std::string& arm : options.judged)
+      check_choice("--judge-arms", arm, {"none", "warm", "trained"});
     check_range("--judges", static_cast<double>(options.judges), 0, 1000);
     check_range("--judge-pairs", static_cast<double>(options.judge_pairs), 1, 1e9);
     if (flags->no_generate && options.judges > 0)

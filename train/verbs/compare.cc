@@ -128,8 +128,9 @@ std::vector<std::string> eval_words(const Job& job, const CompareOptions& option
                                  options.drift_file.empty() ? "trained" : "none,trained"};
   if (options.judges > 0)
     // As many different inputs as there are: few of them with many answers each are no held-out pairs.
-    words.insert(words.end(), {"--judges", fmt::format("{}", options.judges), "--judge-pairs",
-                               fmt::format("{}", options.judge_pairs), "--max-items", "0"});
+    words.insert(words.end(),
+                 {"--judges", fmt::format("{}", options.judges), "--judge-pairs",
+                  fmt::format("{}", options.judge_pairs), "--judge-arms", "trained", "--max-items", "0"});
   if (!options.drift_file.empty()) words.insert(words.end(), {"--drift", options.drift_file});
   if (job.config.data.test.empty() && job.config.data.test_fraction == 0)
     words.insert(words.end(), {"--split", "valid"});
@@ -169,6 +170,8 @@ class Comparison {
     for (const ComparedArm& arm : arms)
       for (const int64_t seed : options_.seeds)
         jobs_.push_back(make_job(arm, arm.trains ? "tokens" : "none", seed, {}));
+    average_all();
+    if (!averaged_.empty()) fmt::print(stderr, "{}\n", averaged_text(averaged_));
     if (options_.dry_run) {
       for (const Job& job : jobs_) {
         fmt::print("{}\n", shell_line({"train", job.file.string()}));
@@ -256,6 +259,29 @@ class Comparison {
     return job;
   }
 
+  // An adversarial arm is measured by an average of weights since its warm-up's end. Arms of cross-entropy
+  // alone get the same, or the average would pass for the adversary's work.
+  void average_all() {
+    int64_t from = -1;
+    for (const Job& job : jobs_)
+      if (job.arm.trains && job.config.loss.kind != LossKind::kCe) {
+        const int64_t end = job.config.train.warmup_ce_steps;
+        from = from < 0 ? end : std::min(from, end);
+      }
+    const auto sets = [](const std::vector<std::string>& words) {
+      return std::any_of(words.begin(), words.end(),
+                         [](const std::string& word) { return word.starts_with("train.average_from="); });
+    };
+    if (from < 0 || base_.train.average_from >= 0 || sets(options_.overrides)) return;
+    for (Job& job : jobs_) {
+      if (!job.arm.trains || job.config.loss.kind != LossKind::kCe || sets(job.arm.settings)) continue;
+      job.arm.settings.push_back(fmt::format("train.average_from={}", from));
+      job = make_job(job.arm, job.budget, job.seed, {});
+      averaged_["from"] = from;
+      if (job.seed == options_.seeds.front()) averaged_["arms"].push_back(job.arm.name);
+    }
+  }
+
   // The same arm with as many steps as fit into the seconds, at the pace of its run at equal tokens; the
   // phases keep their shares.
   Job timed_job(const Job& of) const {
@@ -267,10 +293,12 @@ class Comparison {
       return std::max<int64_t>(1, static_cast<int64_t>(std::llround(static_cast<double>(n) * factor)));
     };
     const TrainingConfig& t = of.config.train;
-    return make_job(of.arm, "seconds", of.seed,
-                    {fmt::format("train.steps={}", scaled(steps)),
-                     fmt::format("train.warmup_ce_steps={}", scaled(t.warmup_ce_steps)),
-                     fmt::format("train.discriminator_steps={}", scaled(t.discriminator_steps))});
+    std::vector<std::string> words{
+        fmt::format("train.steps={}", scaled(steps)),
+        fmt::format("train.warmup_ce_steps={}", scaled(t.warmup_ce_steps)),
+        fmt::format("train.discriminator_steps={}", scaled(t.discriminator_steps))};
+    if (t.average_from > 0) words.push_back(fmt::format("train.average_from={}", scaled(t.average_from)));
+    return make_job(of.arm, "seconds", of.seed, words);
   }
 
   // The configuration's file; and what stands in the run's folder must be of the same one.
@@ -413,6 +441,10 @@ class Comparison {
     json comparison{{"command", options_.command},   {"version", options_.version},  {"model", base_.model},
                     {"data", base_.data.train},      {"seeds", options_.seeds},      {"budgets", budgets},
                     {"columns", compared_figures()}, {"arms", summarise_runs(runs)}, {"runs", runs}};
+    if (!averaged_.empty()) {
+      comparison["averaged"] = averaged_;
+      comparison["averaged"]["text"] = averaged_text(averaged_);
+    }
     const std::string markdown = compare_markdown(comparison);
     write_text(output_ / "results.json",
                comparison.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
@@ -465,6 +497,7 @@ class Comparison {
   TrainConfig base_;
   fs::path output_;
   std::vector<Job> jobs_;
+  json averaged_;  // null, or as averaged_text reads it
 };
 
 }  // namespace

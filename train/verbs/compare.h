@@ -44,6 +44,9 @@ std::string collapse_of(const nlohmann::json& summary);
 nlohmann::json summarise_runs(const nlohmann::json& runs);
 // The columns of the tables, in their order: key, title, decimals, and what a value is multiplied by.
 nlohmann::json compared_figures();
+// About {"from": step, "arms": names}: arms of cross-entropy alone that `gantrain compare` has keep an
+// average.
+std::string averaged_text(const nlohmann::json& averaged);
 // Tables for people and for papers.
 std::string compare_markdown(const nlohmann::json& comparison);
 std::string compare_csv(const nlohmann::json& comparison);

@@ -288,6 +288,15 @@ json compared_figures() {
   return out;
 }
 
+std::string averaged_text(const json& averaged) {
+  return fmt::format(
+      "Adversarial arms are measured by an average of their weights since the end of their warm-up. So are "
+      "{}, "
+      "of "
+      "cross-entropy alone, since step {} (train.average_from).",
+      join(averaged.at("arms").get<std::vector<std::string>>(), ", "), averaged.at("from").get<int64_t>());
+}
+
 std::string compare_markdown(const json& comparison) {
   std::vector<std::string> seeds;
   for (const json& seed : comparison.at("seeds")) seeds.push_back(fmt::format("{}", seed.get<int64_t>()));
@@ -300,6 +309,7 @@ std::string compare_markdown(const json& comparison) {
       "out. Text scores at the temperature nearest to 1; every temperature of every run is in results.csv.\n",
       comparison.at("model").get<std::string>(), comparison.at("data").get<std::string>(), join(seeds, ", "),
       comparison.at("command").get<std::string>());
+  if (comparison.contains("averaged")) out += "\n" + averaged_text(comparison.at("averaged")) + "\n";
   for (const json& budget : comparison.at("budgets")) {
     const auto name = budget.at("name").get<std::string>();
     std::vector<const json*> rows;

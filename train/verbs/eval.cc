@@ -44,16 +44,23 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   NoPrompt none;
   GeneratorPrompts trained_prompts(runner, *trained, config.generator);
   std::unique_ptr<GeneratorPrompts> warm_prompts;
-  const auto wanted = [&](const char* name) {
-    return std::find(options.arms.begin(), options.arms.end(), name) != options.arms.end();
+  const auto among = [](const std::vector<std::string>& names, const char* name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
   };
-  std::vector<Arm> arms;
-  if (wanted("none")) arms.push_back({"no prompt", &none});
-  if (warm && wanted("warm")) {
+  struct Asked {
+    Arm arm;
+    bool judged;
+  };
+  std::vector<Asked> arms;
+  const auto add = [&](const char* name, const char* title, PromptMaker& maker) {
+    if (among(options.arms, name)) arms.push_back({{title, &maker}, among(options.judged, name)});
+  };
+  add("none", "no prompt", none);
+  if (warm) {
     warm_prompts = std::make_unique<GeneratorPrompts>(runner, *warm, config.generator);
-    arms.push_back({"warm", warm_prompts.get()});
+    add("warm", "warm", *warm_prompts);
   }
-  if (wanted("trained")) arms.push_back({"trained", &trained_prompts});
+  add("trained", "trained", trained_prompts);
 
   const int64_t most = options.max_items >= 0 ? options.max_items : config.eval.max_items;
   const auto items = pointers(*split, most), merged_items = pointers(*merged, most);
@@ -68,7 +75,6 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   settings.seed = static_cast<uint64_t>(config.seed);
   settings.generate = options.generate;
   const auto train_items = pointers(data.train);
-  settings.judges = options.judges;
   settings.judge_pairs = options.judge_pairs;
   settings.judge_train = train_items;
   if (options.judges > 0 && train_items.empty())
@@ -78,7 +84,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
 
   std::vector<ArmResult> results;
   nlohmann::json seconds;
-  for (const Arm& arm : arms) {
+  for (const auto& [arm, judged] : arms) {
+    settings.judges = judged ? options.judges : 0;
     fmt::print(stderr, "evaluating: {} ({} items)\n", arm.name, items.size());
     const auto start = std::chrono::steady_clock::now();
     results.push_back(evaluate_arm(runner, *session.tokenizer, arm, items, merged_items, labels, settings));
@@ -115,7 +122,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   fmt::print("\ncost: {} parameters trained, {} deployed in front of {}; {:.1f} s to load, ",
              trained->parameters().count(), trained->deployed_parameters(), llama.parameters(),
              session.load_seconds);
-  for (const Arm& arm : arms) fmt::print("{:.1f} s for {}, ", seconds[arm.name].get<double>(), arm.name);
+  for (const auto& [arm, judged] : arms)
+    fmt::print("{:.1f} s for {}, ", seconds[arm.name].get<double>(), arm.name);
   fmt::print("{:.0f} MB at most\n", static_cast<double>(process_memory().peak) * 1e-6);
   return 0;
 }

@@ -72,9 +72,13 @@ Session open_session(const std::string& model, BasePacking packing, const Device
 
 namespace {
 
+nlohmann::json state_of(const CheckpointReader& checkpoint) {
+  return nlohmann::json::parse(checkpoint.json("state"));
+}
+
 // A string of the checkpoint's text "state".
 std::string state_text(const CheckpointReader& checkpoint, const char* field) {
-  const nlohmann::json state = nlohmann::json::parse(checkpoint.json("state"));
+  const nlohmann::json state = state_of(checkpoint);
   const auto found = state.is_object() ? state.find(field) : state.end();
   if (found == state.end() || !found->is_string())
     fail("{}: text 'state': expected a string '{}'; another program wrote it, or another version of this one",
@@ -99,10 +103,12 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
         checkpoint.path(), own, base);
   const bool adversarial = state_text(checkpoint, "phase") != "warmup";
   if (warm && !adversarial) return nullptr;
+  // What the trainer would deploy: cross-entropy alone has an average behind train.average_from.
+  const bool average = adversarial || state_of(checkpoint).value("averaged", int64_t{0}) > 0;
   auto g = Generator::make(device, config, llama, {}, 0, false);
-  g->parameters().load(warm          ? "warm."
-                       : adversarial ? "average."
-                                     : "generator.",
+  g->parameters().load(warm      ? "warm."
+                       : average ? "average."
+                                 : "generator.",
                        false, [&](const std::string& name, Shape shape) {
                          const ConstTensor t = checkpoint.tensor(name);
                          if (!(t.shape() == shape))

@@ -52,6 +52,7 @@ struct EvalOptions {
   std::vector<std::string> arms = {"none", "warm", "trained"};
   int64_t judges = 0;          // fresh judges an arm and temperature; 0: none
   int64_t judge_pairs = 2000;  // held-out pairs of a reference and an answer that they are asked about
+  std::vector<std::string> judged = {"none", "warm", "trained"};  // of the arms
 };
 int run_eval(const EvalOptions& options, const DeviceFactory& devices);
 
