@@ -250,24 +250,38 @@ TEST_P(HeadOps, LossesMatchTruthAndSeedsAreTheGradient) {
 // Of bf16 products the seeds are rounded to nearest, with whole vectors of them and without: rounded toward
 // zero they would make the gradient smaller. The gradient from its formula in f64.
 TEST_P(HeadOps, SeedsAreRoundedWithoutBias) {
-  for (const auto& [v, half] : {std::pair{600, 0}, {600, 1}, {1023, 0}, {1023, 1}}) {  // of labels
+  struct Case {
+    int32_t v, half;  // labels are of the first or of the second half of the vocabulary
+    bool kl;
+  };
+  for (const auto& [v, half, kl] : {Case{600, 0, false},
+                                    {600, 1, true},
+                                    {1023, 0, false},
+                                    {1023, 1, false},
+                                    {1023, 0, true},
+                                    {1023, 1, true}}) {
     Problem p{100, 16, v, {}, true};
     for (int32_t i = 0; i < 100; ++i) p.rows.push_back(i);
     const Data a = make(p, DType::kBF16);
     Inputs in = inputs_of(p, DType::kBF16);
     in.dx0.assign(in.dx0.size(), 0.0f);
     for (int32_t& label : in.labels) label = label % (v / 2) + half * (v / 2);
-    const auto got = loss(device(), p, a, in, kParts[0], DType::kBF16);
+    const auto got = loss(device(), p, a, in, {true, kl, kl, false}, DType::kBF16);
     V dy;
     for (size_t r = 0; r < p.rows.size(); ++r) {
-      const V log_p = reference::log_softmax(logits_of(p, a, to_double(a.x), r));
+      const V log_p = reference::log_softmax(logits_of(p, a, to_double(a.x), r)),
+              log_q = reference::log_softmax(logits_of(p, a, to_double(in.reference), r));
+      const double divergence = reference::kl(log_p, log_q);
       for (size_t j = 0; j < log_p.size(); ++j)
         dy.push_back(static_cast<double>(in.ce_weight[r]) *
-                     (std::exp(log_p[j]) - (j == z(in.labels[r]) ? 1.0 : 0.0)));
+                         (std::exp(log_p[j]) - (j == z(in.labels[r]) ? 1.0 : 0.0)) +
+                     (kl ? static_cast<double>(in.kl_weight[r]) * std::exp(log_p[j]) *
+                               (log_p[j] - log_q[j] - divergence)
+                         : 0.0));
     }
     const V want =
         reference::norm_product_gradient(to_double(a.x), to_double(a.gain), to_double(a.w), dy, z(p.c), kEps);
-    EXPECT_TRUE(unbiased("dx", got[3], want, kUnitBF16)) << v << ", half " << half;
+    EXPECT_TRUE(unbiased("dx", got[3], want, kUnitBF16)) << v << ", half " << half << ", KL " << kl;
   }
 }
 
