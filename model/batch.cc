@@ -12,7 +12,7 @@ int32_t PackedBatch::add(int32_t parent, std::span<const int32_t> tokens) {
   s.row_begin = static_cast<int32_t>(tokens_.size());
   s.rows = static_cast<int32_t>(tokens.size());
   s.parent = parent;
-  s.position_begin = parent < 0 ? prefix_ : end_position(parent);
+  s.position_begin = parent >= 0 ? end_position(parent) : sees_ == Sees::kAll ? prefix_ : 0;
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   for (int32_t i = 0; i < s.rows; ++i) positions_.push_back(s.position_begin + i);
   if (s.rows > 0) {
@@ -30,6 +30,17 @@ int32_t PackedBatch::add(int32_t parent, std::span<const int32_t> tokens) {
   return segments() - 1;
 }
 
+int32_t PackedBatch::add_cached(KvSpan front) {
+  GT_CHECK(
+      sees_ == Sees::kNamed && front.begin >= 0 && front.count > 0 && front.begin + front.count <= prefix_,
+      "keys {} to {} of {} in front", front.begin, front.begin + front.count, prefix_);
+  Segment s;
+  s.row_begin = static_cast<int32_t>(tokens_.size());
+  s.cached = front;
+  segments_.push_back(s);
+  return segments() - 1;
+}
+
 int32_t PackedBatch::add_prompt(int64_t first, int64_t count) {
   std::vector<int32_t> tokens(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) tokens[static_cast<size_t>(i)] = prompt_token(first + i);
@@ -42,13 +53,18 @@ int32_t PackedBatch::last_row(int32_t i) const {
   return -1;
 }
 
-int32_t PackedBatch::end_position(int32_t i) const { return segment(i).position_begin + segment(i).rows; }
+int32_t PackedBatch::end_position(int32_t i) const {
+  const Segment& s = segment(i);
+  return s.position_begin + s.rows + s.cached.count;
+}
 
 std::vector<KvSpan> PackedBatch::visible_rows(int32_t i) const {
   std::vector<KvSpan> spans;
-  for (; i >= 0; i = segment(i).parent)
+  for (; i >= 0; i = segment(i).parent) {
     if (segment(i).rows > 0) spans.push_back({prefix_ + segment(i).row_begin, segment(i).rows});
-  if (prefix_ > 0) spans.push_back({0, prefix_});
+    if (segment(i).cached.count > 0) spans.push_back(segment(i).cached);
+  }
+  if (prefix_ > 0 && sees_ == Sees::kAll) spans.push_back({0, prefix_});
   std::reverse(spans.begin(), spans.end());
   return spans;
 }

@@ -20,19 +20,25 @@ constexpr int32_t prompt_token(int64_t r) { return static_cast<int32_t>(-1 - r);
 
 class PackedBatch {
  public:
-  // prefix: keys and values that stand in front of the batch's own, which no row of it makes and every
-  // segment sees (PrefixAdapter): positions begin behind them, and row i's own key is row prefix + i.
-  explicit PackedBatch(int32_t prefix = 0) : prefix_(prefix) {}
+  // prefix: keys and values that stand in front of the batch's own, which no row of it makes: row i's own key
+  // is row prefix + i. With kAll (PrefixAdapter) every segment sees them, and positions begin behind them;
+  // with kNamed (CachedContexts) those see them that name them (add_cached).
+  enum class Sees { kAll, kNamed };
+  explicit PackedBatch(int32_t prefix = 0, Sees sees = Sees::kAll) : prefix_(prefix), sees_(sees) {}
 
   struct Segment {
     int32_t row_begin = 0, rows = 0;
     int32_t parent = -1;         // segment index, or -1
     int32_t position_begin = 0;  // position of the first row
+    KvSpan cached = {};          // a root without rows: what its children see of the keys in front
   };
 
   // Appends a segment after `parent` (-1: a root). Tokens may mix vocabulary ids and prompt_token(r). Empty
   // segments are allowed and see what their parent sees. Returns the segment's index.
   int32_t add(int32_t parent, std::span<const int32_t> tokens);
+  // A root segment without rows: a context whose keys are these of those in front. Nothing can be predicted
+  // from it alone (last_row is -1).
+  int32_t add_cached(KvSpan front);
   // A root segment of `count` soft-prompt rows starting at row `first` of the prompt tensor.
   int32_t add_prompt(int64_t first, int64_t count);
 
@@ -54,6 +60,7 @@ class PackedBatch {
 
  private:
   int32_t prefix_;
+  Sees sees_;
   std::vector<int32_t> tokens_, positions_;
   std::vector<Segment> segments_;
   AttentionPlan plan_;

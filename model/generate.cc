@@ -123,7 +123,7 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
   // Prefill: prompts once each, contexts once each. In the cache a prefix's rows come first.
   const int32_t prefix = adapters.prefix_rows();
   const Llama& llama = adapters.on(base);
-  PackedBatch batch(prefix);
+  PackedBatch batch = batch_behind(adapters);
   std::map<std::pair<int64_t, int64_t>, int32_t> prompts;
   std::vector<int32_t> context_segment;
   int64_t answers = 0;
@@ -133,6 +133,10 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
       const auto [it, inserted] = prompts.try_emplace({r.prompt_first, r.prompt_count}, -1);
       if (inserted) it->second = batch.add_prompt(r.prompt_first, r.prompt_count);
       parent = it->second;
+    }
+    if (r.cached.count > 0) {
+      GT_CHECK(parent < 0 && !r.context.empty(), "a cached context stands first and has something behind it");
+      parent = batch.add_cached(r.cached);
     }
     GT_CHECK(parent >= 0 || !r.context.empty(), "a request needs a context or a prompt to start from");
     context_segment.push_back(batch.add(parent, r.context));
@@ -195,6 +199,8 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
 
   Workspace workspace(device);
   const OpenPlan open(device);
+  Adapters decoding = adapters;  // cached contexts are in the cache by now
+  decoding.contexts = {};
   OwnedTensor places(device, DType::kI32, {2, answers});  // positions, then cache rows
   int32_t length = 1;                                     // tokens drawn of every answer that goes on
   const bool ahead = device.queues_work() && !on_token;   // steps are queued before their tokens are read
@@ -269,9 +275,9 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
         slots_now.push_back(s.slot + own);
       }
       Arena counting;
-      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, adapters);
+      take_activations(counting, device, llama, n, Saving::kNothing, layers, plan, decoding);
       Arena& arena = workspace.reserve(counting.peak());
-      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, adapters);
+      Activations acts = take_activations(arena, device, llama, n, Saving::kNothing, layers, plan, decoding);
       const Tensor positions_d = places.view().view({2 * answers}).rows(0, n),
                    slots_d = places.view().view({2 * answers}).rows(answers, n);
       device.copy_in(positions_d, positions.data());
@@ -283,7 +289,7 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
                               address(acts.scratch), static_cast<uint64_t>(acts.scratch.count())}),
                     [&] {
                       llama_decode(device, llama, sampler.tokens(), positions_d, slots_d, plan, prompt, cache,
-                                   acts, adapters);
+                                   acts, decoding);
                       sampler.draw(acts.x_out);
                     });
       read_later();

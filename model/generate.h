@@ -24,7 +24,8 @@ struct GenerationRequest {
   int64_t prompt_first = 0;      // rows of the soft-prompt tensor that precede the context
   int64_t prompt_count = 0;      // 0: no prompt. Requests with the same rows share their computation
   std::vector<int32_t> context;  // vocabulary ids, or prompt_token(r) for prompts placed inside
-  std::vector<uint64_t> keys;    // one an answer
+  KvSpan cached = {};          // what stands before that, of CachedContexts' front rows; then no prompt does
+  std::vector<uint64_t> keys;  // one an answer
 };
 
 enum class FinishReason { kStop, kLength };

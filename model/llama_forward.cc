@@ -15,6 +15,11 @@ KvCache::KvCache(Device& device, const Llama& llama, int64_t slots) {
 DeviceBatch::DeviceBatch(Device& device, const PackedBatch& batch)
     : host(&batch), tokens(upload(device, batch.tokens())), positions(upload(device, batch.positions())) {}
 
+PackedBatch batch_behind(const Adapters& adapters) {
+  return PackedBatch(adapters.prefix_rows(),
+                     adapters.contexts.rows > 0 ? PackedBatch::Sees::kNamed : PackedBatch::Sees::kAll);
+}
+
 namespace {
 
 // What stands behind attention (part 0) or the MLP (1) of layer l, or null.
@@ -152,10 +157,16 @@ void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const Layer
                     .lora = LoraParts(adapters, llama.config(), l,
                                       {LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}, a.z)});
 }
-// The prefix's rows of the keys and values.
+// The rows of keys and values in front: a prefix's, or those of cached contexts.
 void layer_prefix(Device& dev, const LayerActivations& a, const Adapters& adapters, size_t l) {
   const int64_t p = adapters.prefix_rows();
-  if (p > 0)
+  if (const CachedContexts& c = adapters.contexts; c.rows > 0)
+    kv_append(dev, {.k = c.cache->k[l],
+                    .v = c.cache->v[l],
+                    .slots = c.slots,
+                    .k_cache = a.keys.rows(0, p),
+                    .v_cache = a.values.rows(0, p)});
+  else if (p > 0)
     prefix_forward(dev, {.table = adapters.prefix->table,
                          .layer = static_cast<int64_t>(l),
                          .k = a.keys.rows(0, p),
@@ -305,7 +316,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                              .dy = acts.dqkv,
                              .rotary = acts.rotary,
                              .dot = dot_qkv});
-    if (adapters.prefix_rows() > 0 && !adapters.prefix->dtable.empty())
+    if (adapters.prefix && !adapters.prefix->dtable.empty())
       prefix_backward(dev, {.dk = acts.dk_prefix,
                             .dv = acts.dv_prefix,
                             .layer = static_cast<int64_t>(l),

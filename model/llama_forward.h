@@ -19,6 +19,9 @@ struct DeviceBatch {
   DeviceBatch(Device& device, const PackedBatch& batch);
 };
 
+// A batch without segments, behind the keys that these put in front of its own.
+PackedBatch batch_behind(const Adapters& adapters);
+
 // Runs `acts.layers.size()` layers. prompt: (R, C) f32 for negative tokens, or empty. The result is
 // acts.x_out; the head (final norm, logits, loss) is a separate op on chosen rows. With `cache`, keys and
 // values are also appended at `slots`, and those of a prefix are copied to the first rows.

@@ -91,7 +91,7 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
   }
 
   if (weights && has_prompt) fail("{}: a soft_prompt beside --weights is not supported", in.path());
-  PackedBatch batch(adapters.prefix_rows());
+  PackedBatch batch = batch_behind(adapters);
   std::vector<int32_t> text_rows;
   HeadRequest request;
   int32_t shared = -1;

@@ -17,8 +17,8 @@ ForwardArgs Runner::args() {
           .adapters = adapters_};
 }
 
-void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
-                     const Adapters& adapters) {
+void Runner::take(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
+                  const Adapters& adapters) {
   const int n = layers < 0 ? static_cast<int>(llama_.layers().size()) : layers;
   GT_CHECK(batch.rows() > 0, "an empty batch");
   const Llama& llama = adapters.on(llama_);
@@ -33,7 +33,21 @@ void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving
   prompt_ = prompt;
   ++batches_;
   adapters_ = adapters;
+}
+
+void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
+                     const Adapters& adapters) {
+  take(batch, prompt, saving, layers, adapters);
   llama_forward(device_, args());
+}
+
+void Runner::fill(const PackedBatch& batch, KvCache& cache, const std::vector<int32_t>& slots) {
+  take(batch, {}, Saving::kNothing, -1, {});
+  const OwnedTensor slots_d = upload(device_, std::span<const int32_t>(slots));
+  ForwardArgs filling = args();
+  filling.cache = &cache;
+  filling.slots = slots_d;
+  llama_forward(device_, filling);
 }
 
 OwnedTensor Runner::output_rows(const std::vector<int32_t>& rows) {

@@ -54,6 +54,9 @@ class Runner {
   // this batch. With `adapters`, through them; backward then adds to their gradients.
   void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1,
                const Adapters& adapters = {});
+  // The same through all layers of the base, of which keys and values are kept: row i's in the cache's row
+  // slots[i]. Nothing else may be asked for afterwards.
+  void fill(const PackedBatch& batch, KvCache& cache, const std::vector<int32_t>& slots);
   // Residual stream after the last layer that ran, (N, C) f32.
   ConstTensor output() const { return acts_.x_out; }
   // Copies of chosen rows of it, (R, C) f32.
@@ -82,6 +85,8 @@ class Runner {
  private:
   friend class HeadReading;
   ForwardArgs args();
+  void take(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
+            const Adapters& adapters);
   const Llama& answering() const { return adapters_.on(llama_); }  // the discriminator's stays llama_
 
   Device& device_;

@@ -533,6 +533,11 @@ std::vector<Key> make_keys() {
       integer_key("train.max_new_tokens", GT_AT(train.max_new_tokens), 1, 1 << 20, "longest sampled answer"),
       choice_key("train.recompute", GT_AT(train.recompute), {"none", "layer"},
                  "layer: keep only each layer's input and compute the rest again in the backward pass"),
+      bytes_key("train.context_cache", GT_AT(train.context_cache),
+                "keys and values of inputs that nothing trained changes are kept up to this size and not run "
+                "anew: those "
+                "before a prompt (generator.placement = \"suffix\") and those that the discriminator reads; "
+                "0: none"),
       integer_key("train.eval_every", GT_AT(train.eval_every), 0, kMany,
                   "steps between validations; 0: at the end only"),
       integer_key("train.save_every", GT_AT(train.save_every), 0, kMany,

@@ -141,6 +141,7 @@ struct TrainingConfig {
   int64_t average_from = -1;
   int64_t max_new_tokens = 64;
   Recompute recompute = Recompute::kNone;
+  int64_t context_cache = int64_t{256} << 20;
   int64_t eval_every = 200, save_every = 200, keep = 2;
 };
 

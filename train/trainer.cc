@@ -11,6 +11,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 
 #include "core/ops.h"
 #include "train/checkpoint/checkpoint.h"
@@ -113,6 +114,7 @@ struct Trainer::State {
   SignalCheck signal;
   std::deque<std::string> texts;  // the last answers, for self-BLEU
   std::vector<std::string> raised;
+  std::unique_ptr<ContextCache> contexts;  // null: switched off, or nothing is read that could be kept
 
   // Every rank works on its part of each batch and knows the whole of it: what is random goes by an example's
   // place in the whole batch, counts that a mean divides by are the whole batch's, gradients and losses are
@@ -181,6 +183,26 @@ struct Trainer::State {
       discriminator =
           std::make_unique<Discriminator>(device, config.discriminator, width, key(kPurposeDiscriminator, 0));
 
+    const bool behind = suffix();
+    if (config.train.context_cache > 0 && (behind || adversarial())) {
+      // At most as many inputs meet in one batch: its own, held-out ones and, with a discriminator, old ones.
+      const int64_t fresh = config.train.batch * config.loss.samples;
+      const int64_t inputs =
+          config.train.batch +
+          (adversarial() ? std::max<int64_t>(1, config.train.batch / 2) +
+                               static_cast<int64_t>(std::ceil(config.discriminator.replay * fresh)) + 1
+                         : 0);
+      int64_t longest_input = 0;
+      for (const auto* items : {&data.train, &data.valid})
+        for (const TokenizedExample& e : *items)
+          longest_input = std::max(longest_input, static_cast<int64_t>(e.prompt.size()));
+      const int64_t all = data.context_rows >= 0 ? data.context_rows : context_rows(data.train, data.valid),
+                    kept =
+                        std::min(all, config.train.context_cache / ContextCache::bytes_of_row(device, llama));
+      contexts = std::make_unique<ContextCache>(device, llama, kept,
+                                                kept == all ? 0 : std::min(all, inputs * longest_input));
+    }
+
     const int64_t per_epoch =
         (loader.batches_per_epoch() + config.train.accumulate - 1) / config.train.accumulate;
     const int64_t steps =
@@ -241,6 +263,20 @@ struct Trainer::State {
     for (Generator* g : {generator.get(), average.get(), frozen_warm.get()})
       if (g) g->parameters().broadcast_values(group);
     if (discriminator) discriminator->parameters().broadcast_values(group);
+  }
+
+  // Whether inputs stand before the prompt, so that nothing trained changes what the model makes of them.
+  bool suffix() const {
+    return has_prompt(config.method) && config.generator.placement == Placement::kSuffix &&
+           config.generator.prompt_length > 0;
+  }
+  // Inputs that stand before their prompts come from the cache.
+  void take_contexts(Prompts& made, ExampleSpan inputs) {
+    if (!contexts || !suffix()) return;
+    std::vector<const std::vector<int32_t>*> tokens;
+    for (const TokenizedExample* e : inputs) tokens.push_back(&e->prompt);
+    made.contexts = contexts->place(runner, tokens);
+    made.adapter.contexts = made.contexts.view;
   }
 
   bool adversarial() const { return config.loss.kind != LossKind::kCe; }
@@ -454,6 +490,7 @@ struct Trainer::State {
     GeneratorSums::Pass& pass = sums.passes.emplace_back();
     pass.batch = micro;
     pass.prompts = prompts->make(inputs, noise_key, micro.places());
+    take_contexts(pass.prompts, inputs);
     const Prompts& made = pass.prompts;
     // Of the low-rank adapters' inputs some are left out, here alone: answers and losses are read with all.
     Adapters trained = made.adapter;
@@ -461,7 +498,7 @@ struct Trainer::State {
       trained.dropout = static_cast<float>(config.lora.dropout);
       trained.dropout_key = derive_key(noise_key, kPurposeDropout, static_cast<uint64_t>(group.rank()));
     }
-    PackedBatch batch(made.adapter.prefix_rows());
+    PackedBatch batch = batch_behind(made.adapter);
     ContextBuilder contexts(batch, made, placement);
     HeadRequest reference_head, sampled_head;
     std::vector<int32_t> segment;
@@ -496,7 +533,8 @@ struct Trainer::State {
     // The reference policy's states, if the KL term is on: the same rows under the warm prompt.
     OwnedTensor warm_rows;
     if (kl_weight > 0 && !sampled_head.rows.empty()) {
-      const Prompts warm = warm_prompts->make(inputs, noise_key, micro.places());
+      Prompts warm = warm_prompts->make(inputs, noise_key, micro.places());
+      warm.adapter.contexts = made.adapter.contexts;
       runner.forward(batch, warm.view(), Saving::kNothing, -1, warm.adapter);
       warm_rows = runner.output_rows(sampled_head.rows);
       sampled_head.reference = warm_rows.view();
@@ -755,7 +793,10 @@ struct Trainer::State {
       Prompts made;
       std::vector<Rollout> own;
       if (!asked.empty()) {
-        region("prompts", tokens_of(asked), [&] { made = prompts->make(asked, noise_key, places); });
+        region("prompts", tokens_of(asked), [&] {
+          made = prompts->make(asked, noise_key, places);
+          take_contexts(made, asked);
+        });
         const RolloutGroup groups[] = {
             {0, micro.inputs.size(), config.loss.samples, key(kPurposeRollout, index(m)), micro.first},
             {micro.inputs.size(), asked.size(), 1, key(kPurposeRollout, index(m) + 2048), held.begin}};
@@ -830,17 +871,24 @@ struct Trainer::State {
       // Frozen features of all of them in one forward; backward to the embeddings only where the generator
       // needs it.
       SampledSeeds seeds;
+      ContextCache::Front read_before;
       PairBatch packed;
       OwnedTensor f_train, f_fresh, raw_fresh, ddf;
       PairRows rows_train;
       const bool through = gumbel && train_g;
       pairs_seen += static_cast<int64_t>(n_fresh);
       if (n_fresh > 0 && !my_pairs.empty()) {
-        packed = pack_pairs(inputs, my_pairs, !through);
+        if (contexts) {
+          std::vector<const std::vector<int32_t>*> tokens(inputs.size(), nullptr);
+          for (const AnswerPair& p : my_pairs) tokens[p.input] = &inputs[p.input]->prompt;
+          region("contexts", 1, [&] { read_before = contexts->place(runner, tokens); });
+        }
+        packed = pack_pairs(inputs, my_pairs, !through, read_before);
         const int64_t n = static_cast<int64_t>(my_n_fresh);
         Reading<float> read_held, read_fresh, read_adv;
         region("features", packed.batch.rows(), [&] {
-          runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d);
+          runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d,
+                         read_before.view);
           auto features = [&](size_t begin, size_t end, OwnedTensor* raw) {
             const PairRows rows = rows_of_pairs(packed, begin, end);
             OwnedTensor h = runner.output_rows(rows.rows);
@@ -1209,6 +1257,16 @@ Trainer::Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                  Data data, Communicator* ranks)
     : s_(std::make_unique<State>(device, llama, tokenizer, config, std::move(data), ranks)) {}
 Trainer::~Trainer() = default;
+
+int64_t Trainer::context_rows(const std::vector<TokenizedExample>& train,
+                              const std::vector<TokenizedExample>& valid) {
+  std::set<std::vector<int32_t>> seen;
+  int64_t rows = 0;
+  for (const auto* items : {&train, &valid})
+    for (const TokenizedExample& e : *items)
+      if (seen.insert(e.prompt).second) rows += static_cast<int64_t>(e.prompt.size());
+  return rows;
+}
 
 bool Trainer::done() const { return s_->step >= s_->total; }
 int64_t Trainer::step_number() const { return s_->step; }

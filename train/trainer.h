@@ -72,7 +72,11 @@ class Trainer {
  public:
   struct Data {
     std::vector<TokenizedExample> train, valid;
+    // Rows of all their inputs, each once; -1: counted here. A plan's rehearsal has some of the items.
+    int64_t context_rows = -1;
   };
+  static int64_t context_rows(const std::vector<TokenizedExample>& train,
+                              const std::vector<TokenizedExample>& valid);
   // With several `ranks` each is given the same and trains on its part of every batch (docs/distributed.md);
   // null: this process is alone. step() is then something all of them do together.
   Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer, const TrainConfig& config,

@@ -12,6 +12,7 @@
 namespace gantrain {
 
 class Llama;
+struct KvCache;
 
 // Keys and values in front of every layer's own (core/ops/prefix.h).
 struct PrefixAdapter {
@@ -51,12 +52,21 @@ struct TrainedWeights {
   Tensor embedding, head, final_gain;
 };
 
+// Keys and values of contexts that were run before, in front of every layer's own (model/context_cache.h).
+// Nothing goes back to them.
+struct CachedContexts {
+  const KvCache* cache = nullptr;
+  ConstTensor slots;  // (rows of the cache) i32: the front row a cached row becomes, or negative
+  int32_t rows = 0;   // front rows
+};
+
 // What a forward runs with; at most one of them is there.
 struct Adapters {
   const LoraAdapter* lora = nullptr;
   const PrefixAdapter* prefix = nullptr;
   const BottleneckAdapter* bottleneck = nullptr;
   const TrainedWeights* weights = nullptr;
+  CachedContexts contexts = {};
   // Of the low-rank adapters' inputs, in training: each layer and target draws by a key of its own.
   float dropout = 0.0f;
   uint64_t dropout_key = 0;
@@ -67,9 +77,10 @@ struct Adapters {
   Adapters(const PrefixAdapter* a) : prefix(a) {}          // NOLINT
   Adapters(const BottleneckAdapter* a) : bottleneck(a) {}  // NOLINT
   Adapters(const TrainedWeights* a) : weights(a) {}        // NOLINT
+  Adapters(const CachedContexts& c) : contexts(c) {}       // NOLINT
   explicit operator bool() const { return lora || prefix || bottleneck || weights; }
   // Rows of keys and values that stand before a batch's own.
-  int32_t prefix_rows() const { return prefix ? static_cast<int32_t>(prefix->rows()) : 0; }
+  int32_t prefix_rows() const { return prefix ? static_cast<int32_t>(prefix->rows()) : contexts.rows; }
   // The model that answers.
   const Llama& on(const Llama& base) const { return weights ? *weights->llama : base; }
 };

@@ -64,7 +64,7 @@ std::vector<int32_t> random_tokens(int64_t n, uint64_t seed) { return test::rand
 // kLayerInput gradients are added to the adapters' own.
 double add_loss(Runner& runner, const std::vector<std::vector<int32_t>>& sequences, Saving saving,
                 const Adapters& adapters, double total) {
-  PackedBatch batch(adapters.prefix_rows());
+  PackedBatch batch = batch_behind(adapters);
   HeadRequest request;
   for (const auto& tokens : sequences) {
     const int32_t s = batch.add(-1, tokens);
@@ -122,7 +122,7 @@ TEST(Methods, DecodingIsReading) {
         std::vector<int32_t> tokens = requests[i < 3 ? 0 : 1].context;
         const size_t given = tokens.size();
         tokens.insert(tokens.end(), answer.tokens.begin(), answer.tokens.end());
-        PackedBatch batch(adapters.prefix_rows());
+        PackedBatch batch = batch_behind(adapters);
         const int32_t s = batch.add(-1, tokens);
         HeadRequest request;
         for (size_t t = 0; t < answer.tokens.size(); ++t) {

@@ -152,7 +152,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[train]\nepochs=0.1\nsteps=34\nbatch=35\naccumulate=36\nwarmup_ce_steps=37\ndiscriminator_steps=38\n"
       "target_low=0.39\ntarget_high=0.4\ngate_d=0.7\ngate_g=0.6\ngate_ema=0.41\nema=0.42\naverage_from="
       "45\nmax_new_tokens=43\n"
-      "recompute='layer'\neval_every=44\nsave_every=46\nkeep=47\n"
+      "recompute='layer'\ncontext_cache=50\neval_every=44\nsave_every=46\nkeep=47\n"
       "[eval]\ntemperatures=[0.1,1.0,0.30000000000000004]\nsamples=48\nmax_items=49\n";
   TextFile first(given);
   const TrainConfig config = load_train_config(first.path);

@@ -32,6 +32,9 @@ MATRIX = {
     "smollm prompt": (LARGE, 20, 20, [STATIC, CE, "train.batch=8"]),
     "smollm prompt f32 recompute": (LARGE, 20, 20, [STATIC, CE, "dtype=f32", "train.recompute=layer"]),
     "smollm c1": (LARGE, 16, 16, [STATIC, RLOO, "loss.samples=2", "train.batch=4"]),
+    "smollm suffix c1": (
+        LARGE, 16, 16, [STATIC, RLOO, "generator.placement=suffix", "train.context_cache=8MiB", "loss.samples=2", "train.batch=4"],
+    ),
     "smollm c1 conditional accumulated": (
         LARGE, 12, 12, [CONDITIONAL, RLOO, "loss.samples=2", "train.batch=2", "train.accumulate=2"],
     ),

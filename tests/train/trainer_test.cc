@@ -255,6 +255,72 @@ TEST_F(TrainerTest, RecomputationGivesTheSameBits) {
   }
 }
 
+constexpr Case kCachedCases[] = {{"static", "ce"},        {"static", "rloo"},        {"static", "gumbel"},
+                                 {"conditional", "rloo"}, {"conditional", "gumbel"}, {"lora", "rloo"}};
+
+// Inputs that nothing trained changes: those before a prompt, and those the discriminator reads.
+TEST_F(TrainerTest, CachedInputsChangeNothing) {
+  for (const Case& c : kCachedCases)
+    for (const std::string placement : {"prefix", "suffix"}) {
+      const auto with = [&](const std::string& cache, int64_t steps) {
+        auto run = std::make_unique<TestRun>(
+            overrides_of(c, {"generator.placement=" + placement, "train.context_cache=" + cache}));
+        run->to(steps);
+        return run;
+      };
+      const std::string name = name_of(c) + " " + placement;
+      const bool before = placement == "suffix" && std::string(c.generator) != "lora";
+      const auto none = with("0", -1), all = with("1MiB", -1);
+      // 24 rows of 30 inputs' 165 stay, the others pass.
+      const auto some =
+          with(std::to_string(24 * ContextCache::bytes_of_row(*none->device, *none->llama)), -1);
+      expect_same_records(all->records, some->records);
+      EXPECT_EQ(difference(state_of(*all), state_of(*some)), "") << name;
+      ASSERT_EQ(all->records.size(), none->records.size()) << name;
+      for (size_t i = 0; i < all->records.size(); ++i) {
+        const StepRecord &cached = all->records[i], &run = none->records[i];
+        EXPECT_EQ(cached.answers, run.answers) << name << " " << i;
+        // The same terms; an answer's keys lie elsewhere, so that sums over them may be grouped otherwise.
+        if (!std::isnan(run.ce)) {
+          EXPECT_TRUE(std::abs(cached.ce - run.ce) <= 1e-5 * run.ce) << name << " " << i;
+          EXPECT_TRUE(std::abs(cached.grad_norm_g - run.grad_norm_g) <= 1e-4 * run.grad_norm_g)
+              << name << " " << i;
+          EXPECT_EQ(cached.tokens < run.tokens, before) << name << " " << i;
+        }
+        if (!std::isnan(run.loss_d)) {
+          EXPECT_TRUE(std::abs(cached.loss_d - run.loss_d) <= 1e-4) << name << " " << i;
+        }
+      }
+      // The first step's gradient, number by number.
+      const auto a = first_moments(*with("1MiB", 1)), b = first_moments(*with("0", 1));
+      ASSERT_EQ(a.size(), b.size());
+      for (const auto& [tensor, values] : b) {
+        double error = 0, size = 0;
+        for (size_t i = 0; i < values.size(); ++i) {
+          error = std::max(error, std::abs(static_cast<double>(values[i]) - a.at(tensor)[i]));
+          size = std::max(size, std::abs(static_cast<double>(values[i])));
+        }
+        EXPECT_TRUE(error <= 1e-5 * size) << name << " " << tensor << ": " << error << " of " << size;
+      }
+    }
+}
+
+TEST_F(TrainerTest, ALoadedRunWithCachedInputsGoesOnWithTheSameBits) {
+  for (const Case& c : kCachedCases) {
+    const auto overrides = overrides_of(c, {"generator.placement=suffix"});
+    TestRun straight(overrides);
+    straight.to(7);
+    const std::string saved = save(straight, "behind");
+    straight.to();
+    TestRun again(overrides);
+    again.trainer->load(CheckpointReader(saved));
+    again.to();
+    const std::vector<StepRecord> rest(straight.records.begin() + 7, straight.records.end());
+    expect_same_records(rest, again.records);
+    EXPECT_EQ(difference(state_of(straight), state_of(again)), "") << name_of(c);
+  }
+}
+
 TEST_F(TrainerTest, OneAndTwoThreadsGiveTheSameBitsAndTheBaseStays) {
   for (const Case& c : kCases) {
     TestRun one(overrides_of(c), 1), two(overrides_of(c), 2);

@@ -66,6 +66,7 @@ const char* cause_of(const std::string& label) {
   if (inside("optimizer state")) return "optimisers of the players";
   if (inside("generate")) return "rollouts: cache of keys and values, and decoding";
   if (inside("activations")) return "activations and scratch of the largest batch";
+  if (inside("contexts")) return "keys and values of inputs that nothing trained changes";
   if (inside("head")) return "scored rows: scratch of head and losses";
   if (inside("step") || inside("evaluation") || inside("validation"))
     return "what a step holds besides: features and the discriminator's reading";
@@ -92,7 +93,8 @@ int64_t rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& to
                  const std::function<int64_t(const TokenizedExample&)>& length) {
   const TrainConfig c = shortened(config);
   Trainer trainer(device, llama, tokenizer, c,
-                  {longest(data.train, c.train.batch, length), longest(data.valid, c.train.batch, length)});
+                  {longest(data.train, c.train.batch, length), longest(data.valid, c.train.batch, length),
+                   Trainer::context_rows(data.train, data.valid)});
   while (!trainer.done()) trainer.step();
   if (!data.valid.empty()) trainer.validate();
   // The evaluation at the end of a run, on the longest items.
@@ -282,6 +284,9 @@ void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainC
   if (config.train.recompute == Recompute::kNone)
     consider("train.recompute=layer (same bits, about a third more time)",
              [](TrainConfig& c) { c.train.recompute = Recompute::kLayer; });
+  if (config.train.context_cache > 0)
+    consider("train.context_cache=0 (inputs are run anew in every batch)",
+             [](TrainConfig& c) { c.train.context_cache = 0; });
   for (int64_t batch = config.train.batch / 2; batch >= 1; batch /= 2) {
     const int64_t times = config.train.accumulate * config.train.batch / batch;
     consider(fmt::format("train.batch={} train.accumulate={} (the same batch in parts)", batch, times),

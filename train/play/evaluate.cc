@@ -41,7 +41,7 @@ LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan example
     if (ranks && number % static_cast<size_t>(ranks->size()) != static_cast<size_t>(ranks->rank())) continue;
     const ExampleSpan part = examples.subspan(at, std::min(examples.size() - at, step));
     const Prompts prompts = maker.make(part, derive_key(0, 1, at));
-    PackedBatch batch(prompts.adapter.prefix_rows());
+    PackedBatch batch = batch_behind(prompts.adapter);
     ContextBuilder contexts(batch, prompts, placement);
     HeadRequest request;
     for (size_t b = 0; b < part.size(); ++b)
@@ -81,7 +81,7 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
     const ExampleSpan part =
         examples.subspan(at, std::min(examples.size() - at, static_cast<size_t>(batch_size)));
     const Prompts prompts = maker.make(part, derive_key(0, 1, at));
-    PackedBatch batch(prompts.adapter.prefix_rows());
+    PackedBatch batch = batch_behind(prompts.adapter);
     ContextBuilder contexts(batch, prompts, placement);
     HeadRequest request;
     for (size_t b = 0; b < part.size(); ++b) {

@@ -73,20 +73,7 @@ std::vector<float> keys_and_values(Device& device, const Llama& llama, const std
   KvCache cache(device, llama, p);
   std::vector<int32_t> slots(ids.size());
   for (int32_t i = 0; i < static_cast<int32_t>(slots.size()); ++i) slots[static_cast<size_t>(i)] = i;
-  Arena counting;
-  take_activations(counting, device, llama, p, Saving::kNothing, static_cast<int>(layers), batch.plan());
-  Arena arena(device, counting.peak());
-  Activations acts =
-      take_activations(arena, device, llama, p, Saving::kNothing, static_cast<int>(layers), batch.plan());
-  const DeviceBatch on_device(device, batch);
-  const OwnedTensor slots_d = upload(device, std::span<const int32_t>(slots));
-  llama_forward(device, {.llama = &llama,
-                         .batch = &on_device,
-                         .prompt = {},
-                         .acts = &acts,
-                         .cache = &cache,
-                         .slots = slots_d,
-                         .adapters = {}});
+  Runner(device, llama).fill(batch, cache, slots);
   std::vector<float> table(static_cast<size_t>(p * 2 * layers * width));
   const auto put = [&](const OwnedTensor& from, int64_t part) {
     const ConstTensor t = from.view();

@@ -48,6 +48,7 @@ std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenize
       GenerationRequest r;
       r.prompt_first = context.prompt_first;
       r.prompt_count = context.prompt_count;
+      r.cached = context.cached;
       r.context = std::move(context.tokens);
       for (int64_t i = 0; i < group.samples; ++i) {
         Rollout rollout;
@@ -86,7 +87,8 @@ std::optional<AnswerPair> make_pair(size_t input, size_t rollout, const std::vec
   return pair;
 }
 
-PairBatch pack_pairs(ExampleSpan inputs, const std::vector<AnswerPair>& pairs, bool merge) {
+PairBatch pack_pairs(ExampleSpan inputs, const std::vector<AnswerPair>& pairs, bool merge,
+                     const ContextCache::Front& front) {
   // A shorter cut of an answer is a part of the longer one's rows, for no row sees what comes after it.
   struct Answer {
     size_t input;
@@ -115,11 +117,15 @@ PairBatch pack_pairs(ExampleSpan inputs, const std::vector<AnswerPair>& pairs, b
     real.push_back(place(p.input, p.real, false));
     fake.push_back(place(p.input, p.fake, true));
   }
-  PairBatch out;
+  PairBatch out{.batch = batch_behind(front.view), .real = {}, .fake = {}};
   std::map<size_t, int32_t> contexts;
   for (Answer& a : answers) {
     const auto [it, inserted] = contexts.try_emplace(a.input, -1);
-    if (inserted) it->second = out.batch.add(-1, inputs[a.input]->prompt);
+    if (inserted) {
+      const KvSpan cached = front.spans.empty() ? KvSpan{} : front.spans[a.input];
+      it->second =
+          cached.count > 0 ? out.batch.add_cached(cached) : out.batch.add(-1, inputs[a.input]->prompt);
+    }
     a.segment = out.batch.add(it->second, a.tokens);
   }
   auto rows = [&](size_t answer, size_t length) {

@@ -59,12 +59,14 @@ std::optional<AnswerPair> make_pair(size_t input, size_t rollout, const std::vec
                                     const std::vector<int32_t>& fake, size_t ending = 2);
 
 // All answers of the pairs behind their inputs, unprompted, for the frozen model to read. Inputs stand once;
-// so do equal answers to one input, unless `merge` is false (when each fake's own gradient is wanted).
+// so do equal answers to one input, unless `merge` is false (when each fake's own gradient is wanted). Inputs
+// that `front` has (a span an input) are no rows of the batch.
 struct PairBatch {
   PackedBatch batch;
   std::vector<std::vector<int32_t>> real, fake;  // pair -> rows of the batch, one a token
 };
-PairBatch pack_pairs(ExampleSpan inputs, const std::vector<AnswerPair>& pairs, bool merge);
+PairBatch pack_pairs(ExampleSpan inputs, const std::vector<AnswerPair>& pairs, bool merge,
+                     const ContextCache::Front& front = {});
 
 // Rows of pairs [begin, end) in the discriminator's order: real of each pair, then fake of each; offsets (2n
 // + 1).

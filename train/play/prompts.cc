@@ -35,7 +35,8 @@ Prompts PeftPrompts::make(ExampleSpan inputs, uint64_t) {
 RequestContext request_context(const Prompts& prompts, size_t b, const TokenizedExample& example,
                                Placement placement) {
   RequestContext r;
-  r.tokens = example.prompt;
+  if (!prompts.contexts.spans.empty()) r.cached = prompts.contexts.spans[b];
+  if (r.cached.count == 0) r.tokens = example.prompt;
   if (placement == Placement::kPrefix) {
     r.prompt_first = prompts.first[b];
     r.prompt_count = prompts.count;
@@ -53,6 +54,7 @@ int32_t ContextBuilder::add(size_t b, const TokenizedExample& example) {
     if (inserted) it->second = batch_.add_prompt(r.prompt_first, r.prompt_count);
     parent = it->second;
   }
+  if (r.cached.count > 0) parent = batch_.add_cached(r.cached);
   return batch_.add(parent, r.tokens);
 }
 

@@ -6,7 +6,7 @@
 #include <span>
 
 #include "model/adapters/owned.h"
-#include "model/batch.h"
+#include "model/context_cache.h"
 #include "train/config.h"
 #include "train/data/tokenized.h"
 
@@ -21,6 +21,8 @@ struct Prompts {
   std::vector<int64_t> first;
   int64_t count = 0;
   Adapters adapter;  // what the model reads and answers with, besides
+  // With the prompt behind the inputs: where these are cached, and adapter.contexts is their view.
+  ContextCache::Front contexts;
   ConstTensor view() const { return rows.view(); }
 };
 
@@ -65,9 +67,11 @@ class ContextBuilder {
   std::map<int64_t, int32_t> segments_;  // first prompt row -> segment
 };
 
-// The tokens of input and prompt as one generation request understands them.
+// The tokens of input and prompt as one generation request understands them; those that are cached are not
+// among them.
 struct RequestContext {
   int64_t prompt_first = 0, prompt_count = 0;
+  KvSpan cached = {};
   std::vector<int32_t> tokens;
 };
 RequestContext request_context(const Prompts& prompts, size_t b, const TokenizedExample& example,

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 // Logits of the model on token ids drawn by a fixed key: two sequences of 24 rows, each token of each.
 std::vector<float> test_logits(Device& device, const Llama& llama, ConstTensor prompt, int64_t count,
                                const Adapters& adapters) {
-  PackedBatch batch(adapters.prefix_rows());
+  PackedBatch batch = batch_behind(adapters);
   std::vector<int32_t> rows;
   const int32_t parent = count > 0 ? batch.add_prompt(0, count) : -1;
   for (uint64_t s = 0; s < 2; ++s) {

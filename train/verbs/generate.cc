@@ -100,7 +100,10 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
     if (positions > llama.config().max_position_embeddings)
       fail("prompt {}: {} positions with prompt and --max-new; the model has {}", i + 1, positions,
            llama.config().max_position_embeddings);
-    GenerationRequest request{context.prompt_first, context.prompt_count, std::move(context.tokens), {}};
+    GenerationRequest request;
+    request.prompt_first = context.prompt_first;
+    request.prompt_count = context.prompt_count;
+    request.context = std::move(context.tokens);
     if (request.context.empty() && request.prompt_count == 0)
       fail("prompt {}: no token to start from; give a text, or a model with a BOS token", i + 1);
     for (int64_t s = 0; s < options.samples; ++s)
