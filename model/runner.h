@@ -51,10 +51,11 @@ class Runner {
       : device_(device), llama_(llama), workspace_(device), head_workspace_(device) {}
 
   // Forward through `layers` layers (-1: all). `batch` and `prompt` must stay alive until the last call on
-  // this batch. With `adapters`, through them; backward then adds to their gradients.
+  // this batch. With `adapters`, through them; backward then adds to their gradients. `rows`: which rows the
+  // calls below will name; where it says so, no others may be.
   void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1,
-               const Adapters& adapters = {});
-  // Residual stream after the last layer that ran, (N, C) f32.
+               const Adapters& adapters = {}, const BatchRows& rows = {});
+  // Residual stream after the last layer that ran, of the rows that are read, (R, C) f32.
   ConstTensor output() const { return acts_.x_out; }
   // Copies of chosen rows of it, (R, C) f32.
   OwnedTensor output_rows(const std::vector<int32_t>& rows);
@@ -82,6 +83,7 @@ class Runner {
  private:
   friend class HeadReading;
   ForwardArgs args();
+  OwnedTensor upload_read(const std::vector<int32_t>& rows);       // (R) i32: their places in output()
   const Llama& answering() const { return adapters_.on(llama_); }  // the discriminator's stays llama_
 
   Device& device_;
