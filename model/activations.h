@@ -5,8 +5,7 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "core/ops/attention.h"
-#include "model/adapters/adapters.h"
+#include "model/batch_ends.h"
 #include "model/llama.h"
 
 namespace gantrain {
@@ -17,6 +16,8 @@ enum class Saving {
   kNothing,     // inference: no backward
 };
 
+// The last layer has R rows, those of BatchEnds::read, where others have N: behind attention, which leaves
+// the rest of o at zero.
 struct LayerActivations {
   Tensor x;      // (N, C) f32      layer input, the residual stream
   Tensor rstd1;  // (N) f32         1 / rms of x
@@ -43,8 +44,9 @@ struct Activations {
   int64_t rows = 0;  // N
   std::vector<LayerActivations>
       layers;       // with kLayerInput and kNothing all but x and rstd1 are one shared set
-  Tensor x_out;     // (N, C) f32   residual stream after the last layer that ran
-  Tensor rstd_out;  // (N) f32
+  Tensor x_out;     // (R, C) f32   residual stream after the last layer that ran
+  Tensor rstd_out;  // (R) f32
+  Tensor o_read;    // (R, H, D) S  those rows of the last layer's o; empty where all are read
   Tensor a;         // (N, F) T     SwiGLU output, not saved
   Tensor x_bf16;    // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
   Tensor rotary;    // (N, D) f32   cos and sin of the rows' angles, the same in all layers
@@ -55,6 +57,7 @@ struct Activations {
 
   // Backward's own buffers; empty unless saving allows a backward.
   Tensor dx;                    // (N, C) f32   gradient of the residual stream, in and out
+  Tensor dx_out;                // (R, C) f32   gradient of x_out; where all rows are read, dx itself
   Tensor d_o;                   // (N, H, D) T
   Tensor dqkv;                  // (N, (H + 2K) D) T
   Tensor dk_prefix, dv_prefix;  // (P, K, D) T; empty without a prefix
@@ -63,6 +66,15 @@ struct Activations {
   Tensor dx_bf16;  // (N, C) bf16  dx rounded
   Tensor dot;      // (N) f32      <dy, [g; u]>
   Tensor dot_qkv;  // (N, H + K) f32  parts of <dqkv, [q; k; v]>
+  // Where some rows are read: gradients of theirs, and a row of zeros for all others.
+  Tensor dx_read;  // (R + 1, C) f32  dx_out in front
+  Tensor do_read;  // (R + 1, H, D) T
+  // Of the W rows of BatchEnds::wanted, if it has any: what the first layer's last product needs, and the
+  // gradient at the embedding.
+  Tensor x_wanted, dx_wanted;  // (W, C) f32
+  Tensor rstd_wanted;          // (W) f32
+  Tensor dqkv_wanted;          // (W, (H + 2K) D) T
+  Tensor dot_wanted;           // (W, H + K) f32
   // With bottlenecks:
   Tensor dout;     // (N, C) f32   gradient of what attention or the MLP adds
   Tensor dnarrow;  // (2, N, R) f32
@@ -86,6 +98,7 @@ struct LoraParts {
 // Takes all tensors for N rows of layers [0, layers). Rewinds nothing: the caller marks and releases the
 // arena.
 Activations take_activations(Arena& arena, Device& device, const Llama& llama, int64_t rows, Saving saving,
-                             int layers, const AttentionPlan& plan, const Adapters& adapters = {});
+                             int layers, const AttentionPlan& plan, const Adapters& adapters = {},
+                             const BatchEnds& ends = {});
 
 }  // namespace gantrain

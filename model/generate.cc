@@ -163,9 +163,11 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
       keys.push_back(static_cast<int64_t>(key));
       running.push_back(std::move(s));
     }
-  Sampler sampler(device, llama, params, answers);
-  sampler.set(rows, keys);
   const int layers = static_cast<int>(llama.layers().size());
+  // Nobody reads more of the prefill than each answer's last row.
+  const BatchEnds ends = ends_of(batch, {.read = rows, .gradient = {}}, layers, false, adapters);
+  Sampler sampler(device, llama, params, answers);
+  sampler.set(ends.places_read(rows), keys);
   // What was drawn and not looked at yet.
   struct Draw {
     Reading<int32_t> tokens;
@@ -177,11 +179,12 @@ void generate_together(Device& device, const Llama& base, ConstTensor prompt,
   };
   device.region("prefill", static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(prefill_rows))), 0, [&] {
     Arena plan;
-    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), adapters);
+    take_activations(plan, device, llama, prefill_rows, Saving::kNothing, layers, batch.plan(), adapters,
+                     ends);
     Arena arena(device, plan.peak());
     Activations acts = take_activations(arena, device, llama, prefill_rows, Saving::kNothing, layers,
-                                        batch.plan(), adapters);
-    const DeviceBatch on_device(device, batch);
+                                        batch.plan(), adapters, ends);
+    const DeviceBatch on_device(device, batch, ends);
     std::vector<int32_t> prefill_slots(static_cast<size_t>(prefill_rows));
     for (int32_t i = 0; i < prefill_rows; ++i) prefill_slots[static_cast<size_t>(i)] = prefix + i;
     const OwnedTensor slots_d = upload(device, std::span<const int32_t>(prefill_slots));

@@ -12,8 +12,25 @@ KvCache::KvCache(Device& device, const Llama& llama, int64_t slots) {
   }
 }
 
-DeviceBatch::DeviceBatch(Device& device, const PackedBatch& batch)
-    : host(&batch), tokens(upload(device, batch.tokens())), positions(upload(device, batch.positions())) {}
+DeviceBatch::DeviceBatch(Device& device, const PackedBatch& batch, BatchEnds of)
+    : host(&batch),
+      ends(std::move(of)),
+      tokens(upload(device, batch.tokens())),
+      positions(upload(device, batch.positions())) {
+  if (!ends.read.empty()) {
+    std::vector<int32_t> place(static_cast<size_t>(batch.rows()), static_cast<int32_t>(ends.read.size()));
+    for (size_t i = 0; i < ends.read.size(); ++i)
+      place[static_cast<size_t>(ends.read[i])] = static_cast<int32_t>(i);
+    read = upload(device, std::span<const int32_t>(ends.read));
+    places = upload(device, std::span<const int32_t>(place));
+  }
+  if (!ends.wanted.empty()) {
+    std::vector<int32_t> own;
+    for (const int32_t row : ends.wanted) own.push_back(batch.tokens()[static_cast<size_t>(row)]);
+    wanted = upload(device, std::span<const int32_t>(ends.wanted));
+    wanted_tokens = upload(device, std::span<const int32_t>(own));
+  }
+}
 
 PackedBatch batch_behind(const Adapters& adapters) {
   return PackedBatch(adapters.prefix_rows(),
@@ -21,6 +38,11 @@ PackedBatch batch_behind(const Adapters& adapters) {
 }
 
 namespace {
+
+// The first n rows; of an empty view, nothing.
+Tensor front(const Tensor& t, int64_t n) { return t.empty() ? t : t.rows(0, n); }
+// Rows as one long row each.
+Tensor flat(const Tensor& t) { return t.view({t.dim(0), t.count() / t.dim(0)}); }
 
 // What stands behind attention (part 0) or the MLP (1) of layer l, or null.
 const BottleneckAdapter::Part* bottleneck_of(const Adapters& adapters, size_t l, size_t part) {
@@ -74,104 +96,149 @@ void weight_gradients(Device& dev, ConstTensor x, ConstTensor dy, Tensor dw, Ten
 void normed_gradients(Device& dev, const Activations& acts, ConstTensor x, ConstTensor gain, float eps,
                       ConstTensor dy, Tensor dw, Tensor dbias, Tensor dgain) {
   if (dw.empty()) return;
-  rmsnorm_forward(dev, {.x = x, .w = gain, .y = acts.normed, .rstd = acts.rstd_again, .eps = eps});
-  weight_gradients(dev, acts.normed, dy, dw, dbias);
-  rmsnorm_backward(dev,
-                   {.x = x, .w = gain, .rstd = acts.rstd_again, .dy = acts.dnormed, .dx = {}, .dw = dgain});
+  const Tensor normed = front(acts.normed, x.dim(0)), dnormed = front(acts.dnormed, x.dim(0)),
+               rstd = front(acts.rstd_again, x.dim(0));
+  rmsnorm_forward(dev, {.x = x, .w = gain, .y = normed, .rstd = rstd, .eps = eps});
+  weight_gradients(dev, normed, dy, dw, dbias);
+  rmsnorm_backward(dev, {.x = x, .w = gain, .rstd = rstd, .dy = dnormed, .dx = {}, .dw = dgain});
 }
 
-// Layer l, from x to the next layer's x:
+// One layer's forward:
 //   x -> norm -> q, k, v (+RoPE) -> attention -> o -> +x = h -> norm -> gate, up -> SwiGLU -> down -> +h =
 //   out
-void layer_forward(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-                   const AttentionPlan& plan, ConstTensor k, ConstTensor v, const Activations& acts,
-                   Tensor out, Tensor rstd_out, const LlamaLayer* next, const Adapters& adapters, size_t l) {
-  const float eps = llama.config().rms_norm_eps;
-  const auto parts = [&](std::initializer_list<LoraTarget> t) {
-    return LoraParts(adapters, llama.config(), l, t, a.z);
-  };
-  const int64_t n = a.x.dim(0), hd = a.q.dim(1) * a.q.dim(2);
-  const Tensor scratch = acts.scratch;
-  attention_forward(dev, {.q = a.q,
-                          .k = k,
-                          .v = v,
-                          .plan = &plan,
-                          .scale = llama.attention_scale(),
-                          .o = a.o,
-                          .lse = a.lse,
-                          .scratch = scratch});
-  project_forward(dev, {.a = a.o.view({n, hd}),
-                        .w = w.o.get(),
-                        .bias = w.o_bias,
-                        .residual = a.x,
-                        .out = a.h,
-                        .rstd = a.rstd2,
-                        .eps = eps,
-                        .scratch = scratch,
-                        .out_bf16 = acts.x_bf16,
-                        .out_gain = w.mlp_gain,
-                        .lora = parts({LoraTarget::kO})});
-  if (const auto* b = bottleneck_of(adapters, l, 0))
-    bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 0, a.x, a.h, a.rstd2, eps, &w, true,
-                       acts);
-  gate_up_forward(dev, {.x = a.h,
-                        .rstd = a.rstd2,
-                        .gain = w.mlp_gain,
-                        .w = w.gate_up.get(),
-                        .bias = w.gate_up_bias,
-                        .g = a.g,
-                        .u = a.u,
-                        .a = acts.a,
-                        .scratch = scratch,
-                        .x_bf16 = acts.x_bf16,
-                        .lora = parts({LoraTarget::kGate, LoraTarget::kUp})});
-  project_forward(dev, {.a = acts.a,
-                        .w = w.down.get(),
-                        .bias = w.down_bias,
-                        .residual = a.h,
-                        .out = out,
-                        .rstd = rstd_out,
-                        .eps = eps,
-                        .scratch = scratch,
-                        .out_bf16 = next ? acts.x_bf16 : Tensor{},
-                        .out_gain = next ? ConstTensor(next->attention_gain) : ConstTensor{},
-                        .lora = parts({LoraTarget::kDown})});
-  if (const auto* b = bottleneck_of(adapters, l, 1))
-    bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 1, a.h, out, rstd_out, eps, next,
-                       false, acts);
-}
+struct LayerPass {
+  Device& dev;
+  const Llama& llama;
+  const Adapters& adapters;
+  const Activations& acts;
+  size_t l;
+  const AttentionPlan& plan;
+  ConstTensor read;  // the rows that the last layer goes on with behind attention; empty: all
 
-void layer_qkv(Device& dev, const Llama& llama, const LlamaLayer& w, const LayerActivations& a,
-               const Activations& acts, const Adapters& adapters, size_t l) {
-  qkv_forward(dev, {.x = a.x,
-                    .rstd = a.rstd1,
-                    .gain = w.attention_gain,
-                    .w = w.qkv.get(),
-                    .bias = w.qkv_bias,
-                    .rotary = acts.rotary,
-                    .q = a.q,
-                    .k = a.k,
-                    .v = a.v,
-                    .scratch = acts.scratch,
-                    .x_bf16 = acts.x_bf16,
-                    .lora = LoraParts(adapters, llama.config(), l,
-                                      {LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV}, a.z)});
-}
-// The rows of keys and values in front: a prefix's, or those of cached contexts.
-void layer_prefix(Device& dev, const LayerActivations& a, const Adapters& adapters, size_t l) {
-  const int64_t p = adapters.prefix_rows();
-  if (const CachedContexts& c = adapters.contexts; c.rows > 0)
-    kv_append(dev, {.k = c.cache->k[l],
-                    .v = c.cache->v[l],
-                    .slots = c.slots,
-                    .k_cache = a.keys.rows(0, p),
-                    .v_cache = a.values.rows(0, p)});
-  else if (p > 0)
-    prefix_forward(dev, {.table = adapters.prefix->table,
-                         .layer = static_cast<int64_t>(l),
-                         .k = a.keys.rows(0, p),
-                         .v = a.values.rows(0, p)});
-}
+  const LlamaLayer& w = llama.layers()[l];
+  const LayerActivations& a = acts.layers[l];
+  const float eps = llama.config().rms_norm_eps;
+  // Of shared tensors, the rows behind attention.
+  const Tensor x_bf16 = front(acts.x_bf16, a.h.dim(0)), active = front(acts.a, a.h.dim(0));
+
+  LoraParts lora(std::initializer_list<LoraTarget> targets) const {
+    return LoraParts(adapters, llama.config(), l, targets, a.z);
+  }
+  void qkv() const {
+    qkv_forward(dev, {.x = a.x,
+                      .rstd = a.rstd1,
+                      .gain = w.attention_gain,
+                      .w = w.qkv.get(),
+                      .bias = w.qkv_bias,
+                      .rotary = acts.rotary,
+                      .q = a.q,
+                      .k = a.k,
+                      .v = a.v,
+                      .scratch = acts.scratch,
+                      .x_bf16 = acts.x_bf16,
+                      .lora = lora({LoraTarget::kQ, LoraTarget::kK, LoraTarget::kV})});
+  }
+  // The rows of keys and values in front: a prefix's, or those of cached contexts.
+  void prefix() const {
+    const int64_t p = adapters.prefix_rows();
+    if (const CachedContexts& c = adapters.contexts; c.rows > 0)
+      kv_append(dev, {.k = c.cache->k[l],
+                      .v = c.cache->v[l],
+                      .slots = c.slots,
+                      .k_cache = a.keys.rows(0, p),
+                      .v_cache = a.values.rows(0, p)});
+    else if (p > 0)
+      prefix_forward(dev, {.table = adapters.prefix->table,
+                           .layer = static_cast<int64_t>(l),
+                           .k = a.keys.rows(0, p),
+                           .v = a.values.rows(0, p)});
+  }
+  void attention(ConstTensor k, ConstTensor v) const {
+    attention_forward(dev, {.q = a.q,
+                            .k = k,
+                            .v = v,
+                            .plan = &plan,
+                            .scale = llama.attention_scale(),
+                            .o = a.o,
+                            .lse = a.lse,
+                            .scratch = acts.scratch});
+  }
+  // From o to h.
+  void project() const {
+    Tensor o = flat(a.o), residual = a.x;
+    if (!read.empty()) {
+      o = flat(acts.o_read), residual = a.h;
+      gather_rows(dev, {.x = flat(a.o), .rows = read, .y = o});
+      gather_rows(dev, {.x = a.x, .rows = read, .y = residual});
+    }
+    project_forward(dev, {.a = o,
+                          .w = w.o.get(),
+                          .bias = w.o_bias,
+                          .residual = residual,
+                          .out = a.h,
+                          .rstd = a.rstd2,
+                          .eps = eps,
+                          .scratch = acts.scratch,
+                          .out_bf16 = x_bf16,
+                          .out_gain = w.mlp_gain,
+                          .lora = lora({LoraTarget::kO})});
+    if (const auto* b = bottleneck_of(adapters, l, 0))
+      bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 0, a.x, a.h, a.rstd2, eps, &w,
+                         true, acts);
+  }
+  // From h to g, u and what SwiGLU makes of them.
+  void gate_up() const {
+    gate_up_forward(dev, {.x = a.h,
+                          .rstd = a.rstd2,
+                          .gain = w.mlp_gain,
+                          .w = w.gate_up.get(),
+                          .bias = w.gate_up_bias,
+                          .g = a.g,
+                          .u = a.u,
+                          .a = active,
+                          .scratch = acts.scratch,
+                          .x_bf16 = x_bf16,
+                          .lora = lora({LoraTarget::kGate, LoraTarget::kUp})});
+  }
+  // From there to out, which layer `next` reads, or nobody here.
+  void down(Tensor out, Tensor rstd_out, const LlamaLayer* next) const {
+    project_forward(dev, {.a = active,
+                          .w = w.down.get(),
+                          .bias = w.down_bias,
+                          .residual = a.h,
+                          .out = out,
+                          .rstd = rstd_out,
+                          .eps = eps,
+                          .scratch = acts.scratch,
+                          .out_bf16 = next ? acts.x_bf16 : Tensor{},
+                          .out_gain = next ? ConstTensor(next->attention_gain) : ConstTensor{},
+                          .lora = lora({LoraTarget::kDown})});
+    if (const auto* b = bottleneck_of(adapters, l, 1))
+      bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 1, a.h, out, rstd_out, eps, next,
+                         false, acts);
+  }
+  // Everything behind q, k and v; they may lie in a cache.
+  void finish(ConstTensor k, ConstTensor v) const {
+    attention(k, v);
+    project();
+    gate_up();
+    const bool last = l + 1 == acts.layers.size();
+    down(last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
+         last ? nullptr : &llama.layers()[l + 1]);
+  }
+  // What backward needs and forward did not keep. The same ops on the same inputs give the same bits; what
+  // comes behind SwiGLU is not needed, but for a bottleneck there.
+  void again() const {
+    if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
+      row_rstd(dev, {.x = a.x, .rstd = acts.dot, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
+    qkv();
+    prefix();
+    attention(a.keys, a.values);
+    project();
+    gate_up();
+    if (bottleneck_of(adapters, l, 1)) down(acts.x_out, acts.rstd_out, nullptr);
+  }
+};
 
 }  // namespace
 
@@ -181,8 +248,11 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
   GT_CHECK(args.batch->host->prefix() == args.adapters.prefix_rows(),
            "a batch behind {} keys, a prefix of {}", args.batch->host->prefix(), args.adapters.prefix_rows());
   Activations& acts = *args.acts;
-  const AttentionPlan& plan = args.batch->host->plan();
+  const BatchEnds& ends = args.batch->ends;
   const size_t layers = acts.layers.size();
+  GT_CHECK(acts.x_out.dim(0) == (layers ? ends.read_rows(acts.rows) : acts.rows),
+           "activations of {} rows behind the layers, a batch of which {} are read", acts.x_out.dim(0),
+           ends.read_rows(acts.rows));
   const Tensor x0 = layers ? acts.layers[0].x : acts.x_out,
                rstd0 = layers ? acts.layers[0].rstd1 : acts.rstd_out;
   embed_forward(dev,
@@ -198,9 +268,16 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
   for (size_t l = 0; l < layers; ++l) {
     const Range layer(dev, "layer");
     const LayerActivations& a = acts.layers[l];
-    const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, acts, args.adapters, l);
-    layer_prefix(dev, a, args.adapters, l);
+    const bool some = l + 1 == layers && !ends.read.empty();
+    const LayerPass pass{dev,
+                         llama,
+                         args.adapters,
+                         acts,
+                         l,
+                         some ? ends.read_plan : args.batch->host->plan(),
+                         some ? args.batch->read.view() : ConstTensor{}};
+    pass.qkv();
+    pass.prefix();
     if (args.cache) {
       if (const int64_t p = args.adapters.prefix_rows(); p > 0) {
         dev.copy(args.cache->k[l].view().rows(0, p), a.keys.rows(0, p));
@@ -212,9 +289,7 @@ void llama_forward(Device& dev, const ForwardArgs& args) {
                       .k_cache = args.cache->k[l],
                       .v_cache = args.cache->v[l]});
     }
-    layer_forward(dev, llama, llama.layers()[l], a, plan, a.keys, a.values, acts,
-                  last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  last ? nullptr : &llama.layers()[l + 1], args.adapters, l);
+    pass.finish(a.keys, a.values);
   }
 }
 
@@ -225,89 +300,93 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
   const float eps = llama.config().rms_norm_eps;
   Activations& acts = *args.acts;
   GT_CHECK(acts.saving != Saving::kNothing, "backward after a forward that saved nothing");
-  const AttentionPlan& plan = args.batch->host->plan();
+  const BatchEnds& ends = args.batch->ends;
   const float scale = llama.attention_scale();
-  const int64_t n = acts.rows;
   ConstTensor dx_bf16;  // acts.dx_bf16, once an op has written it
   for (size_t l = acts.layers.size(); l-- > 0;) {
     const Range layer(dev, "layer");
     const LlamaLayer& w = llama.layers()[l];
     const LayerActivations& a = acts.layers[l];
-    if (acts.saving == Saving::kLayerInput) {
-      // The same ops on the same inputs give the same bits. The layer's output is not wanted again: it goes
-      // to x_out, whose content backward no longer needs.
-      if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
-        row_rstd(dev, {.x = a.x, .rstd = acts.rstd_out, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
-      layer_qkv(dev, llama, w, a, acts, adapters, l);
-      layer_prefix(dev, a, adapters, l);
-      layer_forward(dev, llama, w, a, plan, a.keys, a.values, acts, acts.x_out, acts.rstd_out, nullptr,
-                    adapters, l);
-    }
-    const int64_t hd = a.q.dim(1) * a.q.dim(2);
-    const auto parts = [&](std::initializer_list<LoraTarget> t) {
-      return LoraParts(adapters, llama.config(), l, t, a.z);
-    };
+    const bool some = l + 1 == acts.layers.size() && !ends.read.empty();
+    const AttentionPlan& plan = some ? ends.read_plan : args.batch->host->plan();
+    const LayerPass pass{dev, llama, adapters, acts, l, plan, some ? args.batch->read.view() : ConstTensor{}};
+    if (acts.saving == Saving::kLayerInput) pass.again();
+    const auto parts = [&](std::initializer_list<LoraTarget> t) { return pass.lora(t); };
     const TrainedWeights::Layer none{}, &trained = adapters.weights ? adapters.weights->layers.at(l) : none;
     const bool trains = !trained.qkv.empty();
+    // Rows behind attention, of shared tensors too; and where their gradient is.
+    const int64_t n = a.h.dim(0);
+    const Tensor dh = l + 1 == acts.layers.size() ? acts.dx_out : acts.dx, dh_bf16 = front(acts.dx_bf16, n),
+                 dgate_up = acts.dy.rows(0, n), o = some ? flat(acts.o_read) : flat(a.o);
     // out = h + down(SwiGLU(gate_up(norm(h))))
     const LoraParts down = parts({LoraTarget::kDown});
     if ((down.count > 0 || trains) && acts.saving == Saving::kAll)
-      swiglu(dev, {.g = a.g, .u = a.u, .a = acts.a});
-    const Tensor dot = w.gate_up_bias.view().empty() ? acts.dot : Tensor{};  // of products without bias only
-    Tensor dout = acts.dx;
+      swiglu(dev, {.g = a.g, .u = a.u, .a = pass.active});
+    // Of products without bias only.
+    const Tensor dot = w.gate_up_bias.view().empty() ? front(acts.dot, n) : Tensor{};
+    Tensor dout = dh;
     if (const auto* b = bottleneck_of(adapters, l, 1)) {
       bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 1, acts);
       dout = acts.dout;
       dx_bf16 = {};  // of another gradient
     }
-    weight_gradients(dev, acts.a, dout, trained.down, trained.down_bias);
+    weight_gradients(dev, pass.active, dout, trained.down, trained.down_bias);
     down_backward(dev, {.dout = dout,
                         .w = w.down.get(),
                         .g = a.g,
                         .u = a.u,
-                        .dy = acts.dy,
+                        .dy = dgate_up,
                         .scratch = acts.scratch,
                         .dout_bf16 = dx_bf16,
                         .dot = dot,
                         .lora = down,
-                        .a = acts.a});
-    dx_bf16 = acts.dx_bf16;
+                        .a = pass.active});
+    dx_bf16 = dh_bf16;
     gate_up_backward(dev, {.x = a.h,
                            .rstd = a.rstd2,
                            .gain = w.mlp_gain,
                            .w = w.gate_up.get(),
-                           .dy = acts.dy,
-                           .dx = acts.dx,
+                           .dy = dgate_up,
+                           .dx = dh,
                            .scratch = acts.scratch,
                            .dot = dot,
-                           .dx_bf16 = acts.dx_bf16,
+                           .dx_bf16 = dh_bf16,
                            .lora = parts({LoraTarget::kGate, LoraTarget::kUp}),
-                           .dnormed = trains ? acts.dnormed : Tensor{}});
-    normed_gradients(dev, acts, a.h, w.mlp_gain, eps, acts.dy, trained.gate_up, trained.gate_up_bias,
+                           .dnormed = trains ? front(acts.dnormed, n) : Tensor{}});
+    normed_gradients(dev, acts, a.h, w.mlp_gain, eps, dgate_up, trained.gate_up, trained.gate_up_bias,
                      trained.mlp_gain);
     // h = x + o(attention(qkv(norm(x))))
-    dout = acts.dx;
+    dout = dh;
     if (const auto* b = bottleneck_of(adapters, l, 0)) {
       bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 0, acts);
       dout = acts.dout;
       dx_bf16 = {};
     }
-    weight_gradients(dev, a.o.view({n, hd}), dout, trained.o, trained.o_bias);
+    weight_gradients(dev, o, dout, trained.o, trained.o_bias);
+    const Tensor d_o = some ? acts.do_read.rows(0, n) : acts.d_o;
     project_backward(dev, {.dout = dout,
                            .w = w.o.get(),
-                           .da = acts.d_o.view({n, hd}),
+                           .da = flat(d_o),
                            .scratch = acts.scratch,
                            .dout_bf16 = dx_bf16,
                            .lora = parts({LoraTarget::kO}),
-                           .a = a.o.view({n, hd})});
+                           .a = o});
+    if (some) {
+      // To all rows: those that were not read have no gradient here.
+      dev.fill_zero(acts.do_read.rows(n, 1));
+      dev.fill_zero(acts.dx_read.rows(n, 1));
+      gather_rows(dev, {.x = flat(acts.do_read), .rows = args.batch->places, .y = flat(acts.d_o)});
+      gather_rows(dev, {.x = acts.dx_read, .rows = args.batch->places, .y = acts.dx});
+    }
     const Tensor dot_qkv = w.qkv_bias.view().empty() ? acts.dot_qkv : Tensor{};
+    const bool wanted = l == 0 && !ends.wanted.empty();
     attention_backward(dev, {.q = a.q,
                              .k = a.keys,
                              .v = a.values,
                              .o = a.o,
                              .lse = a.lse,
                              .d_o = acts.d_o,
-                             .plan = &plan,
+                             .plan = wanted ? &ends.wanted_plan : &plan,
                              .scale = scale,
                              .dq = {},
                              .dk = acts.dk_prefix,
@@ -321,6 +400,25 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
                             .dv = acts.dv_prefix,
                             .layer = static_cast<int64_t>(l),
                             .dtable = adapters.prefix->dtable});
+    if (wanted) {
+      // Nothing in front of these rows is asked for, and no row's product needs another row.
+      const ConstTensor rows = args.batch->wanted;
+      gather_rows(dev, {.x = a.x, .rows = rows, .y = acts.x_wanted});
+      gather_rows(dev, {.x = acts.dx, .rows = rows, .y = acts.dx_wanted});
+      gather_rows(dev, {.x = flat(a.rstd1), .rows = rows, .y = flat(acts.rstd_wanted)});
+      gather_rows(dev, {.x = acts.dqkv, .rows = rows, .y = acts.dqkv_wanted});
+      if (!dot_qkv.empty()) gather_rows(dev, {.x = dot_qkv, .rows = rows, .y = acts.dot_wanted});
+      qkv_backward(dev, {.x = acts.x_wanted,
+                         .rstd = acts.rstd_wanted,
+                         .gain = w.attention_gain,
+                         .w = w.qkv.get(),
+                         .dy = acts.dqkv_wanted,
+                         .dx = acts.dx_wanted,
+                         .scratch = acts.scratch,
+                         .dot = dot_qkv.empty() ? Tensor{} : acts.dot_wanted,
+                         .dx_bf16 = front(acts.dx_bf16, std::ssize(ends.wanted))});
+      continue;
+    }
     qkv_backward(dev, {.x = a.x,
                        .rstd = a.rstd1,
                        .gain = w.attention_gain,
@@ -358,12 +456,10 @@ void llama_decode(Device& dev, const Llama& base, ConstTensor tokens, ConstTenso
   rotary_table(dev, {.positions = positions, .inv_freq = llama.inv_freq(), .table = acts.rotary});
   for (size_t l = 0; l < layers; ++l) {
     const LayerActivations& a = acts.layers[l];
-    const bool last = l + 1 == layers;
-    layer_qkv(dev, llama, llama.layers()[l], a, acts, adapters, l);
+    const LayerPass pass{dev, llama, adapters, acts, l, plan, {}};
+    pass.qkv();
     kv_append(dev, {.k = a.k, .v = a.v, .slots = slots, .k_cache = cache.k[l], .v_cache = cache.v[l]});
-    layer_forward(dev, llama, llama.layers()[l], a, plan, cache.k[l], cache.v[l], acts,
-                  last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
-                  last ? nullptr : &llama.layers()[l + 1], adapters, l);
+    pass.finish(cache.k[l], cache.v[l]);
   }
 }
 

@@ -15,16 +15,22 @@ struct KvCache {
 // A packed batch on the device.
 struct DeviceBatch {
   const PackedBatch* host;
+  BatchEnds ends;
   OwnedTensor tokens, positions;  // (N) i32
-  DeviceBatch(Device& device, const PackedBatch& batch);
+  // Where some rows are read: those (R), and each row's place among them (N), R for the others.
+  OwnedTensor read, places;
+  // The rows whose gradient is wanted, if not all, and their tokens: (W) i32.
+  OwnedTensor wanted, wanted_tokens;
+  DeviceBatch(Device& device, const PackedBatch& batch, BatchEnds ends = {});
 };
 
 // A batch without segments, behind the keys that these put in front of its own.
 PackedBatch batch_behind(const Adapters& adapters);
 
 // Runs `acts.layers.size()` layers. prompt: (R, C) f32 for negative tokens, or empty. The result is
-// acts.x_out; the head (final norm, logits, loss) is a separate op on chosen rows. With `cache`, keys and
-// values are also appended at `slots`, and those of a prefix are copied to the first rows.
+// acts.x_out, of the rows that the batch's ends name; the head (final norm, logits, loss) is a separate op on
+// chosen rows of it. acts were taken for the same ends. With `cache`, keys and values are also appended at
+// `slots`, and those of a prefix are copied to the first rows.
 struct ForwardArgs {
   const Llama* llama;
   const DeviceBatch* batch;
@@ -36,9 +42,10 @@ struct ForwardArgs {
 };
 void llama_forward(Device& device, const ForwardArgs& args);
 
-// From acts.dx = dL/d(acts.x_out) to acts.dx = dL/d(embedding rows), in place; gradients of forward's
-// adapters are added to their own. The base's weights get none: no such path exists. Trained weights get
-// theirs, but for the head's and the final gain's (HeadLoss).
+// From acts.dx_out = dL/d(acts.x_out) to dL/d(embedding rows): acts.dx_wanted of the batch's wanted rows, or
+// acts.dx where they are all (dx and dx_out may be one tensor). Gradients of forward's adapters are added to
+// their own. The base's weights get none: no such path exists. Trained weights get theirs, but for the head's
+// and the final gain's (HeadLoss).
 void llama_backward(Device& device, const ForwardArgs& args);
 
 // One decoding step: S new tokens, each attending through `plan` to the cache (its own row appended first).

@@ -124,7 +124,8 @@ void probe(Device& device, const Llama& llama, const ProbeFiles& files) {
 
   Runner runner(device, llama);
   const bool backward = (has_prompt || adapters) && !request.rows.empty();
-  runner.forward(batch, prompt, backward ? Saving::kAll : Saving::kNothing, -1, adapters);
+  runner.forward(batch, prompt, backward ? Saving::kAll : Saving::kNothing, -1, adapters,
+                 {.read = text_rows, .gradient = {}});
 
   const std::vector<float> logits = runner.logits(text_rows);
   std::vector<NamedTensor> out{

@@ -18,31 +18,32 @@ ForwardArgs Runner::args() {
 }
 
 void Runner::take(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
-                  const Adapters& adapters) {
+                  const Adapters& adapters, const BatchRows& rows) {
   const int n = layers < 0 ? static_cast<int>(llama_.layers().size()) : layers;
   GT_CHECK(batch.rows() > 0, "an empty batch");
   const Llama& llama = adapters.on(llama_);
+  BatchEnds ends = ends_of(batch, rows, n, saving != Saving::kNothing, adapters);
   Arena counting;
-  take_activations(counting, device_, llama, batch.rows(), saving, n, batch.plan(), adapters);
+  take_activations(counting, device_, llama, batch.rows(), saving, n, batch.plan(), adapters, ends);
   {
     const Range range(device_, "activations");
     Arena& arena = workspace_.reserve(counting.peak());
-    acts_ = take_activations(arena, device_, llama, batch.rows(), saving, n, batch.plan(), adapters);
+    acts_ = take_activations(arena, device_, llama, batch.rows(), saving, n, batch.plan(), adapters, ends);
   }
-  batch_.emplace(device_, batch);
+  batch_.emplace(device_, batch, std::move(ends));
   prompt_ = prompt;
   ++batches_;
   adapters_ = adapters;
 }
 
 void Runner::forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
-                     const Adapters& adapters) {
-  take(batch, prompt, saving, layers, adapters);
+                     const Adapters& adapters, const BatchRows& rows) {
+  take(batch, prompt, saving, layers, adapters, rows);
   llama_forward(device_, args());
 }
 
 void Runner::fill(const PackedBatch& batch, KvCache& cache, const std::vector<int32_t>& slots) {
-  take(batch, {}, Saving::kNothing, -1, {});
+  take(batch, {}, Saving::kNothing, -1, {}, {.read = {0}, .gradient = {}});
   const OwnedTensor slots_d = upload(device_, std::span<const int32_t>(slots));
   ForwardArgs filling = args();
   filling.cache = &cache;
@@ -50,9 +51,13 @@ void Runner::fill(const PackedBatch& batch, KvCache& cache, const std::vector<in
   llama_forward(device_, filling);
 }
 
+OwnedTensor Runner::upload_read(const std::vector<int32_t>& rows) {
+  return upload(device_, std::span<const int32_t>(batch_->ends.places_read(rows)));
+}
+
 OwnedTensor Runner::output_rows(const std::vector<int32_t>& rows) {
   OwnedTensor out(device_, DType::kF32, {static_cast<int64_t>(rows.size()), llama_.config().hidden_size});
-  const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
+  const OwnedTensor rows_d = upload_read(rows);
   gather_rows(device_, {.x = acts_.x_out, .rows = rows_d, .y = out});
   return out;
 }
@@ -64,7 +69,8 @@ std::vector<float> Runner::logits(const std::vector<int32_t>& rows) {
   constexpr size_t kChunk = 256;
   for (size_t at = 0; at < rows.size(); at += kChunk) {
     const size_t n = std::min(kChunk, rows.size() - at);
-    const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows.data() + at, n));
+    const auto first = rows.begin() + static_cast<std::ptrdiff_t>(at);
+    const OwnedTensor rows_d = upload_read({first, first + static_cast<std::ptrdiff_t>(n)});
     OwnedTensor chunk(device_, DType::kF32, {static_cast<int64_t>(n), vocab});
     HeadLogits op{.x = acts_.x_out,
                   .rows = rows_d,
@@ -84,7 +90,7 @@ std::vector<float> Runner::logits(const std::vector<int32_t>& rows) {
 void Runner::begin_backward() {
   GT_CHECK(acts_.saving != Saving::kNothing,
            "this batch was run for inference: nothing was saved for a backward");
-  device_.fill_zero(acts_.dx);
+  device_.fill_zero(acts_.dx_out);
 }
 
 HeadReading Runner::head_later(const HeadRequest& request, bool backward) {
@@ -100,7 +106,8 @@ HeadReading Runner::head_later(const HeadRequest& request, bool backward) {
     using T = typename std::decay_t<decltype(v)>::value_type;
     return v.empty() ? OwnedTensor() : upload(device_, std::span<const T>(v));
   };
-  const OwnedTensor rows = maybe(request.rows), labels = maybe(request.labels), ce = maybe(request.ce_weight);
+  const OwnedTensor rows = upload_read(request.rows), labels = maybe(request.labels),
+                    ce = maybe(request.ce_weight);
   const OwnedTensor kl_weight = maybe(request.kl_weight), keys = maybe(request.keys),
                     counters = maybe(request.counters);
   OwnedTensor nll(device_, DType::kF32, {r}), kl, argmax;
@@ -126,7 +133,7 @@ HeadReading Runner::head_later(const HeadRequest& request, bool backward) {
               .nll = nll,
               .kl = kl,
               .argmax = argmax,
-              .dx = backward ? acts_.dx : Tensor(),
+              .dx = backward ? acts_.dx_out : Tensor(),
               .scratch = {}};
   if (const TrainedWeights* trained = adapters_.weights; trained && backward) {
     op.dw = trained->head.empty() ? trained->embedding : trained->head;
@@ -157,20 +164,26 @@ HeadResult HeadReading::get() const {
 }
 
 void Runner::add_output_gradient(ConstTensor dy, const std::vector<int32_t>& rows) {
-  const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
-  scatter_add_rows(device_, {.dy = dy, .rows = rows_d, .dx = acts_.dx});
+  const OwnedTensor rows_d = upload_read(rows);
+  scatter_add_rows(device_, {.dy = dy, .rows = rows_d, .dx = acts_.dx_out});
 }
 
 void Runner::backward() { llama_backward(device_, args()); }
 
 void Runner::add_prompt_gradient(Tensor dprompt) {
-  embed_backward(device_, {.dx = acts_.dx, .tokens = batch_->tokens, .dprompt = dprompt});
+  const bool all = batch_->ends.wanted.empty();
+  embed_backward(device_, {.dx = all ? acts_.dx : acts_.dx_wanted,
+                           .tokens = all ? batch_->tokens.view() : batch_->wanted_tokens.view(),
+                           .dprompt = dprompt});
 }
 
 OwnedTensor Runner::input_gradient_rows(const std::vector<int32_t>& rows) {
   OwnedTensor out(device_, DType::kF32, {static_cast<int64_t>(rows.size()), llama_.config().hidden_size});
-  const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(rows));
-  gather_rows(device_, {.x = acts_.dx, .rows = rows_d, .y = out});
+  std::vector<int32_t> places;
+  for (const int32_t row : rows) places.push_back(batch_->ends.place_wanted(row));
+  const OwnedTensor rows_d = upload(device_, std::span<const int32_t>(places));
+  gather_rows(device_,
+              {.x = batch_->ends.wanted.empty() ? acts_.dx : acts_.dx_wanted, .rows = rows_d, .y = out});
   return out;
 }
 

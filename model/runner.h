@@ -51,13 +51,14 @@ class Runner {
       : device_(device), llama_(llama), workspace_(device), head_workspace_(device) {}
 
   // Forward through `layers` layers (-1: all). `batch` and `prompt` must stay alive until the last call on
-  // this batch. With `adapters`, through them; backward then adds to their gradients.
+  // this batch. With `adapters`, through them; backward then adds to their gradients. `rows`: which rows the
+  // calls below will name; where it says so, no others may be.
   void forward(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers = -1,
-               const Adapters& adapters = {});
+               const Adapters& adapters = {}, const BatchRows& rows = {});
   // The same through all layers of the base, of which keys and values are kept: row i's in the cache's row
   // slots[i]. Nothing else may be asked for afterwards.
   void fill(const PackedBatch& batch, KvCache& cache, const std::vector<int32_t>& slots);
-  // Residual stream after the last layer that ran, (N, C) f32.
+  // Residual stream after the last layer that ran, of the rows that are read, (R, C) f32.
   ConstTensor output() const { return acts_.x_out; }
   // Copies of chosen rows of it, (R, C) f32.
   OwnedTensor output_rows(const std::vector<int32_t>& rows);
@@ -85,8 +86,9 @@ class Runner {
  private:
   friend class HeadReading;
   ForwardArgs args();
-  void take(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers,
-            const Adapters& adapters);
+  void take(const PackedBatch& batch, ConstTensor prompt, Saving saving, int layers, const Adapters& adapters,
+            const BatchRows& rows);
+  OwnedTensor upload_read(const std::vector<int32_t>& rows);       // (R) i32: their places in output()
   const Llama& answering() const { return adapters_.on(llama_); }  // the discriminator's stays llama_
 
   Device& device_;

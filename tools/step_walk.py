@@ -53,13 +53,13 @@ def walk(root, build, arch, shape, batch, counted=False, memory=120000):
 
 def whole_model(ops, walked, layers):
     """The ops of a model of `layers` layers, from a walk of `walked` (at least 3): the first and the last layer stand for
-    themselves, a middle one for all between. [(op, how often)]"""
+    themselves, a middle one for all between. Rows are gathered in those two alone. [(op, how often)]"""
     by_name = {}
     for op in ops:
         by_name.setdefault(op["name"], []).append(op)
     out = []
     for calls in by_name.values():
-        if len(calls) % walked:
+        if len(calls) % walked or calls[0]["name"] == "gather_rows":
             out += [(op, 1) for op in calls]
             continue
         each = len(calls) // walked

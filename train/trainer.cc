@@ -535,7 +535,8 @@ struct Trainer::State {
     if (kl_weight > 0 && !sampled_head.rows.empty()) {
       Prompts warm = warm_prompts->make(inputs, noise_key, micro.places());
       warm.adapter.contexts = made.adapter.contexts;
-      runner.forward(batch, warm.view(), Saving::kNothing, -1, warm.adapter);
+      runner.forward(batch, warm.view(), Saving::kNothing, -1, warm.adapter,
+                     {.read = sampled_head.rows, .gradient = {}});
       warm_rows = runner.output_rows(sampled_head.rows);
       sampled_head.reference = warm_rows.view();
       if (warm.adapter.weights) sampled_head.policy = warm.adapter.weights->llama;
@@ -554,9 +555,11 @@ struct Trainer::State {
       sampled_head.counters.clear();
     }
 
+    std::vector<int32_t> scored = reference_head.rows;
+    scored.insert(scored.end(), sampled_head.rows.begin(), sampled_head.rows.end());
     runner.forward(batch, made.view(),
                    config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, -1,
-                   trained);
+                   trained, {.read = std::move(scored), .gradient = {}});
     runner.begin_backward();
     reference_head.ce_weight.assign(reference_head.rows.size(), ce_weight);
     pass.reference = runner.head_later(reference_head, ce_weight > 0);
@@ -888,7 +891,9 @@ struct Trainer::State {
         Reading<float> read_held, read_fresh, read_adv;
         region("features", packed.batch.rows(), [&] {
           runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d,
-                         read_before.view);
+                         read_before.view,
+                         {.read = rows_of_pairs(packed, 0, my_pairs.size()).rows,
+                          .gradient = through ? fake_rows_of(packed, my_n_fresh) : std::vector<int32_t>()});
           auto features = [&](size_t begin, size_t end, OwnedTensor* raw) {
             const PairRows rows = rows_of_pairs(packed, begin, end);
             OwnedTensor h = runner.output_rows(rows.rows);
@@ -1128,8 +1133,8 @@ struct Trainer::State {
       }
       if (pairs.empty()) continue;
       const PairBatch packed = pack_pairs(inputs, pairs, true);
-      runner.forward(packed.batch, {}, Saving::kNothing, layers_d);
       const PairRows rows = rows_of_pairs(packed, 0, pairs.size());
+      runner.forward(packed.batch, {}, Saving::kNothing, layers_d, {}, {.read = rows.rows, .gradient = {}});
       const OwnedTensor f = Discriminator::normalise(device, runner.output_rows(rows.rows));
       const OwnedTensor d = discriminator->forward(f, rows.offsets);
       const PairScores scores = split(download(device, d.view()));
@@ -1215,6 +1220,13 @@ struct Trainer::State {
     return seeds;
   }
 
+  // Rows of the first n pairs' fakes.
+  static std::vector<int32_t> fake_rows_of(const PairBatch& packed, size_t n) {
+    std::vector<int32_t> rows;
+    for (size_t i = 0; i < n; ++i) rows.insert(rows.end(), packed.fake[i].begin(), packed.fake[i].end());
+    return rows;
+  }
+
   // C2: the discriminator's gradient at each sampled token's embedding, through the frozen layers it reads
   // with. `share` of the mean over the pairs counts.
   SampledSeeds gumbel_seeds(const PairBatch& packed, const std::vector<AnswerPair>& pairs, size_t n_fresh,
@@ -1236,12 +1248,9 @@ struct Trainer::State {
     rmsnorm_forward(device, {.x = h, .w = {}, .y = y, .rstd = rstd});
     rmsnorm_backward(device, {.x = h, .w = {}, .rstd = rstd, .dy = df, .dx = dh, .dw = {}});
     // References are constants: only the fakes' rows carry a gradient back.
-    std::vector<int32_t> fake_rows;
+    const std::vector<int32_t> fake_rows = fake_rows_of(packed, n_fresh);
     int64_t first = 0;
-    for (size_t i = 0; i < n_fresh; ++i) {
-      first += static_cast<int64_t>(packed.real[i].size());
-      fake_rows.insert(fake_rows.end(), packed.fake[i].begin(), packed.fake[i].end());
-    }
+    for (size_t i = 0; i < n_fresh; ++i) first += static_cast<int64_t>(packed.real[i].size());
     runner.begin_backward();
     runner.add_output_gradient(dh.view().rows(first, static_cast<int64_t>(fake_rows.size())), fake_rows);
     runner.backward();

@@ -104,10 +104,16 @@ void gather_rows(Device& d, const GatherRows& a) {
   const contract::Checker check("gather_rows", d);
   check.rank("x", a.x, 2);
   check.rank("rows", a.rows, 1);
-  check.tensor("x", a.x, kF32, a.x.shape());
+  const int64_t n = a.x.dim(0), r = a.rows.dim(0), bytes = a.x.dim(1) * dtype_size(a.x.dtype());
+  GT_CHECK(bytes % 4 == 0, "gather_rows: rows of {} {} are no whole words of four bytes", a.x.dim(1),
+           dtype_name(a.x.dtype()));
+  check.tensor("x", a.x, a.x.dtype(), a.x.shape());
   check.tensor("rows", a.rows, kI32, a.rows.shape());
-  check.tensor("y", a.y, kF32, {a.rows.dim(0), a.x.dim(1)});
-  d.ops().gather_rows(a);
+  check.tensor("y", a.y, a.x.dtype(), {r, a.x.dim(1)});
+  // Backends move words, whatever they hold.
+  d.ops().gather_rows({.x = ConstTensor(a.x.raw(), kF32, {n, bytes / 4}, a.x.device()),
+                       .rows = a.rows,
+                       .y = Tensor(a.y.raw(), kF32, {r, bytes / 4}, a.y.device())});
 }
 
 void scatter_add_rows(Device& d, const ScatterAddRows& a) {

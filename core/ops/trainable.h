@@ -67,11 +67,12 @@ struct ScaledAddBackward {
   Tensor ds;       // (1) f32  +=
 };
 
-// y[r] = x[rows[r]] and its transpose dx[rows[r]] += dy[r], in order of r.
+// y[r] = x[rows[r]], bit for bit, of any type whose rows are a multiple of four bytes; and, in f32, its
+// transpose dx[rows[r]] += dy[r], in order of r.
 struct GatherRows {
-  ConstTensor x;     // (N, C) f32
+  ConstTensor x;     // (N, C)
   ConstTensor rows;  // (R) i32
-  Tensor y;          // (R, C) f32  =
+  Tensor y;          // (R, C)  =  of x's type
 };
 struct ScatterAddRows {
   ConstTensor dy;    // (R, C) f32

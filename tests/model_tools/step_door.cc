@@ -67,6 +67,7 @@ WRAPPED(13, embed_forward, 12, EmbedForward, 0, 0)
 WRAPPED(14, embed_backward, 13, EmbedBackward, 0, 0)
 WRAPPED(8, row_rstd, 7, RowRstd, 0, 0)
 WRAPPED(12, rotary_table, 11, RotaryTable, 0, 0)
+WRAPPED(11, gather_rows, 10, GatherRows, 0, 0)
 WITH_PRODUCT(11, qkv_forward, 10, QkvForward)
 WITH_PRODUCT(12, qkv_backward, 11, QkvBackward)
 WITH_PRODUCT(17, attention_forward, 16, AttentionForward)
@@ -114,7 +115,7 @@ void run(const std::vector<int32_t>& n) {
   device->fill_zero(x);
   Runner runner(*device, *llama);
   std::fprintf(stderr, "step rows %lld scored %zu\n", static_cast<long long>(batch.rows()), head.rows.size());
-  runner.forward(batch, x, Saving::kAll);
+  runner.forward(batch, x, Saving::kAll, -1, {}, {.read = head.rows, .gradient = {}});
   runner.begin_backward();
   (void)runner.head(head, true);
   runner.backward();

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/buffer.h"
 #include "tests/reference/trainable.h"
 #include "tests/support/complex_step.h"
 #include "tests/support/devices.h"
@@ -272,6 +273,30 @@ TEST_P(TrainableOps, GatherAndScatterAreTransposes) {
       }
     EXPECT_TRUE(within("dx", got[1], dx, rounding_limits(1.0, 0, double(count), terms)));
   }
+}
+
+// Rows of two-byte values are moved as they are: no bit pattern is another one's equal.
+TEST_P(TrainableOps, GatherMovesEveryPattern) {
+  for (const DType dtype : {DType::kBF16, DType::kF16})
+    for (const int64_t width : {6, 8}) {
+      const int64_t n = 65536 / 8;
+      std::vector<uint16_t> x(z(n * width)), y(z(n * width));
+      for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint16_t>(i);
+      std::vector<int32_t> rows(z(n));
+      for (size_t r = 0; r < rows.size(); ++r) rows[r] = static_cast<int32_t>(rows.size() - 1 - r);
+      OwnedTensor from(device(), dtype, {n, width}), to(device(), dtype, {n, width}),
+          r(device(), DType::kI32, {n});
+      device().copy_in(from, x.data());
+      device().copy_in(r, rows.data());
+      gather_rows(device(), {.x = from, .rows = r, .y = to});
+      device().copy_out(y.data(), to);
+      for (size_t i = 0; i < y.size(); ++i)
+        ASSERT_EQ(y[i], x[z(rows[i / z(width)]) * z(width) + i % z(width)]) << i;
+    }
+  if (!host_sees_values()) return;
+  OwnedTensor odd(device(), DType::kBF16, {2, 3}), r(device(), DType::kI32, {2});
+  EXPECT_THROW(gather_rows(device(), {.x = odd, .rows = r, .y = odd}),
+               Error);  // six bytes are no whole words
 }
 
 TEST_P(TrainableOps, RowsOutOfRangeThrow) {

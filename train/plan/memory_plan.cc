@@ -198,8 +198,10 @@ MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& toke
   config.train.batch = (config.train.batch + ranks - 1) / ranks;
   // Long inputs make large caches, long items large batches; they need not be the same items.
   CountingDevice by_length(device, answer_tokens(tokenizer)), by_input(device, answer_tokens(tokenizer));
-  const int64_t trained = rehearse(by_length, llama, tokenizer, config, data, [](const TokenizedExample& e) {
-    return static_cast<int64_t>(e.prompt.size() + e.completion.size());
+  // All layers hold all rows, but for the last one, which goes on with those that are scored.
+  const int64_t layers = llama.config().num_layers;
+  const int64_t trained = rehearse(by_length, llama, tokenizer, config, data, [&](const TokenizedExample& e) {
+    return layers * std::ssize(e.prompt) + (layers + 1) * std::ssize(e.completion);
   });
   rehearse(by_input, llama, tokenizer, config, data,
            [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });

@@ -46,7 +46,8 @@ LossResult evaluate_loss(Runner& runner, PromptMaker& maker, ExampleSpan example
     HeadRequest request;
     for (size_t b = 0; b < part.size(); ++b)
       score_continuation(batch, contexts.add(b, *part[b]), part[b]->completion, request);
-    runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter);
+    runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter,
+                   {.read = request.rows, .gradient = {}});
     for (float nll : runner.head(request, false).nll) sums[number] += nll;
     result.tokens += static_cast<int64_t>(request.rows.size());
   }
@@ -88,7 +89,8 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
       const int32_t context = contexts.add(b, *part[b]);
       for (const std::vector<int32_t>& label : labels) score_continuation(batch, context, label, request);
     }
-    runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter);
+    runner.forward(batch, prompts.view(), Saving::kNothing, -1, prompts.adapter,
+                   {.read = request.rows, .gradient = {}});
     const std::vector<float> nll = runner.head(request, false).nll;
     size_t row = 0;
     for (size_t b = 0; b < part.size(); ++b)

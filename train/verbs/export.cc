@@ -33,7 +33,7 @@ std::vector<float> test_logits(Device& device, const Llama& llama, ConstTensor p
       rows.push_back(batch.segment(segment).row_begin + i);
   }
   Runner runner(device, llama);
-  runner.forward(batch, prompt, Saving::kNothing, -1, adapters);
+  runner.forward(batch, prompt, Saving::kNothing, -1, adapters, {.read = rows, .gradient = {}});
   return runner.logits(rows);
 }
 
