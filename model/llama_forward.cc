@@ -215,17 +215,26 @@ struct LayerPass {
     down(last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
          last ? nullptr : &llama.layers()[l + 1]);
   }
-  // What backward needs and forward did not keep. The same ops on the same inputs give the same bits; what
-  // comes behind SwiGLU is not needed, but for a bottleneck there.
+  // What backward needs and forward did not keep (Saving). What comes behind SwiGLU is not needed, but for a
+  // bottleneck there. rstd1 and rstd2 are as forward left them; x_bf16 holds another layer's stream by now.
   void again() const {
-    if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
-      row_rstd(dev, {.x = a.x, .rstd = acts.dot, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
-    qkv();
-    prefix();
-    attention(a.keys, a.values);
-    project();
+    const auto round = [&](Tensor x, Tensor x_bf16_of, ConstTensor gain) {
+      if (!x_bf16_of.empty())
+        row_rstd(dev, {.x = x, .rstd = front(acts.dot, x.dim(0)), .x_bf16 = x_bf16_of, .gain = gain});
+    };
+    if (acts.saving == Saving::kLayerInput) {
+      round(a.x, acts.x_bf16, w.attention_gain);
+      qkv();
+      prefix();
+      attention(a.keys, a.values);
+    }
+    if (acts.saving >= Saving::kButMlp)
+      project();
+    else
+      round(a.h, x_bf16, w.mlp_gain);
     gate_up();
-    if (bottleneck_of(adapters, l, 1)) down(acts.x_out, acts.rstd_out, nullptr);
+    if (acts.saving == Saving::kLayerInput && bottleneck_of(adapters, l, 1))
+      down(acts.x_out, acts.rstd_out, nullptr);
   }
 };
 
@@ -299,7 +308,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     const bool some = l + 1 == acts.layers.size() && !ends.read.empty();
     const AttentionPlan& plan = some ? ends.read_plan : args.batch->host->plan();
     const LayerPass pass{dev, llama, adapters, acts, l, plan, some ? args.batch->read.view() : ConstTensor{}};
-    if (acts.saving == Saving::kLayerInput) pass.again();
+    if (acts.saving != Saving::kAll) pass.again();
     const auto parts = [&](std::initializer_list<LoraTarget> t) { return pass.lora(t); };
     const TrainedWeights::Layer none{}, &trained = adapters.weights ? adapters.weights->layers.at(l) : none;
     const bool trains = !trained.qkv.empty();
@@ -465,13 +474,14 @@ void find_non_finite(Device& dev, const ForwardArgs& args) {
   for (size_t l = 0; l < acts.layers.size(); ++l) {
     const LayerActivations& a = acts.layers[l];
     require(a.x, fmt::format("layer {}, {}", l, l == 0 ? "embedding" : "residual stream at its input"));
-    if (acts.saving != Saving::kAll)
-      continue;  // the other tensors are shared between layers and already overwritten
+    if (acts.saving >= Saving::kLayerInput) continue;  // tensors that layers share are overwritten by now
     require(a.q, fmt::format("layer {}, q (qkv_forward)", l));
     require(a.k, fmt::format("layer {}, k (qkv_forward)", l));
     require(a.v, fmt::format("layer {}, v (qkv_forward)", l));
     require(a.o, fmt::format("layer {}, attention output (attention_forward)", l));
+    if (acts.saving >= Saving::kButMlp) continue;
     require(a.h, fmt::format("layer {}, residual stream after attention (project_forward)", l));
+    if (acts.saving >= Saving::kButGateUp) continue;
     require(a.g, fmt::format("layer {}, gate (gate_up_forward)", l));
     require(a.u, fmt::format("layer {}, up (gate_up_forward)", l));
   }
