@@ -24,6 +24,9 @@ const std::vector<MethodRow>& methods() {
   static const std::vector<MethodRow> table{
       // Cross-entropy: prompt tuning, P-tuning, LoRA on two targets and on all.
       {"prompt", false, {"method=prompt", "loss.kind=ce"}},
+      {"prompt_gate_up", false, {"method=prompt", "loss.kind=ce", "train.recompute=gate_up"}},
+      {"prompt_mlp", false, {"method=prompt", "loss.kind=ce", "train.recompute=mlp"}},
+      {"prompt_layer", false, {"method=prompt", "loss.kind=ce", "train.recompute=layer"}},
       {"ptuning", false, {"method=ptuning", "loss.kind=ce"}},
       // The prompt behind the input, whose keys and values are kept, or run anew.
       {"prompt_suffix", false, {"method=prompt", "loss.kind=ce", "generator.placement=suffix"}},
@@ -78,10 +81,11 @@ std::vector<TokenizedExample> random_items(int64_t count, int64_t length, int64_
 }
 
 // Bytes that the layers keep of `rows` rows between forward and backward.
-int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, const Adapters& adapters) {
+int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, Saving saving,
+                    const Adapters& adapters) {
   const auto peak = [&](int layers) {
     Arena counting;
-    take_activations(counting, device, llama, rows, Saving::kAll, layers, AttentionPlan(), adapters);
+    take_activations(counting, device, llama, rows, saving, layers, AttentionPlan(), adapters);
     return counting.peak();
   };
   return peak(static_cast<int>(llama.layers().size())) - peak(0);
@@ -138,7 +142,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
     std::ofstream(first_step_file) << fmt::format("{:.6f}\n", std::chrono::duration<double>(now).count());
   }
   for (int i = 1; i < kBatches; ++i) whole_step();  // until all inputs that are kept have been run
-  return [run, whole_step, on_model, batch, length, &device] {
+  return [run, whole_step, on_model, batch, length, saving = saving_of(config.train.recompute), &device] {
     const StepRecord r = whole_step();
     Measured m;
     m.seconds = r.seconds;
@@ -150,7 +154,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
                   {"parameters", static_cast<double>(run->trainer->generator_parameters())},
                   {"saved_activation_bytes",
                    static_cast<double>(
-                       saved_bytes(device, *run->model.llama, r.tokens,
+                       saved_bytes(device, *run->model.llama, r.tokens, saving,
                                    on_model ? run->trainer->deployed().make({}, 0).adapter : Adapters()))},
                   {"peak_memory_bytes", static_cast<double>(peak_resident_bytes())}};
     if (r.phase != Phase::kWarmup) {

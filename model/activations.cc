@@ -24,7 +24,16 @@ struct Dims {
   DType t, s;    // of the weights, and of what is kept for backward
 };
 
-void take_layer(Arena& arena, const Dims& m, const Adapters& adapters, LayerActivations& a) {
+// A layer's tensors, by what gives them up first.
+void take_gate_up(Arena& arena, const Dims& m, LayerActivations& a) {
+  a.g = arena.take(m.s, {m.read, m.f});
+  a.u = arena.take(m.s, {m.read, m.f});
+}
+void take_stream(Arena& arena, const Dims& m, LayerActivations& a) {
+  a.h = arena.take(DType::kF32, {m.read, m.c});
+  a.rstd2 = arena.take(DType::kF32, {m.read});
+}
+void take_rest(Arena& arena, const Dims& m, const Adapters& adapters, LayerActivations& a) {
   a.q = arena.take(m.s, {m.n, m.h, m.d});
   a.keys = arena.take(m.s, {m.prefix + m.n, m.k, m.d});
   a.values = arena.take(m.s, {m.prefix + m.n, m.k, m.d});
@@ -32,10 +41,6 @@ void take_layer(Arena& arena, const Dims& m, const Adapters& adapters, LayerActi
   a.v = slice(a.values, m.prefix, m.n);
   a.o = arena.take(m.s, {m.n, m.h, m.d});
   a.lse = arena.take(DType::kF32, {m.n, m.h});
-  a.h = arena.take(DType::kF32, {m.read, m.c});
-  a.rstd2 = arena.take(DType::kF32, {m.read});
-  a.g = arena.take(m.s, {m.read, m.f});
-  a.u = arena.take(m.s, {m.read, m.f});
   if (const LoraAdapter* lora = adapters.lora)
     for (size_t t = 0; t < kDown; ++t)
       if (lora->shape.targets[t])
@@ -249,7 +254,9 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
   if (saving == Saving::kNothing) {
     // Two residual streams take turns: layer l reads one and writes the other.
     LayerActivations shared;
-    take_layer(arena, m, adapters, shared);
+    take_gate_up(arena, m, shared);
+    take_stream(arena, m, shared);
+    take_rest(arena, m, adapters, shared);
     take_down(arena, m, adapters, shared);
     const Tensor x0 = arena.take(DType::kF32, {rows, m.c}), x1 = arena.take(DType::kF32, {rows, m.c});
     const Tensor r0 = arena.take(DType::kF32, {rows}), r1 = arena.take(DType::kF32, {rows});
@@ -263,15 +270,17 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
     a.rstd_out = slice(layers % 2 ? r1 : r0, 0, last.read);
   } else {
     LayerActivations shared;
-    if (saving == Saving::kLayerInput) take_layer(arena, m, adapters, shared);
+    if (saving >= Saving::kButGateUp) take_gate_up(arena, m, shared);
+    if (saving >= Saving::kButMlp) take_stream(arena, m, shared);
+    if (saving >= Saving::kLayerInput) take_rest(arena, m, adapters, shared);
     for (int l = 0; l < layers; ++l) {
       LayerActivations& layer = a.layers[static_cast<size_t>(l)];
-      if (saving == Saving::kLayerInput) {
-        layer = shared_layer(shared, dims_of(l));
-      } else {
-        take_layer(arena, dims_of(l), adapters, layer);
-      }
-      take_down(arena, dims_of(l), adapters, layer);
+      const Dims& dims = dims_of(l);
+      layer = shared_layer(shared, dims);
+      if (saving < Saving::kButGateUp) take_gate_up(arena, dims, layer);
+      if (saving < Saving::kButMlp) take_stream(arena, dims, layer);
+      if (saving < Saving::kLayerInput) take_rest(arena, dims, adapters, layer);
+      take_down(arena, dims, adapters, layer);
       layer.x = arena.take(DType::kF32, {rows, m.c});
       layer.rstd1 = arena.take(DType::kF32, {rows});
     }
@@ -307,10 +316,10 @@ Activations take_activations(Arena& arena, Device& device, const Llama& llama, i
       a.dout = arena.take(DType::kF32, {rows, m.c});
       a.dnarrow = arena.take(DType::kF32, {2, rows, adapters.bottleneck->shape.width});
     }
+    if (adapters.weights || adapters.bottleneck) a.rstd_again = arena.take(DType::kF32, {rows});
     if (adapters.weights) {
       a.normed = arena.take(DType::kF32, {rows, m.c});
       a.dnormed = arena.take(DType::kF32, {rows, m.c});
-      a.rstd_again = arena.take(DType::kF32, {rows});
     }
   }
   if (adapters.bottleneck) {

@@ -10,9 +10,13 @@
 
 namespace gantrain {
 
+// How much of a layer is kept for its backward. What is not kept is computed again there, by the same ops on
+// the same inputs, which give the same bits; one layer's share of it exists at a time.
 enum class Saving {
   kAll,         // everything backward needs: fastest backward
-  kLayerInput,  // only each layer's input; backward runs the layer forward again (bitwise the same result)
+  kButGateUp,   // all but g and u: the gate's and up's product again
+  kButMlp,      // all but h, g and u: o's product again as well
+  kLayerInput,  // only each layer's input: the layer's forward again, but for the down product
   kNothing,     // inference: no backward
 };
 
@@ -41,16 +45,15 @@ struct LayerActivations {
 
 struct Activations {
   Saving saving = Saving::kAll;
-  int64_t rows = 0;  // N
-  std::vector<LayerActivations>
-      layers;       // with kLayerInput and kNothing all but x and rstd1 are one shared set
-  Tensor x_out;     // (R, C) f32   residual stream after the last layer that ran
-  Tensor rstd_out;  // (R) f32
-  Tensor o_read;    // (R, H, D) S  those rows of the last layer's o; empty where all are read
-  Tensor a;         // (N, F) T     SwiGLU output, not saved
-  Tensor x_bf16;    // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
-  Tensor rotary;    // (N, D) f32   cos and sin of the rows' angles, the same in all layers
-  Tensor scratch;   // (bytes) u8   for ops
+  int64_t rows = 0;                      // N
+  std::vector<LayerActivations> layers;  // what is not kept is one set that they share
+  Tensor x_out;                          // (R, C) f32   residual stream after the last layer that ran
+  Tensor rstd_out;                       // (R) f32
+  Tensor o_read;   // (R, H, D) S  those rows of the last layer's o; empty where all are read
+  Tensor a;        // (N, F) T     SwiGLU output, not saved
+  Tensor x_bf16;   // (N, C) bf16  stream * the next norm's gain, where the device fuses norms; not saved
+  Tensor rotary;   // (N, D) f32   cos and sin of the rows' angles, the same in all layers
+  Tensor scratch;  // (bytes) u8   for ops
   // Bottlenecks' own, not saved:
   Tensor active;  // (N, R) f32
   Tensor wide;    // (N, C) f32
@@ -80,7 +83,8 @@ struct Activations {
   Tensor dnarrow;  // (2, N, R) f32
   // With trained weights:
   Tensor normed, dnormed;  // (N, C) f32
-  Tensor rstd_again;       // (N) f32
+  // With trained weights or bottlenecks:
+  Tensor rstd_again;  // (N) f32
 };
 
 // A layer's adapters on some targets, as an op takes them: what forward needs, and what backward does.

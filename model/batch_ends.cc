@@ -54,7 +54,7 @@ BatchEnds ends_of(const PackedBatch& batch, const BatchRows& rows, int layers, b
   const int64_t n = batch.rows();
   BatchEnds ends;
   if (layers == 0) return ends;
-  if (!adapters.bottleneck && adapters.dropout == 0.0f) ends.read = chosen(rows.read, n);
+  if (adapters.dropout == 0.0f) ends.read = chosen(rows.read, n);
   if (!ends.read.empty()) ends.read_plan = attention_of_queries(batch.plan(), ends.read, n);
   if (!backward || adapters) return ends;
   std::vector<int32_t> wanted = rows.gradient;

@@ -36,7 +36,7 @@ struct BatchRows {
 };
 
 // The ends of a batch that runs through `layers` layers with these adapters. Here it is decided where all
-// rows are taken after all: bottlenecks, dropout (its masks go by a row's place in the product) and, for the
+// rows are taken after all: with dropout (its masks go by a row's place in the product) and, for the
 // gradient's rows, anything that is trained in the model itself.
 BatchEnds ends_of(const PackedBatch& batch, const BatchRows& rows, int layers, bool backward,
                   const Adapters& adapters);

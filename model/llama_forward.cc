@@ -52,39 +52,44 @@ const BottleneckAdapter::Part* bottleneck_of(const Adapters& adapters, size_t l,
 }
 
 // y = out - x, what attention or the MLP added;  out += up act(down y), and the statistic of the new out.
-// With `up` and its bias at zero out keeps its bits.
+// With `up` and its bias at zero out keeps its bits. x may lie in acts.wide.
 void bottleneck_forward(Device& dev, const BottleneckAdapter::Part& p, Activation activation,
                         const LayerActivations& a, size_t part, ConstTensor x, Tensor out, Tensor rstd,
                         float eps, const LlamaLayer* reader, bool reader_mlp, const Activations& acts) {
   const Tensor y = a.narrow_x[part], z = a.narrow_z[part];
+  const int64_t n = z.dim(0);
+  const Tensor active = front(acts.active, n), wide = front(acts.wide, n);
   dev.copy(y, out);
   axpy(dev, {.x = x, .a = -1.0f, .y = y});
   linear_forward(dev, {.x = y, .w = p.down, .b = p.down_bias, .y = z});
-  activation_forward(dev, {.x = z, .kind = activation, .y = acts.active});
-  linear_forward(dev, {.x = acts.active, .w = p.up, .b = p.up_bias, .y = acts.wide});
-  axpy(dev, {.x = acts.wide, .a = 1.0f, .y = out});
+  activation_forward(dev, {.x = z, .kind = activation, .y = active});
+  linear_forward(dev, {.x = active, .w = p.up, .b = p.up_bias, .y = wide});
+  axpy(dev, {.x = wide, .a = 1.0f, .y = out});
   const ConstTensor gain = !reader      ? ConstTensor{}
                            : reader_mlp ? ConstTensor(reader->mlp_gain)
                                         : ConstTensor(reader->attention_gain);
-  row_rstd(dev,
-           {.x = out, .rstd = rstd, .eps = eps, .x_bf16 = reader ? acts.x_bf16 : Tensor{}, .gain = gain});
+  row_rstd(dev, {.x = out,
+                 .rstd = rstd,
+                 .eps = eps,
+                 .x_bf16 = reader ? front(acts.x_bf16, n) : Tensor{},
+                 .gain = gain});
 }
 
-// From acts.dx, the gradient of forward's `out`, to that of what attention or the MLP added, in acts.dout.
+// From dx, the gradient of forward's `out`, to that of what attention or the MLP added, in dout.
 void bottleneck_backward(Device& dev, const BottleneckAdapter::Part& p, Activation activation,
-                         const LayerActivations& a, size_t part, const Activations& acts) {
+                         const LayerActivations& a, size_t part, ConstTensor dx, Tensor dout,
+                         const Activations& acts) {
   const Tensor z = a.narrow_z[part];
   const int64_t n = z.dim(0), r = z.dim(1);
-  const Tensor dactive = acts.dnarrow.rows(0, 1).view({n, r}), dz = acts.dnarrow.rows(1, 1).view({n, r});
+  const Tensor narrow = acts.dnarrow.view({acts.dnarrow.count() / r, r}), dactive = narrow.rows(0, n),
+               dz = narrow.rows(n, n), active = front(acts.active, n);
   dev.fill_zero(acts.dnarrow);
-  activation_forward(dev, {.x = z, .kind = activation, .y = acts.active});
-  linear_backward(dev,
-                  {.x = acts.active, .w = p.up, .dy = acts.dx, .dx = dactive, .dw = p.dup, .db = p.dup_bias});
+  activation_forward(dev, {.x = z, .kind = activation, .y = active});
+  linear_backward(dev, {.x = active, .w = p.up, .dy = dx, .dx = dactive, .dw = p.dup, .db = p.dup_bias});
   activation_backward(dev, {.x = z, .kind = activation, .dy = dactive, .dx = dz});
-  dev.copy(acts.dout, acts.dx);
+  dev.copy(dout, dx);
   linear_backward(
-      dev,
-      {.x = a.narrow_x[part], .w = p.down, .dy = dz, .dx = acts.dout, .dw = p.ddown, .db = p.ddown_bias});
+      dev, {.x = a.narrow_x[part], .w = p.down, .dy = dz, .dx = dout, .dw = p.ddown, .db = p.ddown_bias});
 }
 
 // Gradients of a product with w (O, I) in front of the residual stream: x what it read, dy the stream's.
@@ -182,9 +187,15 @@ struct LayerPass {
                           .out_bf16 = x_bf16,
                           .out_gain = w.mlp_gain,
                           .lora = lora({LoraTarget::kO})});
-    if (const auto* b = bottleneck_of(adapters, l, 0))
-      bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 0, a.x, a.h, a.rstd2, eps, &w,
+    if (const auto* b = bottleneck_of(adapters, l, 0)) {
+      Tensor before = a.x;
+      if (!read.empty()) {
+        before = front(acts.wide, a.h.dim(0));
+        gather_rows(dev, {.x = a.x, .rows = read, .y = before});
+      }
+      bottleneck_forward(dev, *b, adapters.bottleneck->shape.activation, a, 0, before, a.h, a.rstd2, eps, &w,
                          true, acts);
+    }
   }
   // From h to g, u and what SwiGLU makes of them.
   void gate_up() const {
@@ -226,17 +237,26 @@ struct LayerPass {
     down(last ? acts.x_out : acts.layers[l + 1].x, last ? acts.rstd_out : acts.layers[l + 1].rstd1,
          last ? nullptr : &llama.layers()[l + 1]);
   }
-  // What backward needs and forward did not keep. The same ops on the same inputs give the same bits; what
-  // comes behind SwiGLU is not needed, but for a bottleneck there.
+  // What backward needs and forward did not keep (Saving). What comes behind SwiGLU is not needed, but for a
+  // bottleneck there. rstd1 and rstd2 are as forward left them; x_bf16 holds another layer's stream by now.
   void again() const {
-    if (!acts.x_bf16.empty())  // it holds another layer's stream by now; rstd1 is as forward left it
-      row_rstd(dev, {.x = a.x, .rstd = acts.dot, .x_bf16 = acts.x_bf16, .gain = w.attention_gain});
-    qkv();
-    prefix();
-    attention(a.keys, a.values);
-    project();
+    const auto round = [&](Tensor x, Tensor x_bf16_of, ConstTensor gain) {
+      if (!x_bf16_of.empty())
+        row_rstd(dev, {.x = x, .rstd = front(acts.dot, x.dim(0)), .x_bf16 = x_bf16_of, .gain = gain});
+    };
+    if (acts.saving == Saving::kLayerInput) {
+      round(a.x, acts.x_bf16, w.attention_gain);
+      qkv();
+      prefix();
+      attention(a.keys, a.values);
+    }
+    if (acts.saving >= Saving::kButMlp)
+      project();
+    else
+      round(a.h, x_bf16, w.mlp_gain);
     gate_up();
-    if (bottleneck_of(adapters, l, 1)) down(acts.x_out, acts.rstd_out, nullptr);
+    if (acts.saving == Saving::kLayerInput && bottleneck_of(adapters, l, 1))
+      down(front(acts.dout, a.h.dim(0)), front(acts.rstd_again, a.h.dim(0)), nullptr);
   }
 };
 
@@ -310,7 +330,7 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     const bool some = l + 1 == acts.layers.size() && !ends.read.empty();
     const AttentionPlan& plan = some ? ends.read_plan : args.batch->host->plan();
     const LayerPass pass{dev, llama, adapters, acts, l, plan, some ? args.batch->read.view() : ConstTensor{}};
-    if (acts.saving == Saving::kLayerInput) pass.again();
+    if (acts.saving != Saving::kAll) pass.again();
     const auto parts = [&](std::initializer_list<LoraTarget> t) { return pass.lora(t); };
     const TrainedWeights::Layer none{}, &trained = adapters.weights ? adapters.weights->layers.at(l) : none;
     const bool trains = !trained.qkv.empty();
@@ -326,8 +346,8 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     const Tensor dot = w.gate_up_bias.view().empty() ? front(acts.dot, n) : Tensor{};
     Tensor dout = dh;
     if (const auto* b = bottleneck_of(adapters, l, 1)) {
-      bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 1, acts);
-      dout = acts.dout;
+      dout = front(acts.dout, n);
+      bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 1, dh, dout, acts);
       dx_bf16 = {};  // of another gradient
     }
     weight_gradients(dev, pass.active, dout, trained.down, trained.down_bias);
@@ -358,8 +378,8 @@ void llama_backward(Device& dev, const ForwardArgs& args) {
     // h = x + o(attention(qkv(norm(x))))
     dout = dh;
     if (const auto* b = bottleneck_of(adapters, l, 0)) {
-      bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 0, acts);
-      dout = acts.dout;
+      dout = front(acts.dout, n);
+      bottleneck_backward(dev, *b, adapters.bottleneck->shape.activation, a, 0, dh, dout, acts);
       dx_bf16 = {};
     }
     weight_gradients(dev, o, dout, trained.o, trained.o_bias);
@@ -476,13 +496,14 @@ void find_non_finite(Device& dev, const ForwardArgs& args) {
   for (size_t l = 0; l < acts.layers.size(); ++l) {
     const LayerActivations& a = acts.layers[l];
     require(a.x, fmt::format("layer {}, {}", l, l == 0 ? "embedding" : "residual stream at its input"));
-    if (acts.saving != Saving::kAll)
-      continue;  // the other tensors are shared between layers and already overwritten
+    if (acts.saving >= Saving::kLayerInput) continue;  // tensors that layers share are overwritten by now
     require(a.q, fmt::format("layer {}, q (qkv_forward)", l));
     require(a.k, fmt::format("layer {}, k (qkv_forward)", l));
     require(a.v, fmt::format("layer {}, v (qkv_forward)", l));
     require(a.o, fmt::format("layer {}, attention output (attention_forward)", l));
+    if (acts.saving >= Saving::kButMlp) continue;
     require(a.h, fmt::format("layer {}, residual stream after attention (project_forward)", l));
+    if (acts.saving >= Saving::kButGateUp) continue;
     require(a.g, fmt::format("layer {}, gate (gate_up_forward)", l));
     require(a.u, fmt::format("layer {}, up (gate_up_forward)", l));
   }

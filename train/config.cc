@@ -531,8 +531,13 @@ std::vector<Key> make_keys() {
                   "with loss.kind = \"ce\": after this many steps the same average begins; -1: never, the "
                   "last one is evaluated and used"),
       integer_key("train.max_new_tokens", GT_AT(train.max_new_tokens), 1, 1 << 20, "longest sampled answer"),
-      choice_key("train.recompute", GT_AT(train.recompute), {"none", "layer"},
-                 "layer: keep only each layer's input and compute the rest again in the backward pass"),
+      choice_key(
+          "train.recompute", GT_AT(train.recompute),
+          TextList(std::begin(kRecomputeNames), std::end(kRecomputeNames)),
+          "what the backward pass computes again in the place of keeping it, for the same bits in more time "
+          "and less memory; gate_up: the MLP's first product; mlp: the product in front of it too; layer: "
+          "all "
+          "but each layer's input"),
       bytes_key("train.context_cache", GT_AT(train.context_cache),
                 "keys and values of inputs that nothing trained changes are kept up to this size and not run "
                 "anew: those "

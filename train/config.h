@@ -38,7 +38,9 @@ enum class Placement : uint8_t { kPrefix, kSuffix };
 enum class LossKind : uint8_t { kCe, kRloo, kGumbel };
 enum class Weighting : uint8_t { kLeaveOneOut, kSoftmax };
 enum class Schedule : uint8_t { kCosine, kLinear, kConstant };
-enum class Recompute : uint8_t { kNone, kLayer };
+// What each layer's backward computes again (Saving of model/activations.h).
+enum class Recompute : uint8_t { kNone, kGateUp, kMlp, kLayer };
+inline constexpr const char* kRecomputeNames[] = {"none", "gate_up", "mlp", "layer"};
 
 struct DataConfig {
   std::string train, valid, test;

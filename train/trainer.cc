@@ -71,6 +71,20 @@ std::vector<int64_t> total_lengths(const std::vector<TokenizedExample>& examples
 
 }  // namespace
 
+Saving saving_of(Recompute recompute) {
+  switch (recompute) {
+    case Recompute::kNone:
+      return Saving::kAll;
+    case Recompute::kGateUp:
+      return Saving::kButGateUp;
+    case Recompute::kMlp:
+      return Saving::kButMlp;
+    case Recompute::kLayer:
+      return Saving::kLayerInput;
+  }
+  return Saving::kAll;
+}
+
 const char* phase_name(Phase phase) {
   switch (phase) {
     case Phase::kWarmup:
@@ -557,9 +571,8 @@ struct Trainer::State {
 
     std::vector<int32_t> scored = reference_head.rows;
     scored.insert(scored.end(), sampled_head.rows.begin(), sampled_head.rows.end());
-    runner.forward(batch, made.view(),
-                   config.train.recompute == Recompute::kLayer ? Saving::kLayerInput : Saving::kAll, -1,
-                   trained, {.read = std::move(scored), .gradient = {}});
+    runner.forward(batch, made.view(), saving_of(config.train.recompute), -1, trained,
+                   {.read = std::move(scored), .gradient = {}});
     runner.begin_backward();
     reference_head.ce_weight.assign(reference_head.rows.size(), ce_weight);
     pass.reference = runner.head_later(reference_head, ce_weight > 0);

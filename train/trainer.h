@@ -31,6 +31,8 @@ namespace gantrain {
 
 enum class Phase : uint8_t { kWarmup, kDiscriminator, kAdversarial, kDone };
 const char* phase_name(Phase phase);
+// What the generator's pass keeps between forward and backward.
+Saving saving_of(Recompute recompute);
 
 // What one step did; NaN where it does not apply.
 struct StepRecord {

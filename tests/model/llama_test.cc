@@ -216,9 +216,11 @@ TEST(Llama, RecomputeIsBitwiseTheSame) {
     Runner runner(*m.device, *m.llama);
     OwnedTensor prompt = random_prompt(*m.device, 3, m.llama->config().hidden_size);
     const LossAndGradient all = loss_of(runner, prompt, three_sequences(), 3, true, Saving::kAll);
-    const LossAndGradient again = loss_of(runner, prompt, three_sequences(), 3, true, Saving::kLayerInput);
-    EXPECT_EQ(all.loss, again.loss);
-    EXPECT_EQ(all.gradient, again.gradient);
+    for (const Saving saving : {Saving::kButGateUp, Saving::kButMlp, Saving::kLayerInput}) {
+      const LossAndGradient again = loss_of(runner, prompt, three_sequences(), 3, true, saving);
+      EXPECT_EQ(all.loss, again.loss);
+      EXPECT_EQ(all.gradient, again.gradient);
+    }
   }
 }
 

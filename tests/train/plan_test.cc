@@ -76,6 +76,8 @@ TEST(CountingDevice, HoldsWhatTheRealTrainerHoldsToTheByte) {
       {"method=prompt", "loss.kind=ce", "train.steps=3"},
       {"method=gan", "loss.kind=ce", "train.steps=3", "train.recompute=layer"},
       {"method=lora", "loss.kind=ce", "train.steps=3", "lora.targets=all"},
+      {"method=prompt", "loss.kind=ce", "train.steps=3", "train.recompute=gate_up"},
+      {"method=lora", "loss.kind=ce", "train.steps=3", "lora.targets=all", "train.recompute=mlp"},
       {"method=gan", "loss.kind=rloo", "train.accumulate=2"},
       {"method=prompt", "loss.kind=gumbel", "loss.beta=0.1"},
       {"method=lora", "loss.kind=rloo"},

@@ -283,9 +283,18 @@ void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainC
     constexpr int64_t kWorthIt = 1'000'000;
     if (total + kWorthIt < plan.total()) remedies.push_back({text, total});
   };
-  if (config.train.recompute == Recompute::kNone)
-    consider("train.recompute=layer (same bits, about a third more time)",
-             [](TrainConfig& c) { c.train.recompute = Recompute::kLayer; });
+  for (const auto& [level, price] : {std::pair(Recompute::kGateUp, "a sixth"),
+                                     {Recompute::kMlp, "a fifth"},
+                                     {Recompute::kLayer, "a third"}}) {
+    if (level <= config.train.recompute) continue;
+    consider(fmt::format("train.recompute={} (same bits, about {} more time)",
+                         kRecomputeNames[static_cast<size_t>(level)], price),
+             [level = level](TrainConfig& c) { c.train.recompute = level; });
+    // The cheapest that is enough, or the one that frees most.
+    if (remedies.empty()) continue;
+    if (remedies.back().total <= limit.bytes) break;
+    if (level != Recompute::kLayer) remedies.pop_back();
+  }
   if (config.train.context_cache > 0)
     consider("train.context_cache=0 (inputs are run anew in every batch)",
              [](TrainConfig& c) { c.train.context_cache = 0; });
@@ -298,7 +307,7 @@ void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainC
              });
     if (!remedies.empty() && remedies.back().total <= limit.bytes) break;
   }
-  if (config.train.recompute == Recompute::kNone)
+  if (config.train.recompute != Recompute::kLayer)
     consider("train.recompute=layer train.batch=1 with train.accumulate as many times the batch",
              [&](TrainConfig& c) {
                c.train.recompute = Recompute::kLayer;
