@@ -68,10 +68,10 @@ LayerActivations shared_layer(LayerActivations a, const Dims& m) {
 }
 
 // Scratch for the largest op of one layer. Ops size their scratch by shapes alone, so views without memory
-// will do; a one-byte address stands for "present".
+// will do; an address stands for "present", aligned as every tensor is: a product may be fused by that.
 int64_t layer_scratch(Device& device, const Llama& llama, const Dims& m, bool backward,
                       const AttentionPlan& plan, const Adapters& adapters) {
-  static std::byte present;
+  alignas(64) static std::byte present;
   auto view = [&](DType t, Shape s) { return Tensor(&present, t, s, device.kind()); };
   const LlamaLayer& w = llama.layers().front();
   const Tensor x = view(DType::kF32, {m.n, m.c}), rstd = view(DType::kF32, {m.n});

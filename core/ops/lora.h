@@ -2,8 +2,11 @@
 // qkv.h, projection.h and mlp.h take any number of them, each for a range of the product's outputs.
 //   z = scale * x A^T,   y[:, first .. first + O) += z B^T
 //   db += dy^T z,  dz = scale * dy B,  da += dz^T x,  dx += dz A
-// x is what the product reads: the normed row, attention's output or SwiGLU's. All of it in f32, whatever the
-// type of the frozen weights. Forward leaves z and nothing else; backward takes x again elementwise.
+// x is what the product reads: the normed row, attention's output or SwiGLU's. Sums, z as it is left and
+// gradients are f32, whatever the type of the frozen weights. Beside f32 weights nothing is rounded; beside
+// bf16 ones a device may round to bf16 what a product reads, once each: x, a, b, z, dz and dy as they enter
+// y, dx, db and da, which is off by at most 2^-8 of the adapter's part for each. The CPU does not; CUDA does
+// without dropout. Forward leaves z and nothing else; backward takes x again elementwise.
 // With dropout (as PEFT has it, on the adapter's input) x above is m * x / (1 - dropout), where m is 0 or 1
 // and drawn anew for each part, row and column by kept_by_dropout(): backward draws the same numbers again,
 // so nothing of it is stored.

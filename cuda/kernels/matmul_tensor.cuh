@@ -6,6 +6,7 @@
 #include "cuda/device/mma.cuh"
 #include "cuda/device/parts.cuh"
 #include "cuda/device/reduce.cuh"
+#include "cuda/device/swizzle.cuh"
 
 namespace gantrain::cuda {
 
@@ -29,14 +30,6 @@ using NarrowMatmulTile = MatmulTile<128, 64, 32, 2, 1, 3, 4>;  // for columns th
 using SmallMatmulTile = MatmulTile<16, 32, 64, 1, 2, 6, 4>;
 constexpr int kMatmulGroup =
     8;  // rows of tiles that run side by side, so that the second-level cache keeps their B
-
-// The byte of 16-byte chunk `chunk` of row `row` in a slice whose rows have kChunks chunks: chunks are
-// permuted within 128 bytes so that the same chunk of eight rows in a row lies in different banks.
-template <int kChunks>
-__device__ inline uint32_t swizzled(int row, int chunk) {
-  static_assert(kChunks >= 4);
-  return (row * kChunks + (kChunks == 4 ? chunk ^ (row / 2 % 4) : chunk ^ (row % 8))) * 16;
-}
 
 // In which order the columns of the product lie in a tile, for B (n, k), whose rows may be taken in any
 // order. An mma leaves lane q of four with columns 2q, 2q + 1 of each group of 8. So that a lane owns 2 *
@@ -87,8 +80,16 @@ __device__ inline void gather_eight(float (&v)[8]) {
     }
 }
 
+// More of k: a second A (m, k) and a second B, that lie like the first ones; k 0: none.
+struct MoreOfK {
+  const __nv_bfloat16 *a, *b;
+  int64_t lda, ldb;
+  int k;
+};
+
 // C (m, n) = A (m, k) B, then `epilogue`; B is (n, k) with kTransposeB, else (k, n), all row-major bf16. k,
-// lda, ldb and, without kTransposeB, n are multiples of 8; both addresses of 16. A block owns one tile of C;
+// lda, ldb and, without kTransposeB, n are multiples of 8; both addresses of 16. `more` goes on where k ends:
+// C = [A, more.a] [B; more.b], in whole slices of each. A block owns one tile of C;
 // its threads copy slices of A and B into shared memory kStages - 1 ahead, one barrier a slice. Rows and
 // columns outside are copies of the last one, or zeros, and never stored; past k both are zero. k is summed
 // in steps of 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the
@@ -98,7 +99,7 @@ __device__ inline void gather_eight(float (&v)[8]) {
 template <typename Tile, bool kTransposeB, typename Epilogue>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_kernel(
     const __nv_bfloat16* __restrict__ a, int64_t lda, const __nv_bfloat16* __restrict__ b, int64_t ldb,
-    int64_t m, int64_t n, int64_t k, const Epilogue epilogue) {
+    int64_t m, int64_t n, int64_t k, const MoreOfK more, const Epilogue epilogue) {
   constexpr bool kPaired = Epilogue::kPaired;
   static_assert(kTransposeB || !kPaired);
   constexpr int kDepth = Tile::kDepth, kSteps = kDepth / 16, kStages = Tile::kStages,
@@ -135,27 +136,32 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
   const __nv_bfloat16 *from_a[kCopiesA], *from_b[kCopiesB];
   const int chunk_a = thread % kChunksA, chunk_b = thread % kAcrossB;
   const int first_a = thread / kChunksA, first_b = thread / kAcrossB;
-  int64_t half = 0;
-  if constexpr (kPaired) half = epilogue.half;
-#pragma unroll
-  for (int i = 0; i < kCopiesA; ++i)
-    from_a[i] = a + min(row0 + first_a + i * kPassA, m - 1) * lda + chunk_a * 8;
-#pragma unroll
-  for (int i = 0; i < kCopiesB; ++i) {
-    const int row = first_b + i * kPassB;
-    if constexpr (kTransposeB)
-      from_b[i] = b + min(column_of<kPaired, kGroups>(col0, row, half), n - 1) * ldb + chunk_b * 8;
-    else
-      from_b[i] = b + row * ldb + col0 + chunk_b * 8;
-  }
   const uint32_t to_a = shared_a + swizzled<kChunksA>(first_a, chunk_a),
                  to_b = shared_b + swizzled<kChunksB>(first_b, chunk_b);
-
-  const int slices = static_cast<int>((k + kDepth - 1) / kDepth);
-  int left = static_cast<int>(k),
-      left_b[kTimesB];  // of k, from the slice that is copied next; none in columns past n
+  int left, left_b[kTimesB];  // of k, from the slice that is copied next; none in columns past n
+  int64_t step_b;             // from a slice of B to the next
+  const auto copy_from = [&](const __nv_bfloat16* whole_a, int64_t stride_a, const __nv_bfloat16* whole_b,
+                             int64_t stride_b, int depth) {
+    int64_t half = 0;
+    if constexpr (kPaired) half = epilogue.half;
 #pragma unroll
-  for (int j = 0; j < kTimesB; ++j) left_b[j] = col0 + (chunk_b + j * kAcrossB) * 8 < n ? left : 0;
+    for (int i = 0; i < kCopiesA; ++i)
+      from_a[i] = whole_a + min(row0 + first_a + i * kPassA, m - 1) * stride_a + chunk_a * 8;
+#pragma unroll
+    for (int i = 0; i < kCopiesB; ++i) {
+      const int row = first_b + i * kPassB;
+      if constexpr (kTransposeB)
+        from_b[i] =
+            whole_b + min(column_of<kPaired, kGroups>(col0, row, half), n - 1) * stride_b + chunk_b * 8;
+      else
+        from_b[i] = whole_b + row * stride_b + col0 + chunk_b * 8;
+    }
+    step_b = kTransposeB ? kDepth : kDepth * stride_b;
+    left = depth;
+#pragma unroll
+    for (int j = 0; j < kTimesB; ++j) left_b[j] = col0 + (chunk_b + j * kAcrossB) * 8 < n ? left : 0;
+  };
+  copy_from(a, lda, b, ldb, static_cast<int>(k));
   // Also of slices past k, as zeros and without reading: inside a condition the compiler would work out
   // again, in each turn of the loop, whatever is used there alone, and the loop below would be longer by up
   // to a quarter.
@@ -171,7 +177,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
       for (int j = 0; j < kTimesB; ++j)
         copy_async(to_b + stage + (i * kPassB * kChunksB + j * kAcrossB) * 16, from_b[i] + j * kAcrossB * 8,
                    kTransposeB ? chunk_b * 8 < left : first_b + i * kPassB < left_b[j]);
-      from_b[i] += kTransposeB ? kDepth : kDepth * ldb;
+      from_b[i] += step_b;
     }
     left -= kDepth;
 #pragma unroll
@@ -219,29 +225,42 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
     return stage == (kStages - 1) * Tile::kStageBytes ? 0 : stage + Tile::kStageBytes;
   };
   uint32_t stage = 0, to_stage = (kStages - 1) * Tile::kStageBytes;  // bytes from the first slice's place
-  for (int slice = 0; slice < slices; ++slice) {
+  // Copies are kStages - 1 slices ahead: those of `more` begin so long before its slices do.
+  int slices = static_cast<int>((k + kDepth - 1) / kDepth), until = slices, slice = 0;
+  if (more.k > 0) {
+    until = max(slices - (kStages - 1), 0);  // with zeros behind k, where it is so short
+    slices = until + kStages - 1 + (more.k + kDepth - 1) / kDepth;
+  }
+#pragma unroll 1
+  for (bool of_more = more.k == 0;; of_more = true) {
+#pragma unroll 1
+    for (; slice < until; ++slice) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint32_t next = stage;
-      if (step == kSteps - 1) {  // the next slice has come, and all have left the one before this
-        copy_wait<kStages - 2>();
-        __syncthreads();
-        next = following(stage);
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t next = stage;
+        if (step == kSteps - 1) {  // the next slice has come, and all have left the one before this
+          copy_wait<kStages - 2>();
+          __syncthreads();
+          next = following(stage);
+        }
+        load_parts((step + 1) % 2, next, (step + 1) % kSteps);
+        if (step == 0) {
+          copy_slice(to_stage);
+          copy_commit();
+          to_stage = following(to_stage);
+        }
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+          for (int j = 0; j < 2 * kTilesN; ++j)
+            multiply_add(sum[i][j], part_a[step % 2][i], part_b[step % 2][j / 2][j % 2 * 2],
+                         part_b[step % 2][j / 2][j % 2 * 2 + 1]);
+        stage = next;
       }
-      load_parts((step + 1) % 2, next, (step + 1) % kSteps);
-      if (step == 0) {
-        copy_slice(to_stage);
-        copy_commit();
-        to_stage = following(to_stage);
-      }
-#pragma unroll
-      for (int i = 0; i < kTilesM; ++i)
-#pragma unroll
-        for (int j = 0; j < 2 * kTilesN; ++j)
-          multiply_add(sum[i][j], part_a[step % 2][i], part_b[step % 2][j / 2][j % 2 * 2],
-                       part_b[step % 2][j / 2][j % 2 * 2 + 1]);
-      stage = next;
     }
+    if (of_more) break;
+    copy_from(more.a, more.lda, more.b, more.ldb, more.k);
+    until = slices;
   }
   copy_wait<0>();  // nothing that lies past k is under way when the block ends
 

@@ -70,7 +70,8 @@ __device__ inline void exchange_quad(float (&v)[4]) {
 __device__ inline int quad_column() { return threadIdx.x % 2 * 8 + threadIdx.x % 4 / 2 * 4; }
 
 // C (m, n) = A (m, k) B, then `epilogue`; B is (n, k) with kTransposeB, else (k, n), as the tensor maps say
-// (cuda/ops/matmul_wgmma.cuh makes them): boxes of 64 of k. A block owns a tile at a time and takes every
+// (cuda/ops/matmul_wgmma.cuh makes them): boxes of 64 of k. Behind the slices of k come those of `more_k`, by
+// maps of their own: C = [A, more_a] [B; more_b]; 0: none. A block owns a tile at a time and takes every
 // gridDim.x-th. One warp, the first past those that multiply, copies slices of A and B kStages ahead, over
 // the ends of tiles; each other warp waits for a slice, multiplies, and says so when its multiplications have
 // ended, one slice later. k is summed in steps of 16 in order, whatever the tile, and zeros past its end:
@@ -81,8 +82,9 @@ __device__ inline int quad_column() { return threadIdx.x % 2 * 8 + threadIdx.x %
 // from quad_column() on of 16, or, paired, `store(row, pair, a[4], b[4], inside)`.
 template <typename Tile, bool kTransposeB, typename Epilogue>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_kernel(
-    const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, int m, int n, int k,
-    const PairedColumns paired, const Epilogue epilogue) {
+    const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
+    const __grid_constant__ CUtensorMap more_a, const __grid_constant__ CUtensorMap more_b, int m, int n,
+    int k, int more_k, const PairedColumns paired, const Epilogue epilogue) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr bool kPaired = Epilogue::kPaired;
   static_assert(kTransposeB || !kPaired);
@@ -104,7 +106,8 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_ke
 
   const int rows = (m + Tile::kRows - 1) / Tile::kRows;
   const int columns = kPaired ? paired.heads * paired.padded * 2 : n;
-  const int cols = (columns + Tile::kCols - 1) / Tile::kCols, slices = (k + Tile::kDepth - 1) / Tile::kDepth;
+  const int cols = (columns + Tile::kCols - 1) / Tile::kCols, of_k = (k + Tile::kDepth - 1) / Tile::kDepth,
+            slices = of_k + (more_k + Tile::kDepth - 1) / Tile::kDepth;
   // The tile's place, in tiles.
   const auto place = [&](uint32_t tile, int* row, int* col) {
     const uint32_t group = tile / (kHopperGroup * cols), within = tile % (kHopperGroup * cols);
@@ -134,22 +137,24 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_wgmma_ke
         mbarrier_wait(empty + stage * kMbarrierBytes, parity ^ 1);  // at once in the first round
         const uint32_t to_a = shared + stage * Tile::kStageBytes, to_b = to_a + Tile::kBytesA,
                        barrier = full + stage * kMbarrierBytes;
-        const int depth = slice * Tile::kDepth;
+        const bool of_more = slice >= of_k;
+        const CUtensorMap *const of_a = of_more ? &more_a : &map_a, *const of_b = of_more ? &more_b : &map_b;
+        const int depth = (of_more ? slice - of_k : slice) * Tile::kDepth;
         mbarrier_arrive_expect(barrier, Tile::kStageBytes);
-        tensor_load(to_a, &map_a, depth, row * Tile::kRows, barrier);
+        tensor_load(to_a, of_a, depth, row * Tile::kRows, barrier);
         if constexpr (kPaired) {
           const int slot = col * kSlots, head = slot / paired.padded, pair = slot % paired.padded;
 #pragma unroll
           for (int e = 0; e < 2; ++e)
-            tensor_load(to_b + e * Tile::kBytesB / 2, &map_b, depth, pair, e, head, barrier);
+            tensor_load(to_b + e * Tile::kBytesB / 2, of_b, depth, pair, e, head, barrier);
         } else if constexpr (kTransposeB) {
-          tensor_load(to_b, &map_b, depth, col * Tile::kCols, barrier);
+          tensor_load(to_b, of_b, depth, col * Tile::kCols, barrier);
         } else {
           constexpr int kBoxes = Tile::kCols / Tile::kAcross;
 #pragma unroll
           for (int i = 0; i < kBoxes; ++i)
-            tensor_load(to_b + i * Tile::kBytesB / kBoxes, &map_b, col * Tile::kCols + i * Tile::kAcross,
-                        depth, barrier);
+            tensor_load(to_b + i * Tile::kBytesB / kBoxes, of_b, col * Tile::kCols + i * Tile::kAcross, depth,
+                        barrier);
         }
         next_stage();
       }

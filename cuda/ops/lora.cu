@@ -5,6 +5,7 @@
 #include "cuda/kernels/lora.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul.h"
+#include "cuda/ops/matmul_tensor.cuh"  // Hopper's code: cuda/CMakeLists.txt looks for this line
 
 namespace gantrain::cuda {
 
@@ -27,7 +28,151 @@ void drop(const Context& context, const Part& p, int64_t n, int64_t width, const
          p.key, dropout_bound(p.dropout), 1.0f / (1.0f - p.dropout), static_cast<int>(width));
 }
 
+// Ranks of all adapters side by side, each from a multiple of eight on.
+int64_t ranks_of(const auto& p) { return (p.a.dim(0) + 7) / 8 * 8; }
+template <typename Part>
+int64_t all_ranks(std::span<const Part> parts) {
+  int64_t ranks = 0;
+  for (const Part& p : parts) ranks += ranks_of(p);
+  return ranks;
+}
+template <typename Part>
+AdapterPlaces places_of(std::span<const Part> parts) {
+  AdapterPlaces all{};
+  for (const Part& p : parts) {
+    AdapterPlace& place = all.of[all.count++];
+    place = {.offset = all.ranks,
+             .rank = static_cast<int>(p.a.dim(0)),
+             .first = p.first,
+             .outputs = p.b.dim(0),
+             .scale = p.scale,
+             .a = raw<float>(p.a),
+             .b = raw<float>(p.b),
+             .z = nullptr,
+             .to = nullptr};
+    if constexpr (std::is_same_v<Part, LoraPart>)
+      place.to = raw<float>(p.z);
+    else
+      place.z = raw<float>(p.z);
+    all.ranks += static_cast<int>(ranks_of(p));
+  }
+  return all;
+}
+template <typename Part>
+bool fuses(const Context& context, std::span<const Part> parts, const Matmul& product) {
+  return !parts.empty() && parts.size() <= kMostAdapters && matmul_always_fuses(context, product) &&
+         std::all_of(parts.begin(), parts.end(), [](const Part& p) { return p.dropout == 0.0f; });
+}
+void pack(const Context& context, const AdapterPlaces& places, const LoraPieces& s, __nv_bfloat16* z,
+          int64_t in, int64_t out, int64_t n) {
+  constexpr int kThreads = 256;
+  launch(lora_pack_kernel<kThreads>, blocks_for(places.ranks * (in + out + (z ? n : 0)) / 8, kThreads),
+         kThreads, 0, context.stream, places, s.a, s.b, z, in, out, n);
+}
+// packed (m, ranks) = scale * a b for all adapters, and z where it is kept. A row of few columns: the tile of
+// few rows, which reads `a` once for 32 ranks.
+template <bool kTransposeB>
+void ranks_product(const Context& context, const AdapterPlaces& places, const Matmul& like,
+                   const __nv_bfloat16* b, int64_t ldb, __nv_bfloat16* packed, const float* row_scale) {
+  bool wide = true;
+  for (int i = 0; i < places.count; ++i) wide &= aligned_to(16, places.of[i].to);
+  launch_matmul_tile<SmallMatmulTile, kTransposeB>(
+      context,
+      {.m = like.m,
+       .n = places.ranks,
+       .k = like.k,
+       .a = like.a,
+       .lda = like.lda,
+       .b = b,
+       .ldb = ldb,
+       .transpose_b = kTransposeB,
+       .dtype = DType::kBF16,
+       .c = nullptr,
+       .ldc = 0},
+      LoraEpilogue{
+          .places = places, .packed = packed, .row_scale = row_scale, .keeps = kTransposeB, .wide = wide});
+}
+
+// The blocks of lora_gradient_kernel, by shapes alone: as many pieces of the rows as make a thousand blocks,
+// at most 16, of 256 rows at least.
+struct GradientGrid {
+  dim3 grid;
+  int64_t rows;    // of a piece
+  int64_t floats;  // of all partial sums
+};
+GradientGrid gradient_grid(int64_t n, int64_t ranks, int64_t columns) {
+  constexpr int64_t kBlocks = 1024, kPieces = 16, kLeast = 256;
+  const unsigned across = blocks_for(columns, kGradientColumns), down = blocks_for(ranks, kGradientRanks);
+  const int64_t pieces = std::min(kPieces, int64_t{blocks_for(kBlocks, int64_t{across} * down)});
+  const int64_t rows =
+      std::max(kLeast, int64_t{blocks_for(blocks_for(n, pieces), kGradientDepth)} * int64_t{kGradientDepth});
+  const dim3 grid(across, down, blocks_for(n, rows));
+  return {grid, rows, int64_t{grid.z} * down * kGradientRanks * columns};
+}
+template <typename T, bool kOutputs>
+void gradient(const Context& context, const AdapterPlaces& places, const __nv_bfloat16* u, const void* v,
+              const float* rstd, const float* gain, int64_t n, int64_t columns, float* parts) {
+  const GradientGrid g = gradient_grid(n, places.ranks, columns);
+  GT_CHECK(int64_t{g.grid.x} * g.grid.y <= kMostArrivals, "adapters of {} ranks on {} columns", places.ranks,
+           columns);
+  launch(lora_gradient_kernel<T, kOutputs>, g.grid, kGradientThreads, 0, context.stream, places, u,
+         static_cast<const T*>(v), rstd, gain, n, columns, g.rows, parts, context.arrivals);
+}
+
 }  // namespace
+
+bool lora_fuses(const Context& context, std::span<const LoraPart> parts, const Matmul& product) {
+  return fuses(context, parts, product);
+}
+bool lora_fuses(const Context& context, std::span<const LoraPartBackward> parts, const Matmul& product,
+                const void* x) {
+  return fuses(context, parts, product) && aligned_to(16, x);
+}
+
+LoraPieces lora_pieces(Pieces& p, std::span<const LoraPart> parts, int64_t n, int64_t in, int64_t out) {
+  const int64_t ranks = all_ranks(parts);
+  return {.a = p.take<__nv_bfloat16>(ranks * in),
+          .b = p.take<__nv_bfloat16>(out * ranks),
+          .z = p.take<__nv_bfloat16>(n * ranks),
+          .dz = nullptr,
+          .parts = nullptr};
+}
+LoraPieces lora_pieces(Pieces& p, std::span<const LoraPartBackward> parts, int64_t n, int64_t in,
+                       int64_t out) {
+  const int64_t ranks = all_ranks(parts);
+  return {.a = p.take<__nv_bfloat16>(ranks * in),
+          .b = p.take<__nv_bfloat16>(out * ranks),
+          .z = p.take<__nv_bfloat16>(n * ranks),
+          .dz = p.take<__nv_bfloat16>(n * ranks),
+          .parts = p.take<float>(
+              std::max(gradient_grid(n, ranks, in).floats, gradient_grid(n, ranks, out).floats))};
+}
+
+void lora_extend(const Context& context, std::span<const LoraPart> parts, const LoraPieces& s,
+                 const float* row_scale, Matmul* product) {
+  const AdapterPlaces places = places_of(parts);
+  pack(context, places, s, nullptr, product->k, product->n, product->m);
+  ranks_product<true>(context, places, *product, s.a, product->k, s.z, row_scale);
+  product->more = {.k = places.ranks, .a = s.z, .lda = places.ranks, .b = s.b, .ldb = places.ranks};
+}
+void lora_extend(const Context& context, std::span<const LoraPartBackward> parts, const LoraPieces& s,
+                 Matmul* product) {
+  const AdapterPlaces places = places_of(parts);
+  pack(context, places, s, s.z, product->n, product->k, product->m);
+  ranks_product<false>(context, places, *product, s.b, places.ranks, s.dz, nullptr);
+  product->more = {.k = places.ranks, .a = s.dz, .lda = places.ranks, .b = s.a, .ldb = product->n};
+}
+void lora_gradients(const Context& context, std::span<const LoraPartBackward> parts, const LoraPieces& s,
+                    const Matmul& product, const LoraInput& input) {
+  AdapterPlaces places = places_of(parts);
+  const int64_t n = product.m, in = product.n, out = product.k;
+  for (size_t i = 0; i < parts.size(); ++i) places.of[i].to = raw<float>(parts[i].db);
+  gradient<__nv_bfloat16, true>(context, places, s.z, product.a, nullptr, nullptr, n, out, s.parts);
+  for (size_t i = 0; i < parts.size(); ++i) places.of[i].to = raw<float>(parts[i].da);
+  with_type(input.type, [&]<typename T>(Tag<T>) {
+    gradient<T, false>(context, places, s.dz, input.x, input.rstd, input.gain, n, in, s.parts);
+  });
+}
 
 int64_t lora_ranks(std::span<const LoraPartBackward> parts) {
   int64_t rank = 0;

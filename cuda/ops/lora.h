@@ -1,13 +1,47 @@
-// The low-rank part of the frozen model's products (core/ops/lora.h): plain f32 products around the frozen
-// one.
+// The low-rank part of the frozen model's products (core/ops/lora.h), fused with them on the tensor cores
+// (docs/kernels/lora.md), or as plain f32 products around the frozen one.
 #pragma once
+
+#include <cuda_bf16.h>
 
 #include <span>
 
 #include "core/ops/lora.h"
+#include "cuda/ops/dispatch.cuh"
+#include "cuda/ops/matmul.h"
 #include "cuda/runtime/context.h"
 
 namespace gantrain::cuda {
+
+// Whether a product takes its adapters in: then it is always our tensor cores', with the epilogue that it has
+// without adapters. Not with dropout, nor with so many adapters that no op has them. `product` reads a
+// matrix of bf16 values as forward or backward does; x is what the gradients are taken of, or null.
+bool lora_fuses(const Context&, std::span<const LoraPart>, const Matmul& product);
+bool lora_fuses(const Context&, std::span<const LoraPartBackward>, const Matmul& product, const void* x);
+
+// Scratch of a product with adapters, n rows, a (out, in) matrix: all adapters' in bf16, ranks side by side.
+struct LoraPieces {
+  __nv_bfloat16 *a, *b;   // (ranks, in), (out, ranks)
+  __nv_bfloat16 *z, *dz;  // (n, ranks); forward has no dz
+  float* parts;           // of the gradients' sums
+};
+LoraPieces lora_pieces(Pieces&, std::span<const LoraPart>, int64_t n, int64_t in, int64_t out);
+LoraPieces lora_pieces(Pieces&, std::span<const LoraPartBackward>, int64_t n, int64_t in, int64_t out);
+// Writes the adapters' z and makes x w^T of `product` [x, z] [w, b]^T. row_scale: what its rows are scaled by
+// afterwards, or null.
+void lora_extend(const Context&, std::span<const LoraPart>, const LoraPieces&, const float* row_scale,
+                 Matmul* product);
+// Makes dy w of `product` [dy, dz] [w; a].
+void lora_extend(const Context&, std::span<const LoraPartBackward>, const LoraPieces&, Matmul* product);
+// What forward's product read: x, or x * rstd * gain; (n, in) rows.
+struct LoraInput {
+  const void* x;
+  DType type;
+  const float *rstd, *gain;  // of f32 rows, or null
+};
+// da and db +=, after lora_extend of the same arguments.
+void lora_gradients(const Context&, std::span<const LoraPartBackward>, const LoraPieces&,
+                    const Matmul& product, const LoraInput&);
 
 // x (n, I) f32 is what the product read; y (n, ldy) f32 += the adapters' outputs. Writes their z. masked:
 // lora_masked(parts, n) floats.

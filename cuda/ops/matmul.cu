@@ -245,7 +245,8 @@ void matmul(const Context& context, const Matmul& a) {
            dtype_name(a.c_dtype));
   GT_CHECK(!(a.rstd || a.rounded) || (a.c_dtype == DType::kF32 && matmul_on_tensor_cores(a)),
            "a statistic or a second result of a product that does not fuse them");
-  const bool library = !a.rstd && !a.rounded && matmul_by_library(context, a);
+  GT_CHECK(a.more.k == 0 || matmul_on_tensor_cores(a), "more of k of a product that is not on tensor cores");
+  const bool library = !a.rstd && !a.rounded && a.more.k == 0 && matmul_by_library(context, a);
   if (!library || !matmul_library(context, a)) matmul_own(context, a);
 }
 

@@ -20,6 +20,15 @@ enum class MatmulKernel : uint8_t {
   kHopperSmall    // of 64 x 32: few rows
 };
 
+// More of a product's k, of its type and orders: c = [a, more.a] [b; more.b]. On tensor cores only: k, lda
+// and ldb multiples of 8 (the last also where it is not transposed, as n), addresses of 16. k 0: none.
+struct MatmulMore {
+  int64_t k = 0;
+  const void* a = nullptr;  // (m, k)
+  int64_t lda = 0;
+  const void* b = nullptr;  // (k, n), or (n, k) with transpose_b
+  int64_t ldb = 0;
+};
 // c (m, n) = a b + bias + addend, f32 accumulation. All row-major. By our own kernels a row's result does not
 // depend on m; cuBLASLt (Context::gemm) promises no such thing.
 struct Matmul {
@@ -45,6 +54,7 @@ struct Matmul {
   MatmulKernel kernel = MatmulKernel::kChosen;  // one by name is never the library's
   // Whether ours ends in an epilogue where the library's would need a pass over c behind it.
   bool fused = false;
+  MatmulMore more = {};
 };
 void matmul(const Context&, const Matmul&);
 

@@ -38,6 +38,24 @@ NormInput norm_input(const Context& context, const Forward& a, bool fuses, void*
   return {piece, nullptr};
 }
 
+// Adapters apart from forward's product (cuda/ops/lora.h).
+struct AdaptersApart {
+  float* input;   // the normed rows in f32
+  float* masked;  // with dropout
+};
+// normed: the rows that the product reads, in its own type.
+template <typename Forward>
+AdaptersApart adapters_apart(Pieces& p, const Forward& a, void* normed) {
+  const int64_t n = a.x.dim(0), c = a.x.dim(1);
+  return {.input = a.w->dtype() == DType::kF32 ? static_cast<float*>(normed) : p.take<float>(n * c),
+          .masked = p.take<float>(lora_masked(a.lora, n))};
+}
+template <typename Forward>
+void add_adapters(const Context& context, const Forward& a, const AdaptersApart& s, float* product) {
+  if (a.w->dtype() != DType::kF32) normalise(context, a, DType::kF32, s.input);
+  lora_forward(context, a.lora, a.x.dim(0), s.input, product, a.w->rows(), s.masked);
+}
+
 // dy w of a backward, (n, c), and RMSNorm's backward behind it.
 template <typename Backward>
 Matmul norm_product(const Backward& a, const void* dy, float* dnormed) {
@@ -55,21 +73,25 @@ Matmul norm_product(const Backward& a, const void* dy, float* dnormed) {
           .fused = true};
 }
 struct NormBackwardPieces {
-  float* dnormed;              // f32 rows between the two; null: they never leave their kernel
-  float *input, *dy_f32, *dz;  // with adapters
+  float* dnormed;  // f32 rows between the two; null: they never leave their kernel
+  bool extends;    // the product takes its adapters in
+  LoraPieces lora;
+  float *input, *dy_f32, *dz;  // with adapters apart
   float* masked;               // with dropout
 };
 template <typename Backward>
 NormBackwardPieces norm_backward_pieces(const Context& context, Pieces& p, const Backward& a) {
   const int64_t n = a.x.dim(0), c = a.x.dim(1);
   NormBackwardPieces s{};
-  const bool fuses =
-      !a.dot.empty() && a.lora.empty() && matmul_always_fuses(context, norm_product(a, a.dy.raw(), nullptr));
+  const Matmul product = norm_product(a, a.dy.raw(), nullptr);
+  s.extends = lora_fuses(context, a.lora, product, a.x.raw());
+  const bool fuses = !a.dot.empty() && (a.lora.empty() || s.extends) && matmul_always_fuses(context, product);
   if (!a.dnormed.empty())
     s.dnormed = raw<float>(a.dnormed);
   else if (!fuses)
     s.dnormed = p.take<float>(n * c);
-  if (a.lora.empty()) return s;
+  if (s.extends) s.lora = lora_pieces(p, a.lora, n, c, a.w->rows());
+  if (a.lora.empty() || s.extends) return s;
   s.input = p.take<float>(n * c);
   if (a.w->dtype() != DType::kF32) s.dy_f32 = p.take<float>(n * a.w->rows());
   s.dz = p.take<float>(n * lora_ranks(a.lora));
@@ -88,8 +110,14 @@ void norm_product_backward(const Context& context, const Backward& a) {
   const float *x = raw<float>(a.x), *rstd = raw<float>(a.rstd), *gain = raw<float>(a.gain);
   float* dx = raw<float>(a.dx);
   auto* rounded = raw<__nv_bfloat16>(a.dx_bf16);
-  const Matmul product = norm_product(a, dy, s.dnormed);
-  if (!a.dot.empty() && a.lora.empty() && matmul_fuses(context, product)) {
+  Matmul product = norm_product(a, dy, s.dnormed);
+  const bool apart = !a.lora.empty() && !s.extends;
+  if (s.extends) {
+    lora_extend(context, a.lora, s.lora, &product);
+    lora_gradients(context, a.lora, s.lora, product,
+                   {.x = x, .type = DType::kF32, .rstd = rstd, .gain = gain});
+  }
+  if (!a.dot.empty() && !apart && matmul_fuses(context, product)) {
     const NormBackwardEpilogue epilogue{.x = x,
                                         .rstd = rstd,
                                         .gain = gain,
@@ -105,7 +133,7 @@ void norm_product_backward(const Context& context, const Backward& a) {
     return launch_matmul_tensor<false>(context, product, epilogue);
   }
   matmul(context, product);
-  if (!a.lora.empty()) {
+  if (apart) {
     normalise(context, a, DType::kF32, s.input);
     lora_backward(context, a.lora, n, s.input, in_f32(context, dy, a.w->dtype(), s.dy_f32, n * out), out,
                   s.dnormed, s.dz, s.masked);

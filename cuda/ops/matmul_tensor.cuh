@@ -34,7 +34,13 @@ void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue&
   launch(matmul_tensor_kernel<Tile, kTransposeB, Epilogue>,
          blocks_for(a.m, Tile::kRows) * blocks_for(a.n, Tile::kCols), Tile::kThreads, Tile::kSharedBytes,
          context.stream, static_cast<const __nv_bfloat16*>(a.a), a.lda,
-         static_cast<const __nv_bfloat16*>(a.b), a.ldb, a.m, a.n, a.k, epilogue);
+         static_cast<const __nv_bfloat16*>(a.b), a.ldb, a.m, a.n, a.k,
+         MoreOfK{.a = static_cast<const __nv_bfloat16*>(a.more.a),
+                 .b = static_cast<const __nv_bfloat16*>(a.more.b),
+                 .lda = a.more.lda,
+                 .ldb = a.more.ldb,
+                 .k = static_cast<int>(a.more.k)},
+         epilogue);
 }
 
 // A product that matmul_on_tensor_cores takes; c, bias and addend are the epilogue's.

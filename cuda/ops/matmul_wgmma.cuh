@@ -32,28 +32,37 @@ template <typename Tile, bool kTransposeB, typename Epilogue>
 void launch_wgmma_tile(const Context& context, const Matmul& a, const Epilogue& epilogue) {
   constexpr int64_t kLargest = int64_t{1} << 30;  // places are counted in 32 bits
   GT_CHECK(a.m <= kLargest && a.n <= kLargest && a.k <= kLargest, "a product of {} x {} x {}", a.m, a.n, a.k);
-  const CUtensorMap map_a =
-      tensor_map(a.a, {.extent = {a.k, a.m}, .stride = {a.lda}, .box = {Tile::kDepth, Tile::kRows}});
   PairedColumns paired{};
-  CUtensorMap map_b;
   int64_t columns = a.n;
   if constexpr (Epilogue::kPaired) {
     paired =
         paired_columns<Tile>(static_cast<int>(epilogue.half), static_cast<int>(a.n / (2 * epilogue.half)));
     columns = hopper_columns<Tile>(a.n, epilogue.half);
-    map_b = tensor_map(a.b, {.extent = {a.k, paired.half, 2, paired.heads},
-                             .stride = {a.ldb, paired.half * a.ldb, 2 * paired.half * a.ldb},
+  }
+  const auto map_a = [&](const void* of, int64_t k, int64_t stride) {
+    return tensor_map(of, {.extent = {k, a.m}, .stride = {stride}, .box = {Tile::kDepth, Tile::kRows}});
+  };
+  const auto map_b = [&](const void* of, int64_t k, int64_t stride) {
+    if constexpr (Epilogue::kPaired)
+      return tensor_map(of, {.extent = {k, paired.half, 2, paired.heads},
+                             .stride = {stride, paired.half * stride, 2 * paired.half * stride},
                              .box = {Tile::kDepth, paired.box, 1, Tile::kCols / 2 / paired.box}});
-  } else if constexpr (kTransposeB) {
-    map_b = tensor_map(a.b, {.extent = {a.k, a.n}, .stride = {a.ldb}, .box = {Tile::kDepth, Tile::kCols}});
-  } else {
-    map_b = tensor_map(a.b, {.extent = {a.n, a.k}, .stride = {a.ldb}, .box = {Tile::kAcross, Tile::kDepth}});
+    else if constexpr (kTransposeB)
+      return tensor_map(of, {.extent = {k, a.n}, .stride = {stride}, .box = {Tile::kDepth, Tile::kCols}});
+    else
+      return tensor_map(of, {.extent = {a.n, k}, .stride = {stride}, .box = {Tile::kAcross, Tile::kDepth}});
+  };
+  CUtensorMap more_a{}, more_b{};
+  if (a.more.k > 0) {
+    more_a = map_a(a.more.a, a.more.k, a.more.lda);
+    more_b = map_b(a.more.b, a.more.k, a.more.ldb);
   }
   const int64_t tiles = int64_t{blocks_for(a.m, Tile::kRows)} * blocks_for(columns, Tile::kCols);
   launch(matmul_wgmma_kernel<Tile, kTransposeB, Epilogue>,
          static_cast<unsigned>(std::min(tiles, int64_t{context.processors} * Tile::kBlocks)), Tile::kThreads,
-         Tile::kSharedBytes, context.stream, map_a, map_b, static_cast<int>(a.m), static_cast<int>(a.n),
-         static_cast<int>(a.k), paired, epilogue);
+         Tile::kSharedBytes, context.stream, map_a(a.a, a.k, a.lda), map_b(a.b, a.k, a.ldb), more_a, more_b,
+         static_cast<int>(a.m), static_cast<int>(a.n), static_cast<int>(a.k), static_cast<int>(a.more.k),
+         paired, epilogue);
 }
 
 // A product that matmul_on_tensor_cores takes, with an epilogue that hopper_takes; `kernel` is one of

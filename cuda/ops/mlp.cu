@@ -32,17 +32,23 @@ Matmul forward_product(const GateUpForward& a, const void* normed, float* produc
 struct ForwardPieces {
   void* normed;
   float* product;  // null: it never leaves its kernel
-  float* input;    // with adapters: the normed rows in f32
-  float* masked;   // with dropout
+  bool extends;    // the product takes its adapters in
+  LoraPieces lora;
+  AdaptersApart apart;
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const GateUpForward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1);
-  void* normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
-  const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
-  float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
-  const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
-  float* input = apart ? p.take<float>(n * c) : static_cast<float*>(normed);
-  return {normed, product, input, p.take<float>(lora_masked(a.lora, n))};
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
+  ForwardPieces s{};
+  s.normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
+  const Matmul product = forward_product(a, s.normed, nullptr);
+  s.extends = lora_fuses(context, a.lora, product);
+  if (s.extends) {
+    s.lora = lora_pieces(p, a.lora, n, c, out);
+    return s;
+  }
+  if (!a.lora.empty() || !matmul_always_fuses(context, product)) s.product = p.take<float>(n * out);
+  if (!a.lora.empty()) s.apart = adapters_apart(p, a, s.normed);
+  return s;
 }
 Matmul down_product(const DownBackward& a, const void* dout, void* da) {
   const int64_t c = a.w->rows(), f = a.w->cols();
@@ -61,10 +67,12 @@ Matmul down_product(const DownBackward& a, const void* dout, void* da) {
 }
 struct DownPieces {
   __nv_bfloat16*
-      dout;        // bf16 only: rounded to the input type of the product, where it was not handed over so
-  float* parts;    // of the sum, where it is wanted
-  void* da;        // null: it never leaves its kernel
-  Tensor project;  // with adapters: scratch of project_backward, which then makes da
+      dout;      // bf16 only: rounded to the input type of the product, where it was not handed over so
+  float* parts;  // of the sum, where it is wanted
+  void* da;      // null: it never leaves its kernel
+  bool extends;  // the product takes its adapters in
+  LoraPieces lora;
+  Tensor project;  // with adapters apart: scratch of project_backward, which then makes da
 };
 // The down projection's own backward, into da.
 ProjectBackward project_backward_of(const DownBackward& a, void* da, Tensor scratch) {
@@ -79,12 +87,15 @@ ProjectBackward project_backward_of(const DownBackward& a, void* da, Tensor scra
 DownPieces down_pieces(const CudaOps& ops, const Context& context, Pieces& p, const DownBackward& a) {
   const int64_t n = a.dout.dim(0), c = a.w->rows(), f = a.w->cols();
   DownPieces s{};
-  if (a.w->dtype() == DType::kBF16 && a.dout_bf16.empty() && a.lora.empty())
-    s.dout = p.take<__nv_bfloat16>(n * c);
+  const Matmul product = down_product(a, a.dout_bf16.raw(), nullptr);
+  s.extends = lora_fuses(context, a.lora, product, a.a.raw());
+  const bool apart = !a.lora.empty() && !s.extends;
+  if (a.w->dtype() == DType::kBF16 && a.dout_bf16.empty() && !apart) s.dout = p.take<__nv_bfloat16>(n * c);
   if (!a.dot.empty()) s.parts = p.take<float>(row_parts(n, f));
-  if (!a.lora.empty() || !matmul_always_fuses(context, down_product(a, a.dout_bf16.raw(), nullptr)))
+  if (apart || !matmul_always_fuses(context, product))
     s.da = p.take<std::byte>(n * f * dtype_size(a.w->dtype()));
-  if (!a.lora.empty()) {
+  if (s.extends) s.lora = lora_pieces(p, a.lora, n, f, c);
+  if (apart) {
     const int64_t bytes = ops.scratch(project_backward_of(a, s.da, {}));
     s.project = Tensor(p.take<std::byte>(bytes), DType::kU8, {bytes}, DeviceKind::kCuda);
   }
@@ -115,9 +126,10 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
   const ForwardPieces s = forward_pieces(context_, pieces, a);
   expand_weights(context_, *a.w);
   Matmul product = forward_product(a, s.normed, s.product);
-  const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
+  const bool fuses = s.extends || (a.lora.empty() && matmul_fuses(context_, product));
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;
+  if (s.extends) lora_extend(context_, a.lora, s.lora, input.scale, &product);
   // g and u not wanted: rounded as if they were kept, so that inference sees what training sees.
   const DType kept = a.g.empty() ? a.a.dtype() : a.g.dtype();
   with_pair(a.a.dtype(), kept, [&]<typename T, typename S>(Tag<T>, Tag<S>) {
@@ -141,10 +153,7 @@ void CudaOps::gate_up_forward(const GateUpForward& a) {
                                                                         aligned_to(16, product.bias);
                                                                })});
     matmul(context_, product);
-    if (!a.lora.empty()) {
-      if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
-      lora_forward(context_, a.lora, n, s.input, s.product, 2 * f, s.masked);
-    }
+    if (!a.lora.empty()) add_adapters(context_, a, s.apart, s.product);
     const bool wide = aligned(8);
     launch(wide ? swiglu_forward_kernel<S, T, 4, kThreads> : swiglu_forward_kernel<S, T, 1, kThreads>,
            dim3(blocks_for(n, 1), blocks_for(f, (wide ? 8 : 2) * kThreads)), kThreads, 0, context_.stream,
@@ -174,13 +183,19 @@ void CudaOps::down_backward(const DownBackward& a) {
     round_to_bf16(context_, dout, DType::kF32, s.dout, n * c);
     dout = s.dout;
   }
-  if (a.lora.empty()) expand_weights(context_, *a.w);  // else project_backward does
-  const Matmul product = down_product(a, dout, s.da);
+  const bool apart = !a.lora.empty() && !s.extends;
+  if (!apart) expand_weights(context_, *a.w);  // else project_backward does
+  Matmul product = down_product(a, dout, s.da);
+  if (s.extends) {
+    lora_extend(context_, a.lora, s.lora, &product);
+    lora_gradients(context_, a.lora, s.lora, product,
+                   {.x = a.a.raw(), .type = a.a.dtype(), .rstd = nullptr, .gain = nullptr});
+  }
   with_pair(a.w->dtype(), a.g.dtype(), [&]<typename T, typename S>(Tag<T>, Tag<S>) {
     const S *gate = raw<S>(a.g), *up = raw<S>(a.u);
     T* dy = raw<T>(a.dy);
     if constexpr (!std::is_same_v<T, float>)
-      if (a.lora.empty() && matmul_fuses(context_, product)) {
+      if (!apart && matmul_fuses(context_, product)) {
         const int width = common_width([&](int64_t values) {
           return f % values == 0 && side_by_side(values, gate, sizeof(S)) &&
                  side_by_side(values, up, sizeof(S)) && side_by_side(values, dy, sizeof(T));
@@ -194,10 +209,10 @@ void CudaOps::down_backward(const DownBackward& a) {
                                          .width = width,
                                          .sums = row_sums(context_, n, raw<float>(a.dot), s.parts)});
       }
-    if (a.lora.empty())
-      matmul(context_, product);
-    else
+    if (apart)
       project_backward(project_backward_of(a, s.da, s.project));
+    else
+      matmul(context_, product);
     const T* da = static_cast<const T*>(s.da);
     const bool wide = f % kWide<T> == 0 && aligned_to(16, gate, up, da, dy);
     launch(

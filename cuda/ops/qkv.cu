@@ -33,17 +33,23 @@ Matmul forward_product(const QkvForward& a, const void* normed, float* product) 
 struct ForwardPieces {
   void* normed;
   float* product;  // null: it never leaves its kernel
-  float* input;    // with adapters: the normed rows in f32
-  float* masked;   // with dropout
+  bool extends;    // the product takes its adapters in
+  LoraPieces lora;
+  AdaptersApart apart;
 };
 ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward& a) {
-  const int64_t n = a.x.dim(0);
-  void* normed = p.take<std::byte>(n * a.x.dim(1) * dtype_size(a.w->dtype()));
-  const bool fused = a.lora.empty() && matmul_always_fuses(context, forward_product(a, normed, nullptr));
-  float* product = fused ? nullptr : p.take<float>(n * a.w->rows());
-  const bool apart = !a.lora.empty() && a.w->dtype() != DType::kF32;
-  float* input = apart ? p.take<float>(n * a.x.dim(1)) : static_cast<float*>(normed);
-  return {normed, product, input, p.take<float>(lora_masked(a.lora, n))};
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
+  ForwardPieces s{};
+  s.normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
+  const Matmul product = forward_product(a, s.normed, nullptr);
+  s.extends = lora_fuses(context, a.lora, product);
+  if (s.extends) {
+    s.lora = lora_pieces(p, a.lora, n, c, out);
+    return s;
+  }
+  if (!a.lora.empty() || !matmul_always_fuses(context, product)) s.product = p.take<float>(n * out);
+  if (!a.lora.empty()) s.apart = adapters_apart(p, a, s.normed);
+  return s;
 }
 // Whether kVector neighbours of a half of a head always lie side by side and aligned.
 template <int kVector, typename S>
@@ -81,9 +87,10 @@ void CudaOps::qkv_forward(const QkvForward& a) {
   const ForwardPieces s = forward_pieces(context_, pieces, a);
   expand_weights(context_, *a.w);
   Matmul product = forward_product(a, s.normed, s.product);
-  const bool fuses = a.lora.empty() && matmul_fuses(context_, product);
+  const bool fuses = s.extends || (a.lora.empty() && matmul_fuses(context_, product));
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;
+  if (s.extends) lora_extend(context_, a.lora, s.lora, input.scale, &product);
   const auto* table = raw<float>(a.rotary);
   with_type(a.q.dtype(), [&]<typename S>(Tag<S>) {
     const QkvHeads<S> to{.q = raw<S>(a.q),
@@ -108,10 +115,7 @@ void CudaOps::qkv_forward(const QkvForward& a) {
                                                             .width = width});
       }
     matmul(context_, product);
-    if (!a.lora.empty()) {
-      if (a.w->dtype() != DType::kF32) normalise(context_, a, DType::kF32, s.input);
-      lora_forward(context_, a.lora, n, s.input, s.product, a.w->rows(), s.masked);
-    }
+    if (!a.lora.empty()) add_adapters(context_, a, s.apart, s.product);
     const bool vectors = aligned_heads<kWide<S>>(to) && aligned_to(16, table);
     launch(vectors ? rotate_forward_kernel<S, 4, kThreads> : rotate_forward_kernel<S, 1, kThreads>,
            rotate_grid(n, product.n, vectors), kThreads, 0, context_.stream, s.product, table, to);

@@ -50,7 +50,8 @@ void run(const __nv_bfloat16* a, const CUtensorMap& map_b, int n, const PairedCo
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
        "cudaFuncSetAttribute");
   const CUtensorMap map_a = tensor_map(a, {kK, kM}, {kK}, {64, Tile::kRows});
-  kernel<<<kBlocks, Tile::kThreads, Tile::kSharedBytes>>>(map_a, map_b, kM, n, kK, paired, epilogue);
+  kernel<<<kBlocks, Tile::kThreads, Tile::kSharedBytes>>>(map_a, map_b, map_a, map_b, kM, n, kK, 0, paired,
+                                                          epilogue);
   finished(name);
 }
 

@@ -58,6 +58,7 @@ struct Product {
   bool more = false;   // bias, addend, the next norm's statistic, a rounded copy and longer rows than needed
   int64_t longer = 0;  // c's rows, besides: where odd, no two neighbours may be taken at once
   bool bias = true, addend = true;  // of `more`
+  int64_t first = 0;                // of k; the rest comes as more of it. 0: all at once
 };
 struct Result {
   std::vector<float> c, rstd, rounded;
@@ -98,9 +99,16 @@ class CudaMatmul : public testing::TestWithParam<int> {
     // The library's and those of the f32 units go without.
     const bool sums = p.more && p.out == DType::kF32 && p.type == DType::kBF16 && !p.transpose_a &&
                       !context_.library && kernel != MatmulKernel::kSimt;
+    MatmulMore rest{};
+    if (p.first > 0)
+      rest = {.k = p.k - p.first,
+              .a = static_cast<const bf16*>(a.data()) + p.first,
+              .lda = lda,
+              .b = static_cast<const bf16*>(b.data()) + p.first * (p.transpose_b ? 1 : ldb),
+              .ldb = ldb};
     matmul(context_, {.m = p.m,
                       .n = p.n,
-                      .k = p.k,
+                      .k = p.first > 0 ? p.first : p.k,
                       .a = a.data(),
                       .lda = lda,
                       .transpose_a = p.transpose_a,
@@ -118,7 +126,8 @@ class CudaMatmul : public testing::TestWithParam<int> {
                       .parts = static_cast<float*>(parts.data()),
                       .rounded = sums ? rounded.data() : nullptr,
                       .rounded_gain = p.m % 4 == 1 ? static_cast<const float*>(gain.data()) : nullptr,
-                      .kernel = kernel});
+                      .kernel = kernel,
+                      .more = rest});
     GT_CUDA(cudaStreamSynchronize(context_.stream));
     Result r;
     const auto all = c.read();
@@ -253,6 +262,27 @@ TEST_P(CudaMatmul, HopperTilesMatchTruthAndEachOther) {
         p.more = p.m % 2 == 1;
         tiles_agree(p, kHopperTiles);
       }
+}
+
+// k in two pieces, each with a rest and without, of fewer and more slices than stages, in every tile; more
+// tiles than blocks.
+TEST_P(CudaMatmul, MoreOfKGoesOnWhereKEnds) {
+  std::vector<std::span<const MatmulKernel>> kinds{kTiles};
+  if (hopper()) kinds.emplace_back(kHopperTiles);
+  for (const auto& tiles : kinds)
+    for (const bool transpose_b : {true, false}) {
+      for (const auto& [first, rest] :
+           {std::pair<int64_t, int64_t>{8, 8}, {24, 40}, {104, 8}, {64, 32}, {576, 16}, {8, 584}})
+        tiles_agree({.m = 5,
+                     .n = 40,
+                     .k = first + rest,
+                     .transpose_b = transpose_b,
+                     .out = first % 16 == 0 ? DType::kF32 : DType::kBF16,
+                     .more = true,
+                     .first = first},
+                    tiles);
+      tiles_agree({.m = 131, .n = 264, .k = 48, .transpose_b = transpose_b, .first = 40}, tiles);
+    }
 }
 
 // The last column at every place of a tile, in all of its rows; and every place stored alone, where c's rows

@@ -1,9 +1,11 @@
 // Adapters on the products of the frozen model, held against the same products with merged weights.
 #include "core/ops/lora.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/ops.h"
 #include "tests/reference/frozen.h"
@@ -19,7 +21,14 @@ using namespace test;
 using V = std::vector<double>;
 using VC = std::vector<Complex>;
 
-class LoraOps : public OpsTest {};
+struct Adapter;
+class LoraOps : public OpsTest {
+ protected:
+  // A backward behind a norm, entry by entry.
+  template <typename Backward>
+  void wide_norm_backward(int64_t (*scratch)(Device&, const Backward&), void (*op)(Device&, const Backward&),
+                          int64_t n, int64_t c, int64_t out, const std::vector<Adapter>& adapters);
+};
 GT_ALL_DEVICES(LoraOps);
 
 constexpr double kEps = 1e-5;
@@ -80,10 +89,10 @@ struct Forward {
   }
 };
 // z: one an adapter. Sums start at 1 and 2, so that what is overwritten shows.
-struct Backward {
+struct AdapterGradients {
   std::vector<LoraPartBackward> parts;
-  Backward(GuardedMemory& m, const std::vector<Adapter>& adapters, int64_t n,
-           const std::vector<std::vector<float>>& zs) {
+  AdapterGradients(GuardedMemory& m, const std::vector<Adapter>& adapters, int64_t n,
+                   const std::vector<std::vector<float>>& zs) {
     for (size_t i = 0; i < adapters.size(); ++i) {
       const Adapter& p = adapters[i];
       parts.push_back({.a = m.input(p.a, {p.rank, p.in}),
@@ -132,6 +141,19 @@ void check_gradients(const char* name, const Types& t, const std::vector<std::ve
   }
 }
 
+// Beside bf16 weights a device may round what adapters' products read (core/ops/lora.h); the CPU does not.
+double adapter_unit(const Device& d, const Types& t) {
+  return t.weights == DType::kBF16 && d.kind() != DeviceKind::kCpu ? kUnitBF16 : 0.0;
+}
+// The adapters alone, of a matrix of zeros.
+std::vector<float> adapters_magnitude(size_t size, const std::vector<Adapter>& adapters) {
+  return magnitude(std::vector<float>(size, 0.0f), adapters);
+}
+std::vector<double> times(double factor, std::vector<double> v) {
+  for (double& x : v) x *= factor;
+  return v;
+}
+
 std::vector<float> statistics(const std::vector<float>& x, int64_t n, int64_t c) {
   std::vector<float> r;
   for (int64_t i = 0; i < n; ++i) {
@@ -142,9 +164,9 @@ std::vector<float> statistics(const std::vector<float>& x, int64_t n, int64_t c)
   return r;
 }
 
-// z of every adapter: scale * input a^T, in f32 whatever the frozen type is.
+// z of every adapter: scale * input a^T, input and a each rounded with `unit`.
 void check_z(const std::vector<std::vector<float>>& got, size_t at, const V& input, int64_t n,
-             const std::vector<Adapter>& adapters) {
+             const std::vector<Adapter>& adapters, double unit) {
   for (size_t i = 0; i < adapters.size(); ++i) {
     const Adapter& p = adapters[i];
     const auto scaled = [&](V v) {
@@ -156,8 +178,9 @@ void check_z(const std::vector<std::vector<float>>& got, size_t at, const V& inp
     for (double& y : want) y *= sign[0];
     const V terms =
         scaled(reference::linear(absolute(input), absolute(to_double(p.a)), {}, z(n), z(p.in), z(p.rank)));
-    EXPECT_TRUE(
-        within("z", got[at + i], want, rounding_limits(1.0, 0.0, static_cast<double>(p.in + 10), terms)));
+    EXPECT_TRUE(within("z", got[at + i], want,
+                       rounding_limits(1.0, 2 * unit, static_cast<double>(p.in + 10), terms)));
+    EXPECT_TRUE(unbiased("z", got[at + i], want, unit));
   }
 }
 
@@ -166,11 +189,23 @@ void check_z(const std::vector<std::vector<float>>& got, size_t at, const V& inp
 struct QkvCase {
   int64_t n, c, h, k, d;
   std::vector<Adapter> adapters;
+  bool bias = true;
+  bool handed = false;  // the stream times the gain comes rounded, as the op before hands it over
 };
 std::vector<QkvCase> qkv_cases() {
   return {{4, 24, 3, 1, 6, {adapter(8, 24, 18, 0, 2.0f, 21), adapter(8, 24, 6, 24, 2.0f, 23)}},
           {9, 40, 2, 2, 16, {adapter(1, 40, 32, 32, -0.5f, 25)}},
           {3, 33, 3, 1, 8, {adapter(5, 33, 24, 0, 1.0f, 27), adapter(13, 33, 8, 24, 0.25f, 29)}}};
+}
+// Ranks that fill no piece of any kernel, q, v and k in turn; more rows than a block sums, and one.
+std::vector<QkvCase> wide_qkv_cases() {
+  const auto of = [](int64_t rank, int64_t out, int64_t first, uint64_t seed) {
+    return adapter(rank, 72, out, first, 0.5f, seed);
+  };
+  return {{67, 72, 4, 2, 16, {of(33, 64, 0, 61), of(1, 32, 96, 63), of(16, 32, 64, 65)}, false, true},
+          {261, 72, 4, 2, 16, {of(8, 64, 0, 67), of(8, 32, 96, 69)}, false, false},
+          {37, 72, 4, 2, 16, {of(16, 32, 64, 71)}, true, true},
+          {1, 72, 4, 2, 16, {of(8, 64, 0, 73), of(40, 32, 64, 75), of(1, 32, 96, 77)}, true, false}};
 }
 struct QkvData {
   std::vector<float> x, gain, w, bias, rstd, inv_freq;
@@ -182,7 +217,7 @@ QkvData qkv_data(const QkvCase& p, DType weights) {
   a.x = random_normal(p.n * p.c, 1, 2.0f);
   a.gain = random_uniform(p.c, 3, 0.5f, 2.0f);
   a.w = rounded_to(weights, random_normal(out * p.c, 2, 1.0f / std::sqrt(static_cast<float>(p.c))));
-  a.bias = random_normal(out, 4);
+  if (p.bias) a.bias = random_normal(out, 4);
   a.rstd = statistics(a.x, p.n, p.c);
   a.positions = random_ints(p.n, 5, 0, 59);
   for (int64_t i = 0; i < p.d / 2; ++i)
@@ -195,6 +230,12 @@ reference::Qkv<T> qkv_truth(const QkvCase& p, const QkvData& a, const std::vecto
   return reference::qkv(x, in_type<T>(a.gain), w, in_type<T>(a.bias), a.positions, to_double(a.inv_freq),
                         z(p.h), z(p.k), z(p.c), kEps);
 }
+// x times the gain, rounded once.
+std::vector<float> handed_over(const std::vector<float>& x, const std::vector<float>& gain) {
+  std::vector<float> y = x;
+  for (size_t i = 0; i < y.size(); ++i) y[i] *= gain[i % gain.size()];
+  return rounded_to(DType::kBF16, y);
+}
 std::vector<std::vector<float>> qkv_run(Device& d, const QkvCase& p, const QkvData& a, const Types& t) {
   GuardedMemory m(d);
   const int64_t out = (p.h + 2 * p.k) * p.d;
@@ -204,12 +245,15 @@ std::vector<std::vector<float>> qkv_run(Device& d, const QkvCase& p, const QkvDa
                .rstd = m.input(a.rstd, {p.n}),
                .gain = m.input(a.gain, {p.c}),
                .w = w.get(),
-               .bias = m.input(a.bias, {out}),
+               .bias = p.bias ? m.input(a.bias, {out}) : ConstTensor{},
                .rotary = m.input(angles_of(a.positions, a.inv_freq), {p.n, p.d}),
                .q = m.output({p.n, p.h, p.d}, t.kept),
                .k = m.output({p.n, p.k, p.d}, t.kept),
                .v = m.output({p.n, p.k, p.d}, t.kept),
                .scratch = {},
+               .x_bf16 = p.handed && t.weights == DType::kBF16
+                             ? m.input(handed_over(a.x, a.gain), {p.n, p.c}, DType::kBF16)
+                             : ConstTensor{},
                .lora = lora.parts};
   f.scratch = m.scratch(qkv_forward_scratch(d, f));
   qkv_forward(d, f);
@@ -219,30 +263,41 @@ std::vector<std::vector<float>> qkv_run(Device& d, const QkvCase& p, const QkvDa
 }
 
 TEST_P(LoraOps, QkvForwardMatchesMergedWeights) {
+  std::vector<QkvCase> cases = qkv_cases();
+  for (const QkvCase& p : wide_qkv_cases()) cases.push_back(p);
   for (const Types& t : kTypes)
-    for (const QkvCase& p : qkv_cases()) {
+    for (const QkvCase& p : cases) {
       const QkvData a = qkv_data(p, t.weights);
       const auto got = run_deterministic([&](Device& d) { return qkv_run(d, p, a, t); });
       const auto want = qkv_truth<double>(p, a, to_double(a.x), with_adapters<double>(a.w, p.adapters));
       QkvData size = a;
       for (float& v : size.bias) v = std::abs(v);
       size.positions.assign(size.positions.size(), 0);
-      auto terms =
-          qkv_truth<double>(p, size, absolute(to_double(a.x)), to_double(magnitude(a.w, p.adapters)));
-      // A rotation mixes both halves of a pair.
-      for (V* y : {&terms.q, &terms.k}) {
-        const size_t half = z(p.d / 2);
-        for (size_t i = 0; i < y->size(); i += 2 * half)
-          for (size_t j = i; j < i + half; ++j) (*y)[j] = (*y)[j + half] = (*y)[j] + (*y)[j + half];
-      }
-      // Two sums one after the other, of C and of R terms.
-      const auto limits = [&](const V& y) {
-        return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 13 + 16), y);
+      const auto sizes = [&](const std::vector<float>& w) {
+        auto y = qkv_truth<double>(p, size, absolute(to_double(a.x)), to_double(w));
+        // A rotation mixes both halves of a pair.
+        for (V* of : {&y.q, &y.k}) {
+          const size_t half = z(p.d / 2);
+          for (size_t i = 0; i < of->size(); i += 2 * half)
+            for (size_t j = i; j < i + half; ++j) (*of)[j] = (*of)[j + half] = (*of)[j] + (*of)[j + half];
+        }
+        return y;
       };
-      EXPECT_TRUE(within("q", got[0], want.q, limits(terms.q))) << t.name;
-      EXPECT_TRUE(within("k", got[1], want.k, limits(terms.k))) << t.name;
-      EXPECT_TRUE(within("v", got[2], want.v, limits(terms.v))) << t.name;
-      check_z(got, 3, reference::rmsnorm(to_double(a.x), to_double(a.gain), z(p.c), kEps), p.n, p.adapters);
+      const auto terms = sizes(magnitude(a.w, p.adapters));
+      size.bias.assign(size.bias.size(), 0.0f);
+      const auto low = sizes(adapters_magnitude(a.w.size(), p.adapters));
+      // Two sums one after the other, of C and of R terms; of the adapters' a, z and b are rounded besides.
+      const double unit = 3 * adapter_unit(device(), t);
+      const auto limits = [&](const V& y, const V& of_adapters) {
+        return plus(
+            rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 99 + 16), y),
+            times(unit, of_adapters));
+      };
+      EXPECT_TRUE(within("q", got[0], want.q, limits(terms.q, low.q))) << t.name;
+      EXPECT_TRUE(within("k", got[1], want.k, limits(terms.k, low.k))) << t.name;
+      EXPECT_TRUE(within("v", got[2], want.v, limits(terms.v, low.v))) << t.name;
+      check_z(got, 3, reference::rmsnorm(to_double(a.x), to_double(a.gain), z(p.c), kEps), p.n, p.adapters,
+              adapter_unit(device(), t));
     }
 }
 
@@ -257,7 +312,7 @@ TEST_P(LoraOps, QkvBackwardIsTheGradient) {
       const auto got = run_deterministic([&](Device& d) {
         GuardedMemory m(d);
         const auto w = frozen(d, a.w, out, p.c, t.weights);
-        const Backward lora(m, p.adapters, p.n, {kept.begin() + 3, kept.end()});
+        const AdapterGradients lora(m, p.adapters, p.n, {kept.begin() + 3, kept.end()});
         QkvBackward b{.x = m.input(a.x, {p.n, p.c}),
                       .rstd = m.input(a.rstd, {p.n}),
                       .gain = m.input(a.gain, {p.c}),
@@ -286,10 +341,16 @@ TEST_P(LoraOps, QkvBackwardIsTheGradient) {
 struct MlpCase {
   int64_t n, c, f;
   std::vector<Adapter> adapters;
+  bool handed = false;  // as in QkvCase
 };
 std::vector<MlpCase> mlp_cases() {
   return {{5, 24, 31, {adapter(4, 24, 31, 0, 2.0f, 31), adapter(4, 24, 31, 31, 2.0f, 33)}},
           {3, 40, 64, {adapter(9, 40, 64, 64, 0.5f, 35)}}};
+}
+std::vector<MlpCase> wide_mlp_cases() {
+  return {{67, 72, 104, {adapter(33, 72, 104, 0, 0.5f, 81), adapter(16, 72, 104, 104, 0.5f, 83)}, true},
+          {261, 72, 40, {adapter(1, 72, 40, 40, 2.0f, 85)}},
+          {1, 72, 40, {adapter(8, 72, 40, 0, 0.5f, 87), adapter(8, 72, 40, 40, 0.5f, 89)}, true}};
 }
 struct MlpData {
   std::vector<float> x, gain, w, rstd;
@@ -315,6 +376,9 @@ std::vector<std::vector<float>> mlp_run(Device& d, const MlpCase& p, const MlpDa
                   .u = m.output({p.n, p.f}, t.kept),
                   .a = m.output({p.n, p.f}, t.weights),
                   .scratch = {},
+                  .x_bf16 = p.handed && t.weights == DType::kBF16
+                                ? m.input(handed_over(a.x, a.gain), {p.n, p.c}, DType::kBF16)
+                                : ConstTensor{},
                   .lora = lora.parts};
   f.scratch = m.scratch(gate_up_forward_scratch(d, f));
   gate_up_forward(d, f);
@@ -328,20 +392,30 @@ std::vector<std::vector<float>> mlp_run(Device& d, const MlpCase& p, const MlpDa
 }
 
 TEST_P(LoraOps, GateUpForwardMatchesMergedWeights) {
+  std::vector<MlpCase> cases = mlp_cases();
+  for (const MlpCase& p : wide_mlp_cases()) cases.push_back(p);
   for (const Types& t : kTypes)
-    for (const MlpCase& p : mlp_cases()) {
+    for (const MlpCase& p : cases) {
       const MlpData a = mlp_data(p, t.weights);
       const auto got = run_deterministic([&](Device& d) { return mlp_run(d, p, a, t); });
       const auto want = reference::gate_up(to_double(a.x), to_double(a.gain),
                                            with_adapters<double>(a.w, p.adapters), V{}, z(p.c), z(p.f), kEps);
-      const auto terms = reference::gate_up(absolute(to_double(a.x)), to_double(a.gain),
-                                            to_double(magnitude(a.w, p.adapters)), V{}, z(p.c), z(p.f), kEps);
-      const auto limits = [&](const V& y) {
-        return rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 9 + 16), y);
+      const auto sizes = [&](const std::vector<float>& w) {
+        return reference::gate_up(absolute(to_double(a.x)), to_double(a.gain), to_double(w), V{}, z(p.c),
+                                  z(p.f), kEps);
       };
-      EXPECT_TRUE(within("g", got[1], want.g, limits(terms.g))) << t.name;
-      EXPECT_TRUE(within("u", got[2], want.u, limits(terms.u))) << t.name;
-      check_z(got, 3, reference::rmsnorm(to_double(a.x), to_double(a.gain), z(p.c), kEps), p.n, p.adapters);
+      const auto terms = sizes(magnitude(a.w, p.adapters)),
+                 low = sizes(adapters_magnitude(a.w.size(), p.adapters));
+      const double unit = 3 * adapter_unit(device(), t);
+      const auto limits = [&](const V& y, const V& of_adapters) {
+        return plus(
+            rounding_limits(1.0, t.input_unit() + unit_of(t.kept), static_cast<double>(p.c + 33 + 16), y),
+            times(unit, of_adapters));
+      };
+      EXPECT_TRUE(within("g", got[1], want.g, limits(terms.g, low.g))) << t.name;
+      EXPECT_TRUE(within("u", got[2], want.u, limits(terms.u, low.u))) << t.name;
+      check_z(got, 3, reference::rmsnorm(to_double(a.x), to_double(a.gain), z(p.c), kEps), p.n, p.adapters,
+              adapter_unit(device(), t));
     }
 }
 
@@ -355,7 +429,7 @@ TEST_P(LoraOps, GateUpBackwardIsTheGradient) {
       const auto got = run_deterministic([&](Device& d) {
         GuardedMemory m(d);
         const auto w = frozen(d, a.w, 2 * p.f, p.c, t.weights);
-        const Backward lora(m, p.adapters, p.n, {kept.begin() + 3, kept.end()});
+        const AdapterGradients lora(m, p.adapters, p.n, {kept.begin() + 3, kept.end()});
         GateUpBackward b{.x = m.input(a.x, {p.n, p.c}),
                          .rstd = m.input(a.rstd, {p.n}),
                          .gain = m.input(a.gain, {p.c}),
@@ -394,7 +468,7 @@ TEST_P(LoraOps, DownBackwardIsProjectBackwardAndSwiglu) {
     const auto got = run_deterministic([&](Device& d) {
       GuardedMemory m(d);
       const auto matrix = frozen(d, w, c, f, t.weights);
-      const Backward one(m, {lora}, n, {saved}), other(m, {lora}, n, {saved});
+      const AdapterGradients one(m, {lora}, n, {saved}), other(m, {lora}, n, {saved});
       const ConstTensor out = m.input(dout, {n, c}), input = m.input(a, {n, f}, t.weights);
       DownBackward b{.dout = out,
                      .w = matrix.get(),
@@ -429,7 +503,9 @@ TEST_P(LoraOps, DownBackwardIsProjectBackwardAndSwiglu) {
                                               (std::abs(static_cast<double>(u[at])) + 1) *
                                               (1 + std::abs(static_cast<double>(g[at]))));
     }
-    EXPECT_TRUE(within("dy", got[0], want, rounding_limits(1.0, t.unit(), 12.0, terms))) << t.name;
+    // Where da never leaves its kernel it is not rounded, as project_backward's is.
+    const double unit = t.unit() + adapter_unit(device(), t);
+    EXPECT_TRUE(within("dy", got[0], want, rounding_limits(1.0, unit, 12.0, terms))) << t.name;
     const size_t grads = (got.size() - 2) / 2;
     for (size_t i = 0; i < grads; ++i)
       EXPECT_TRUE(bitwise_equal("da, db", got[2 + i], got[2 + grads + i])) << t.name;
@@ -441,10 +517,20 @@ TEST_P(LoraOps, DownBackwardIsProjectBackwardAndSwiglu) {
 struct ProjectCase {
   int64_t n, in, c;
   Adapter adapter;
+  bool bias = false;
 };
+std::vector<float> project_bias(const ProjectCase& p) {
+  return p.bias ? random_normal(p.c, 7) : std::vector<float>(z(p.c), 0.0f);
+}
 std::vector<ProjectCase> project_cases() {
   return {{5, 33, 24, adapter(8, 33, 24, 0, 2.0f, 41)}, {7, 64, 40, adapter(3, 64, 40, 0, 0.5f, 43)}};
 }
+std::vector<ProjectCase> wide_project_cases() {
+  return {{67, 104, 72, adapter(33, 104, 72, 0, 0.5f, 91), true},
+          {261, 40, 72, adapter(16, 40, 72, 0, 0.5f, 93)},
+          {1, 40, 72, adapter(1, 40, 64, 8, 0.5f, 95), true}};
+}
+std::vector<float> project_gain(const ProjectCase& p) { return random_uniform(p.c, 8, 0.5f, 2.0f); }
 std::vector<std::vector<float>> project_run(Device& d, const ProjectCase& p, const std::vector<float>& a,
                                             const std::vector<float>& w, const std::vector<float>& residual,
                                             const Types& t) {
@@ -453,42 +539,63 @@ std::vector<std::vector<float>> project_run(Device& d, const ProjectCase& p, con
   const Forward lora(m, {p.adapter}, p.n);
   ProjectForward f{.a = m.input(a, {p.n, p.in}, t.kept),
                    .w = matrix.get(),
-                   .bias = {},
+                   .bias = p.bias ? m.input(project_bias(p), {p.c}) : ConstTensor{},
                    .residual = m.input(residual, {p.n, p.c}),
                    .out = m.output({p.n, p.c}),
                    .rstd = m.output({p.n}),
                    .eps = static_cast<float>(kEps),
                    .scratch = {},
+                   .out_bf16 = t.weights == DType::kBF16 ? m.output({p.n, p.c}, DType::kBF16) : Tensor{},
+                   .out_gain = t.weights == DType::kBF16 ? m.input(project_gain(p), {p.c}) : ConstTensor{},
                    .lora = lora.parts};
   f.scratch = m.scratch(project_forward_scratch(d, f));
   project_forward(d, f);
   std::vector<std::vector<float>> got{m.read(f.out), m.read(f.rstd)};
+  if (!f.out_bf16.empty()) {
+    EXPECT_TRUE(bitwise_equal("out * gain", m.read(f.out_bf16), handed_over(got[0], project_gain(p))));
+  }
   lora.read(m, got);
   return got;
 }
 
 TEST_P(LoraOps, ProjectForwardMatchesMergedWeights) {
+  std::vector<ProjectCase> cases = project_cases();
+  for (const ProjectCase& p : wide_project_cases()) cases.push_back(p);
   for (const Types& t : kTypes)
-    for (const ProjectCase& p : project_cases()) {
+    for (const ProjectCase& p : cases) {
       const auto a = rounded_to(t.kept, random_normal(p.n * p.in, 1)),
                  w = rounded_to(t.weights, random_normal(p.c * p.in, 2)),
                  residual = random_normal(p.n * p.c, 3);
       const auto got = run_deterministic([&](Device& d) { return project_run(d, p, a, w, residual, t); });
-      const auto sum = [&](const V& x, const V& m, const V& r) {
-        return plus(reference::linear(x, m, V{}, z(p.n), z(p.in), z(p.c)), r);
+      const auto sum = [&](const V& x, const V& m, const V& bias, const V& r) {
+        return plus(reference::linear(x, m, bias, z(p.n), z(p.in), z(p.c)), r);
       };
-      const V want = sum(to_double(a), with_adapters<double>(w, {p.adapter}), to_double(residual));
-      const V terms =
-          sum(absolute(to_double(a)), to_double(magnitude(w, {p.adapter})), absolute(to_double(residual)));
+      const V bias = to_double(project_bias(p));
+      const V want = sum(to_double(a), with_adapters<double>(w, {p.adapter}), bias, to_double(residual));
+      const V terms = sum(absolute(to_double(a)), to_double(magnitude(w, {p.adapter})), absolute(bias),
+                          absolute(to_double(residual)));
+      const V low = sum(absolute(to_double(a)), to_double(adapters_magnitude(w.size(), {p.adapter})), V{},
+                        V(want.size(), 0.0));
       const double rounding = t.kept == DType::kF16 ? kUnitBF16 : 0.0;
       EXPECT_TRUE(within("out", got[0], want,
-                         rounding_limits(1.0, rounding, static_cast<double>(p.in + 8 + 16), terms)))
+                         plus(rounding_limits(1.0, rounding, static_cast<double>(p.in + 33 + 16), terms),
+                              times(3 * adapter_unit(device(), t), low))))
           << t.name;
+      if (t.kept != DType::kF16) {  // which is rounded on its way in besides
+        const V base = sum(to_double(a), to_double(w), bias, to_double(residual));
+        std::vector<float> part;
+        V part_want;
+        for (size_t i = 0; i < base.size(); ++i) {
+          part.push_back(static_cast<float>(static_cast<double>(got[0][i]) - base[i]));
+          part_want.push_back(want[i] - base[i]);
+        }
+        EXPECT_TRUE(unbiased("the adapter's part", part, part_want, adapter_unit(device(), t))) << t.name;
+      }
       const V rstd = to_double(statistics(got[0], p.n, p.c));
       EXPECT_TRUE(
           within("rstd", got[1], rstd, rounding_limits(1.0, kUnitF32, static_cast<double>(p.c), rstd)))
           << t.name;
-      check_z(got, 2, to_double(a), p.n, {p.adapter});
+      check_z(got, 2, to_double(a), p.n, {p.adapter}, adapter_unit(device(), t));
     }
 }
 
@@ -502,7 +609,7 @@ TEST_P(LoraOps, ProjectBackwardIsTheGradient) {
       const auto got = run_deterministic([&](Device& d) {
         GuardedMemory m(d);
         const auto matrix = frozen(d, w, p.c, p.in, t.weights);
-        const Backward lora(m, {p.adapter}, p.n, {kept.begin() + 2, kept.end()});
+        const AdapterGradients lora(m, {p.adapter}, p.n, {kept.begin() + 2, kept.end()});
         ProjectBackward b{.dout = m.input(dout, {p.n, p.c}),
                           .w = matrix.get(),
                           .da = m.output({p.n, p.in}, t.weights),
@@ -519,6 +626,253 @@ TEST_P(LoraOps, ProjectBackwardIsTheGradient) {
                       [&](const VC& x, const VC& m) {
                         return dot(reference::linear(x, m, VC{}, z(p.n), z(p.in), z(p.c)), to_double(dout));
                       });
+    }
+}
+
+// ---- gradients of wide products, entry by entry
+
+// What a backward of y = x (w + scale b a)^T gives in f64, from x (n, in) and dy (n, out); and what it may be
+// off by: sums in f32, and a, b, dz, z and x each rounded with `unit`.
+struct Gradients {
+  V dx, dx_limit;                             // dy (w + scale b a)
+  std::vector<V> da, db, da_limit, db_limit;  // of each adapter, on top of 1 and 2
+};
+Gradients wide_gradients(const V& x, const V& dy, const std::vector<float>& w,
+                         const std::vector<Adapter>& adapters, const std::vector<std::vector<float>>& zs,
+                         int64_t n, double unit) {
+  const size_t in = z(adapters[0].in), out = w.size() / in;
+  Gradients g;
+  const V merged = with_adapters<double>(w, adapters), all = to_double(magnitude(w, adapters)),
+          low = to_double(adapters_magnitude(w.size(), adapters));
+  const double sums = kUnitF32 * static_cast<double>(out + 120);
+  for (size_t i = 0; i < z(n); ++i)
+    for (size_t j = 0; j < in; ++j) {
+      double sum = 0, limit = 0;
+      for (size_t o = 0; o < out; ++o) {
+        const double d = dy[i * out + o];
+        sum += d * merged[o * in + j];
+        limit += std::abs(d) * (sums * all[o * in + j] + 3 * unit * low[o * in + j]);
+      }
+      g.dx.push_back(sum);
+      g.dx_limit.push_back(limit);
+    }
+  for (size_t k = 0; k < adapters.size(); ++k) {
+    const Adapter& p = adapters[k];
+    const size_t r = z(p.rank), outputs = z(p.out);
+    V da(r * in, 1.0), db(outputs * r, 2.0), da_terms = da, db_terms = db;
+    for (size_t i = 0; i < z(n); ++i)
+      for (size_t q = 0; q < r; ++q) {
+        double dz = 0, dz_terms = 0;
+        for (size_t o = 0; o < outputs; ++o) {
+          const double d = dy[i * out + z(p.first) + o], zi = zs[k][i * r + q];
+          const double term = static_cast<double>(p.scale) * d * static_cast<double>(p.b[o * r + q]);
+          dz += term;
+          dz_terms += std::abs(term);
+          db[o * r + q] += d * zi;
+          db_terms[o * r + q] += std::abs(d * zi);
+        }
+        for (size_t j = 0; j < in; ++j) {
+          da[q * in + j] += dz * x[i * in + j];
+          da_terms[q * in + j] += dz_terms * std::abs(x[i * in + j]);
+        }
+      }
+    const double rows = static_cast<double>(n) + 20;
+    g.da.push_back(da);
+    g.db.push_back(db);
+    // Once more where two roundings multiply.
+    g.da_limit.push_back(rounding_limits(1.01, 3 * unit, rows + static_cast<double>(out), da_terms));
+    g.db_limit.push_back(rounding_limits(1.01, unit, rows, db_terms));
+  }
+  return g;
+}
+void check_adapters(const Gradients& g, const std::vector<std::vector<float>>& got, size_t at, double unit) {
+  const auto drift = [&](const char* what, std::vector<float> sum, V want, double start) {
+    for (float& v : sum) v -= static_cast<float>(start);
+    for (double& v : want) v -= start;
+    EXPECT_TRUE(unbiased(what, sum, want, unit));
+  };
+  for (size_t k = 0; k < g.da.size(); ++k) {
+    drift("da", got[at + 2 * k], g.da[k], 1.0);
+    drift("db", got[at + 2 * k + 1], g.db[k], 2.0);
+    EXPECT_TRUE(within("da", got[at + 2 * k], g.da[k], g.da_limit[k])) << "adapter " << k;
+    EXPECT_TRUE(within("db", got[at + 2 * k + 1], g.db[k], g.db_limit[k])) << "adapter " << k;
+  }
+}
+std::vector<std::vector<float>> random_zs(const std::vector<Adapter>& adapters, int64_t n) {
+  std::vector<std::vector<float>> zs;
+  for (const Adapter& p : adapters)
+    zs.push_back(random_normal(n * p.rank, 100 + static_cast<uint64_t>(p.first)));
+  return zs;
+}
+// Behind a norm: dx += rstd (d - xhat mean(d xhat)) with d = gain * g.dx, and its limit.
+void check_norm(const Gradients& g, const std::vector<float>& got, const std::vector<float>& x,
+                const std::vector<float>& gain, const std::vector<float>& rstd, const std::vector<float>& dx0,
+                const std::string& what) {
+  const size_t n = rstd.size(), c = gain.size();
+  V want, limits;
+  for (size_t i = 0; i < n; ++i) {
+    const double r = rstd[i];
+    double dot = 0, off = 0;
+    for (size_t j = 0; j < c; ++j) {
+      const double xhat = x[i * c + j] * r, gj = gain[j];
+      dot += gj * g.dx[i * c + j] * xhat;
+      off += gj * (g.dx_limit[i * c + j] + 12 * kUnitF32 * std::abs(g.dx[i * c + j])) * std::abs(xhat);
+    }
+    const double mean = 1 / static_cast<double>(c);
+    for (size_t j = 0; j < c; ++j) {
+      const size_t at = i * c + j;
+      const double xhat = x[at] * r, gj = gain[j];
+      want.push_back(dx0[at] + r * (gj * g.dx[at] - xhat * mean * dot));
+      limits.push_back(r * (gj * g.dx_limit[at] + std::abs(xhat) * mean * off) +
+                       12 * kUnitF32 *
+                           (std::abs(static_cast<double>(dx0[at])) + r * std::abs(gj * g.dx[at]) +
+                            r * std::abs(xhat * mean * dot)));
+    }
+  }
+  EXPECT_TRUE(within("dx", got, want, limits)) << what;
+}
+// Of each row, <dy, y> for the y of forward's product without bias, which the op before hands over.
+std::vector<float> row_dots(const V& x, const V& dx, int64_t n) {
+  std::vector<float> dots;
+  const size_t c = x.size() / z(n);
+  for (size_t i = 0; i < z(n); ++i) {
+    double sum = 0;
+    for (size_t j = i * c; j < (i + 1) * c; ++j) sum += x[j] * dx[j];
+    dots.push_back(static_cast<float>(sum));
+  }
+  return dots;
+}
+
+// With and without what the op before may hand over.
+template <typename Backward>
+void LoraOps::wide_norm_backward(int64_t (*scratch)(Device&, const Backward&),
+                                 void (*op)(Device&, const Backward&), int64_t n, int64_t c, int64_t out,
+                                 const std::vector<Adapter>& adapters) {
+  for (const Types& t : {kTypes[0], kTypes[1]}) {
+    const auto x = random_normal(n * c, 1, 2.0f), gain = random_uniform(c, 3, 0.5f, 2.0f),
+               rstd = statistics(x, n, c), dx0 = random_normal(n * c, 12),
+               w = rounded_to(t.weights, random_normal(out * c, 2, 1.0f / std::sqrt(static_cast<float>(c)))),
+               dy = rounded_to(t.weights, random_normal(n * out, 11));
+    const auto zs = random_zs(adapters, n);
+    V normed = to_double(x);
+    for (size_t i = 0; i < normed.size(); ++i)
+      normed[i] *= static_cast<double>(rstd[i / z(c)]) * static_cast<double>(gain[i % z(c)]);
+    const Gradients want =
+        wide_gradients(normed, to_double(dy), w, adapters, zs, n, adapter_unit(device(), t));
+    for (const bool handed : {true, false}) {
+      const auto got = run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, out, c, t.weights);
+        const AdapterGradients lora(m, adapters, n, zs);
+        const bool rounds = t.weights == DType::kBF16;
+        Backward b{.x = m.input(x, {n, c}),
+                   .rstd = m.input(rstd, {n}),
+                   .gain = m.input(gain, {c}),
+                   .w = matrix.get(),
+                   .dy = m.input(dy, {n, out}, t.weights),
+                   .dx = m.accumulator(dx0, {n, c}),
+                   .scratch = {},
+                   .dot = handed ? m.input(row_dots(normed, want.dx, n),
+                                           std::is_same_v<Backward, QkvBackward> ? Shape{n, 1} : Shape{n})
+                                 : ConstTensor{},
+                   .dx_bf16 = handed && rounds ? m.output({n, c}, DType::kBF16) : Tensor{},
+                   .lora = lora.parts};
+        b.scratch = m.scratch(scratch(d, b));
+        op(d, b);
+        std::vector<std::vector<float>> result{m.read(b.dx)};
+        if (!b.dx_bf16.empty()) {
+          EXPECT_TRUE(bitwise_equal("dx in bf16", m.read(b.dx_bf16), rounded_to(DType::kBF16, result[0])));
+        }
+        lora.read(m, result);
+        return result;
+      });
+      check_norm(want, got[0], x, gain, rstd, dx0, fmt::format("{}, handed over {}", t.name, handed));
+      check_adapters(want, got, 1, adapter_unit(device(), t));
+    }
+  }
+}
+TEST_P(LoraOps, WideQkvBackwardIsTheGradient) {
+  for (const QkvCase& p : wide_qkv_cases())
+    wide_norm_backward<QkvBackward>(qkv_backward_scratch, qkv_backward, p.n, p.c, (p.h + 2 * p.k) * p.d,
+                                    p.adapters);
+}
+TEST_P(LoraOps, WideGateUpBackwardIsTheGradient) {
+  for (const MlpCase& p : wide_mlp_cases())
+    wide_norm_backward<GateUpBackward>(gate_up_backward_scratch, gate_up_backward, p.n, p.c, 2 * p.f,
+                                       p.adapters);
+}
+
+TEST_P(LoraOps, WideProjectAndDownBackwardAreTheGradient) {
+  for (const Types& t : kTypes)
+    for (const ProjectCase& p : wide_project_cases()) {
+      const auto a = rounded_to(t.kept, random_normal(p.n * p.in, 1)),
+                 w = rounded_to(t.weights, random_normal(p.c * p.in, 2, 0.1f)),
+                 dout = rounded_to(t.weights, random_normal(p.n * p.c, 4)),
+                 g = rounded_to(t.kept, random_normal(p.n * p.in, 5)),
+                 u = rounded_to(t.kept, random_normal(p.n * p.in, 6));
+      const auto zs = random_zs({p.adapter}, p.n);
+      const auto got = run_deterministic([&](Device& d) {
+        GuardedMemory m(d);
+        const auto matrix = frozen(d, w, p.c, p.in, t.weights);
+        const AdapterGradients one(m, {p.adapter}, p.n, zs), other(m, {p.adapter}, p.n, zs);
+        const ConstTensor out = m.input(dout, {p.n, p.c}),
+                          handed = p.bias && t.weights == DType::kBF16
+                                       ? m.input(dout, {p.n, p.c}, DType::kBF16)
+                                       : ConstTensor{};
+        ProjectBackward b{.dout = out,
+                          .w = matrix.get(),
+                          .da = m.output({p.n, p.in}, t.weights),
+                          .scratch = {},
+                          .dout_bf16 = handed,
+                          .lora = one.parts,
+                          .a = m.input(a, {p.n, p.in}, t.kept)};
+        b.scratch = m.scratch(project_backward_scratch(d, b));
+        project_backward(d, b);
+        DownBackward down{.dout = out,
+                          .w = matrix.get(),
+                          .g = m.input(g, {p.n, p.in}, t.kept),
+                          .u = m.input(u, {p.n, p.in}, t.kept),
+                          .dy = m.output({p.n, 2 * p.in}, t.weights),
+                          .scratch = {},
+                          .dout_bf16 = handed,
+                          .dot = m.output({p.n}),
+                          .lora = other.parts,
+                          .a = m.input(a, {p.n, p.in}, t.weights)};
+        down.scratch = m.scratch(down_backward_scratch(d, down));
+        down_backward(d, down);
+        std::vector<std::vector<float>> result{m.read(b.da), m.read(down.dy), m.read(down.dot)};
+        one.read(m, result);
+        other.read(m, result);
+        return result;
+      });
+      // Forward's input is rounded to the weights' type on its way into a product; the down projection's is.
+      const double unit = adapter_unit(device(), t);
+      const auto inputs = [&](const std::vector<float>& of) {
+        return wide_gradients(to_double(of), to_double(dout), w, {p.adapter}, zs, p.n, unit);
+      };
+      const Gradients want = inputs(a), behind = inputs(rounded_to(t.weights, a));
+      V limits = want.dx_limit;
+      for (size_t i = 0; i < limits.size(); ++i)
+        limits[i] = 1.01 * limits[i] + t.unit() * std::abs(want.dx[i]);
+      EXPECT_TRUE(within("da", got[0], want.dx, limits)) << t.name;
+      check_adapters(want, got, 3, unit);
+      check_adapters(behind, got, 5, unit);
+      const V dy = reference::swiglu_gradient(to_double(g), to_double(u), want.dx, z(p.in));
+      V dy_limits, dots(z(p.n), 0.0), dot_limits(z(p.n), 0.0);
+      for (size_t i = 0; i < dy.size(); ++i) {
+        const size_t row = i / z(2 * p.in), column = i % z(2 * p.in), at = row * z(p.in) + column % z(p.in);
+        const double ga = g[at], ua = u[at], kept = column < z(p.in) ? ga : ua;
+        const double slope = (std::abs(ua) + 1) * (1 + std::abs(ga));
+        // The CPU rounds da to its type first; a few units of the sigmoid and its derivative.
+        const double off =
+            slope * (want.dx_limit[at] + (t.input_unit() + 12 * kUnitF32) * std::abs(want.dx[at]));
+        dy_limits.push_back(off + t.unit() * (std::abs(dy[i]) + off));
+        dots[row] += dy[i] * kept;
+        dot_limits[row] +=
+            (dy_limits.back() + static_cast<double>(p.in) * kUnitF32 * std::abs(dy[i])) * std::abs(kept);
+      }
+      EXPECT_TRUE(within("dy", got[1], dy, dy_limits)) << t.name;
+      EXPECT_TRUE(within("dot", got[2], dots, dot_limits)) << t.name;
     }
 }
 
@@ -559,7 +913,7 @@ TEST_P(LoraOps, GradientsOverManyRowsAreSums) {
   const auto zs = project_run(device(), p, a, w, random_normal(p.n * p.c, 3), t)[2];
   GuardedMemory m(device());
   const auto matrix = frozen(device(), w, p.c, p.in, t.weights);
-  const Backward lora(m, {p.adapter}, p.n, {zs});
+  const AdapterGradients lora(m, {p.adapter}, p.n, {zs});
   ProjectBackward b{.dout = m.input(dout, {p.n, p.c}),
                     .w = matrix.get(),
                     .da = m.output({p.n, p.in}),
@@ -654,7 +1008,7 @@ TEST_P(LoraOps, DropoutMasksTheAdaptersInput) {
       return run_deterministic([&](Device& d) {
         GuardedMemory m(d);
         const auto matrix = frozen(d, w, c, in, t.weights);
-        Backward lora(m, {p}, n, {got[1]});
+        AdapterGradients lora(m, {p}, n, {got[1]});
         lora.parts[0].dropout = share;
         lora.parts[0].key = 77;
         ProjectBackward b{.dout = m.input(dout, {n, c}),
@@ -739,7 +1093,7 @@ TEST_P(LoraOps, DropoutBehindANorm) {
                                     static_cast<int64_t>(j) % p.c)
                         ? 2.0
                         : 0.0;
-      check_z({got[i]}, 0, input, p.n, {p.adapters[i]});
+      check_z({got[i]}, 0, input, p.n, {p.adapters[i]}, 0.0);  // f32 with dropout, on every device
     }
   }
 }
