@@ -283,8 +283,8 @@ void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainC
     constexpr int64_t kWorthIt = 1'000'000;
     if (total + kWorthIt < plan.total()) remedies.push_back({text, total});
   };
-  for (const auto& [level, price] : {std::pair(Recompute::kGateUp, "a sixth"),
-                                     {Recompute::kMlp, "a fifth"},
+  for (const auto& [level, price] : {std::pair(Recompute::kGateUp, "a fifth"),
+                                     {Recompute::kMlp, "a quarter"},
                                      {Recompute::kLayer, "a third"}}) {
     if (level <= config.train.recompute) continue;
     consider(fmt::format("train.recompute={} (same bits, about {} more time)",
