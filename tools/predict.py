@@ -1,6 +1,7 @@
 """The predicted time of a training step, kernel by kernel: tools/predict, docs/predicted.md. Nothing here was measured."""
 
 import argparse
+import functools
 import glob
 import os
 import re
@@ -23,6 +24,13 @@ REACHED = {"product": 0.85, "attention": 0.55, "streaming": 0.85}
 FLOORS = {("SmolLM2-135M", "A100"): 9.6e-3, ("SmolLM2-135M", "H100"): 4.0e-3, ("Llama-3.2-1B", "A100"): 65e-3,
           ("Llama-3.2-1B", "H100"): 25.4e-3, ("Llama-3-8B", "A100"): 417e-3, ("Llama-3-8B", "H100"): 162e-3}  # fmt: skip
 BATCH = (8, 512, 20, 256)
+# What is held beside each other: the batch, and rank and targets of low-rank adapters.
+METHODS = {
+    "soft prompt, P = 20": (BATCH, ()),
+    "soft prompt, P = 100": ((8, 512, 100, 256), ()),
+    "LoRA r8, q v": ((8, 512, 0, 256), (8, "q,v")),
+    "LoRA r8, all": ((8, 512, 0, 256), (8, "q,k,v,o,gate,up,down")),
+}
 # A layer small enough to be executed, with the head size of the model: what is multiplied for one `_flops`.
 COUNTED = {64: (1, 576, 9, 3, 64, 1536, 2048, 1), 128: (1, 1024, 8, 2, 128, 3584, 2048, 1)}
 
@@ -62,7 +70,7 @@ def tiles_of(op, index, count, row):
     # The head's two products come in turn, chunk by chunk: the logits, then their gradient.
     backward = op["name"].endswith("_backward") or (op["name"] == "head_loss" and index % 2 == 1)
     columns = op["weight"][1 if backward else 0]
-    rows = round(op["flops"] / (2 * op["weight"][0] * op["weight"][1] * count))
+    rows = op.get("rows") or round(op["flops"] / (2 * op["weight"][0] * op["weight"][1] * count))
     return -(-rows // tile_rows) * -(-columns // tile_columns)
 
 
@@ -90,8 +98,56 @@ def shares(op, launches, rows, per_block):
     return [w / sum(work) for w in work]
 
 
-def predict_op(op, ratio, per_block, rows, card):
-    """[(kernel, launches, bound by, seconds at the bound, seconds expected)] of one call of an op."""
+def of_adapters(row):
+    """Whether a kernel is there for low-rank adapters alone: cuda/kernels/lora.cuh."""
+    return row["name"].startswith("lora_") or "LoraEpilogue" in row["name"]
+
+
+def up_to(value, step):
+    return -(-value // step) * step
+
+
+def predict_adapters(op, n, rows, card):
+    """The times of an op's kernels that are its adapters' alone, as predict_op gives them, and the op without them: its product,
+    with k longer by the ranks. What they read and write is named here, because `_bytes` counts the least and no kernel twice."""
+    out_width, in_width = op["weight"]
+    backward = op["name"].endswith("_backward")
+    ranks, normed = sum(up_to(r, 8) for r in op["ranks"]), op["name"] in ("qkv_backward", "gate_up_backward")
+    tile = up_to(ranks, 32)  # what a block multiplies at least
+    out, gradients = [], 0
+    for launch in op["launches"]:
+        row = rows[launch["kernel"]]
+        if not of_adapters(row):
+            continue
+        if row["name"].startswith("lora_pack"):
+            width, moved = 0, 6 * ranks * (in_width + out_width + (n if backward else 0))
+        elif row["name"].startswith("lora_gradient"):
+            gradients += 1  # of B, then of A
+            width = out_width if gradients == 1 else in_width
+            pieces = launch["blocks"] // (-(-width // 64) * (tile // 32))  # of the rows, whose sums are written and read
+            moved = n * width * (4 if normed and gradients == 2 else 2) + 2 * n * ranks + 2 * 4 * pieces * ranks * width
+        else:
+            width = out_width if backward else in_width
+            moved = n * (2 * width + (2 if backward else 6) * ranks) + 2 * ranks * width
+        compute = 2 * n * tile * width / (card["tensor"] * issue_bound(row, card) * wave_share(launch, row, card)) if width else 0
+        memory = moved / card["memory"]
+        out.append((launch["kernel"], 1, "compute" if compute > memory else "memory", max(compute, memory),
+                    max(compute / REACHED["product"], memory / REACHED["streaming"])))  # fmt: skip
+    if not out:
+        sys.exit(f"predict: {op['name']} has adapters and no kernel for them: are they still fused?")
+    rest = [launch for launch in op["launches"] if not of_adapters(rows[launch["kernel"]])]
+    depth = 64 if any("wgmma" in rows[r["kernel"]]["name"] for r in rest) else 32
+    flops = 2 * n * (out_width * in_width + up_to(ranks, depth) * (in_width if backward else out_width))
+    # Forward's input is read for the gradient alone.
+    kept = 2 * n * in_width if op["name"] in ("project_backward", "down_backward") else 0
+    return out, {**op, "rows": n, "ranks": [], "launches": rest, "flops": flops, "bytes": op["bytes"] - kept, "scratch": 0}
+
+
+def predict_op(op, n, ratio, per_block, rows, card):
+    """[(kernel, launches, bound by, seconds at the bound, seconds expected)] of one call of an op over n rows."""
+    if op["ranks"]:
+        own, rest = predict_adapters(op, n, rows, card)
+        return own + predict_op(rest, n, ratio, per_block, rows, card)
     kind = "attention" if op["name"].startswith("attention") else "product"
     multiplying = [n for n in op["launches"] if mma_count(rows[n["kernel"]]["body"])]
     beside = [n for n in op["launches"] if n not in multiplying]
@@ -142,16 +198,17 @@ def counted_products(root, build, card, head, rows):
             {key: madds[key] / blocks[key] for key in madds if madds[key]})  # fmt: skip
 
 
-def predict(root, build, model, card_name, machine):
-    """Lines of the table: (op, kernel) -> launches, seconds at the bound, expected seconds, bounds; and the launches."""
+def predict(root, build, model, card_name, method, machine, counted):
+    """The rows of a step, and lines of the table: (op, kernel) -> launches, seconds at the bound, expected seconds, bounds."""
     card, shape = CARDS[card_name], step_walk.MODELS[model]
     code = machine[card["arch"]]
-    ratio, per_block = counted_products(root, build, card, shape[4], code)
-    rows, ops = step_walk.walk(root, build, card["softgpu"], (3, *shape[1:]), BATCH)
+    ratio, per_block = counted(card_name, shape[4])
+    batch, lora = METHODS[method]
+    rows, ops = step_walk.walk(root, build, card["softgpu"], (3, *shape[1:]), batch, lora=lora)
     lines = {}
     for op, times in step_walk.whole_model(ops, 3, shape[0]):
-        for kernel, launches, bound, least, expected in predict_op(op, ratio[op["name"]], per_block, code, card):
-            line = lines.setdefault((op["name"], kernel), {"launches": 0, "bound": set(), "least": 0.0, "expected": 0.0})
+        for kernel, launches, bound, least, expected in predict_op(op, rows, ratio.get(op["name"], 1.0), per_block, code, card):
+            line = lines.setdefault((op["name"], template(code, kernel)), {"launches": 0, "bound": set(), "least": 0.0, "expected": 0.0})
             line["launches"] += launches * times
             line["bound"].add(bound)
             line["least"] += least * times
@@ -159,24 +216,41 @@ def predict(root, build, model, card_name, machine):
     return rows, lines
 
 
-def template(names, mangled):
-    return re.sub(r"<.*", "", names[mangled])
+def template(code, mangled):
+    return re.sub(r"<.*", "", code[mangled]["name"]) + (" of ranks" if "LoraEpilogue" in code[mangled]["name"] else "")
+
+
+def whole(lines):
+    """Launches, seconds at the bound and expected seconds of a step."""
+    launches = sum(line["launches"] for line in lines.values())
+    return launches, *(sum(line[key] for line in lines.values()) + GAP * launches for key in ("least", "expected"))
+
+
+def beside(model, card, steps):
+    """The table that holds methods beside each other: expected milliseconds of each op and kernel."""
+    keys = sorted({k for _, lines in steps.values() for k in lines}, key=lambda k: -max(lines.get(k, {"expected": 0})["expected"] for _, lines in steps.values()))
+    out = [f"### {model} on {card}, a soft prompt and LoRA, predicted", "", f"| op | kernel | {' | '.join(f'{m}, ms' for m in steps)} |",
+           f"|---|---|{'---|' * len(steps)}"]  # fmt: skip
+    for op, kernel in keys:
+        cells = [f"{lines[op, kernel]['expected'] * 1e3:.2f}" if (op, kernel) in lines else "" for _, lines in steps.values()]
+        out.append(f"| {op} | `{kernel}` | {' | '.join(cells)} |")
+    totals = [(rows, *whole(lines)) for rows, lines in steps.values()]
+    out.append(f"| | between kernels | {' | '.join(f'{launches * GAP * 1e3:.2f}' for _, launches, _, _ in totals)} |")
+    out.append(f"| | **step** | {' | '.join(f'**{expected * 1e3:.2f}**' for _, _, _, expected in totals)} |")
+    return [*out, ""]
 
 
 def page(root, build, machine, models):
-    names = {k: r["name"] for rows in machine.values() for k, r in rows.items()}
-    out, summary = [], []
+    @functools.cache
+    def counted(card, head):
+        return counted_products(root, build, CARDS[card], head, machine[CARDS[card]["arch"]])
+
+    out, methods, summary, comparison = [], [], [], []
     for model in models:
         for card in CARDS:
-            rows, lines = predict(root, build, model, card, machine)
-            merged = {}
-            for (op, kernel), line in lines.items():
-                to = merged.setdefault((op, template(names, kernel)), {"launches": 0, "bound": set(), "least": 0.0, "expected": 0.0})
-                for key in ("launches", "least", "expected"):
-                    to[key] += line[key]
-                to["bound"] |= line["bound"]
-            launches = sum(line["launches"] for line in merged.values())
-            least, expected = (sum(line[key] for line in merged.values()) + GAP * launches for key in ("least", "expected"))
+            steps = {method: predict(root, build, model, card, method, machine, counted) for method in METHODS}
+            rows, merged = next(iter(steps.values()))
+            launches, least, expected = whole(merged)
             floor = FLOORS[model, card]
             summary.append(f"| {model} | {card} | {rows} | {launches} | {least * 1e3:.1f} | {expected * 1e3:.1f} | {rows / expected:,.0f} | "
                            f"{floor * 1e3:.1f} | {expected / floor:.2f} |")  # fmt: skip
@@ -187,9 +261,15 @@ def page(root, build, machine, models):
                            f"{line['expected'] * 1e3:.2f} | {line['expected'] / expected:.1%} |")  # fmt: skip
             out += [f"| | between kernels | {launches} | {GAP * 1e6:.1f} us each | {launches * GAP * 1e3:.2f} | {launches * GAP * 1e3:.2f} | "
                     f"{launches * GAP / expected:.1%} |", ""]  # fmt: skip
+            methods += beside(model, card, steps)
+            for method, (n, lines) in steps.items():
+                count, _, seconds = whole(lines)
+                comparison.append(f"| {model} | {card} | {method} | {n} | {count} | {seconds * 1e3:.1f} | {seconds / expected:.3f} |")
     head = ["| model | card | rows | launches | at the bound, ms | predicted ms | predicted rows/s | floor, ms | predicted / floor |",
             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    return "\n".join([*head, *summary, "", *out])
+    other = ["", "The same 8 x 512 tokens by a soft prompt and by LoRA (rank 8, no dropout, no optimizer in either):", "",
+             "| model | card | method | rows | launches | predicted ms | of P = 20 |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    return "\n".join([*head, *summary, *other, *comparison, "", *out, *methods])
 
 
 def structure(text):

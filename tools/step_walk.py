@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 LAUNCH = re.compile(r"launch \d+ (\S+) grid (\d+)x(\d+)x(\d+) block (\d+)x(\d+)x(\d+) cluster \d+ shared (\d+)\+(\d+) ms \S+(.*)")
-OP = re.compile(r"op (\w+) bytes (\d+) flops (\d+) scratch (\d+) weight (\d+) (\d+)$")
+OP = re.compile(r"op (\w+) bytes (\d+) flops (\d+) scratch (\d+) weight (\d+) (\d+) ranks([ \d]*)$")
 COUNTS = ("loads", "load_sectors", "load_bytes", "stores", "store_sectors", "store_bytes", "shared", "wavefronts", "ideal", "madds", "warps",
           "lanes")  # fmt: skip
 # L, C, H, K, D, F, V, tied
@@ -19,16 +19,17 @@ MODELS = {
 }
 
 
-def walk(root, build, arch, shape, batch, counted=False, memory=120000):
-    """(rows, [op]) of one step of a model of that shape; batch is sequences, tokens, prompt rows, scored rows of each. An op has
-    name, bytes, flops, scratch, weight (rows, columns; 0, 0 without one) and launches; a launch kernel, blocks, threads, static, dynamic, and with `counted` its counts."""
+def walk(root, build, arch, shape, batch, counted=False, memory=120000, lora=()):
+    """(rows, [op]) of one step of a model of that shape; batch is sequences, tokens, prompt rows, scored rows of each;
+    lora, where it is not empty, the adapters' rank and targets. An op has
+    name, bytes, flops, scratch, weight (rows, columns; 0, 0 without one), ranks (of its adapters) and launches; a launch kernel, blocks, threads, static, dynamic, and with `counted` its counts."""
     command = [os.path.join(root, "tools/softgpu"), "--build", build, "--arch", str(arch), "--trace", "-"]
     with tempfile.TemporaryDirectory() as folder:
         if counted:  # the tests look for races and unwritten memory; here only counts are wanted
             command += ["--no-races", "--no-init", "--counters", os.path.join(folder, "counters.json")]
         else:
             command += ["--dry", "--memory", str(memory)]
-        command += [os.path.join(build, "bin/step_door"), *map(str, (*shape, *batch))]
+        command += [os.path.join(build, "bin/step_door"), *map(str, (*shape, *batch, *lora))]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "GANTRAIN_GEMM": "own"})
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: status {done.returncode}: {done.stdout[-500:]}{done.stderr[-1500:]}")
@@ -38,7 +39,8 @@ def walk(root, build, arch, shape, batch, counted=False, memory=120000):
             rows, ops = int(match.group(1)), []
         elif match := OP.match(line):
             ops.append({"name": match.group(1), "bytes": int(match.group(2)), "flops": int(match.group(3)),
-                        "scratch": int(match.group(4)), "weight": (int(match.group(5)), int(match.group(6))), "launches": []})  # fmt: skip
+                        "scratch": int(match.group(4)), "weight": (int(match.group(5)), int(match.group(6))),
+                        "ranks": [int(r) for r in match.group(7).split()], "launches": []})  # fmt: skip
         elif (match := LAUNCH.match(line)) and ops:
             g = [int(v) for v in match.groups()[1:9]]
             launch = {"kernel": match.group(1), "blocks": g[0] * g[1] * g[2], "threads": g[3] * g[4] * g[5], "static": g[6], "dynamic": g[7]}

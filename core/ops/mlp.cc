@@ -95,8 +95,8 @@ int64_t gate_up_forward_flops(const GateUpForward& a) {
 }
 int64_t down_backward_bytes(const DownBackward& a) {
   return contract::bytes_of(a.dout_bf16.empty() ? a.dout : a.dout_bf16) + contract::bytes_of(a.w) +
-         a.g.bytes() + a.u.bytes() + a.dy.bytes() + contract::bytes_of(a.dot) + contract::bytes_of(a.a) +
-         lora_bytes(a.lora);
+         a.g.bytes() + a.u.bytes() + a.dy.bytes() + contract::bytes_of(a.dot) +
+         (a.lora.empty() ? 0 : contract::bytes_of(a.a)) + lora_bytes(a.lora);
 }
 int64_t down_backward_flops(const DownBackward& a) {
   return 2 * a.dout.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.dout.dim(0));

@@ -51,7 +51,7 @@ int64_t project_forward_flops(const ProjectForward& a) {
 }
 int64_t project_backward_bytes(const ProjectBackward& a) {
   return contract::bytes_of(a.dout_bf16.empty() ? a.dout : a.dout_bf16) + contract::bytes_of(a.w) +
-         a.da.bytes() + contract::bytes_of(a.a) + lora_bytes(a.lora);
+         a.da.bytes() + (a.lora.empty() ? 0 : contract::bytes_of(a.a)) + lora_bytes(a.lora);
 }
 int64_t project_backward_flops(const ProjectBackward& a) {
   return 2 * a.dout.dim(0) * a.w->rows() * a.w->cols() + lora_flops(a.lora, a.dout.dim(0));

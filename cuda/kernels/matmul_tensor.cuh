@@ -20,6 +20,9 @@ struct MatmulTile {
   static constexpr int kWarpRows = kRows / kWarpsM, kWarpCols = kCols / kWarpsN;
   static constexpr int kBytesA = kRows * kDepth * 2, kBytesB = kCols * kDepth * 2;
   static constexpr int kStageBytes = kBytesA + kBytesB, kSharedBytes = kStages * kStageBytes;
+  // Whether a product may have more of k. Two warps of 64 x 64 have no registers left for it: with half as
+  // many threads each copies twice as many pieces of a slice.
+  static constexpr bool kMore = kWarpsM * kWarpsN > 2 || kWarpRows < 64;
   static_assert(kWarpRows % 16 == 0 && kWarpCols % 16 == 0 && kDepth % 32 == 0);
 };
 // 64 x 64 a warp in the tiles for many rows: four mma for each ldmatrix. The last is for decoding, where the
@@ -89,7 +92,7 @@ struct MoreOfK {
 
 // C (m, n) = A (m, k) B, then `epilogue`; B is (n, k) with kTransposeB, else (k, n), all row-major bf16. k,
 // lda, ldb and, without kTransposeB, n are multiples of 8; both addresses of 16. `more` goes on where k ends:
-// C = [A, more.a] [B; more.b], in whole slices of each. A block owns one tile of C;
+// C = [A, more.a] [B; more.b], in whole slices of each, where Tile::kMore. A block owns one tile of C;
 // its threads copy slices of A and B into shared memory kStages - 1 ahead, one barrier a slice. Rows and
 // columns outside are copies of the last one, or zeros, and never stored; past k both are zero. k is summed
 // in steps of 16 in order, whatever the tile: deterministic, and a row's bits depend on neither m nor the
@@ -227,12 +230,12 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
   uint32_t stage = 0, to_stage = (kStages - 1) * Tile::kStageBytes;  // bytes from the first slice's place
   // Copies are kStages - 1 slices ahead: those of `more` begin so long before its slices do.
   int slices = static_cast<int>((k + kDepth - 1) / kDepth), until = slices, slice = 0;
-  if (more.k > 0) {
+  if (Tile::kMore && more.k > 0) {
     until = max(slices - (kStages - 1), 0);  // with zeros behind k, where it is so short
     slices = until + kStages - 1 + (more.k + kDepth - 1) / kDepth;
   }
 #pragma unroll 1
-  for (bool of_more = more.k == 0;; of_more = true) {
+  for (bool of_more = !Tile::kMore || more.k == 0;; of_more = true) {
 #pragma unroll 1
     for (; slice < until; ++slice) {
 #pragma unroll
@@ -258,7 +261,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kBlocks) void matmul_tensor_k
         stage = next;
       }
     }
-    if (of_more) break;
+    if (!Tile::kMore || of_more) break;
     copy_from(more.a, more.lda, more.b, more.ldb, more.k);
     until = slices;
   }

@@ -233,10 +233,11 @@ MatmulKernel matmul_tile(const Context& context, const Matmul& a, const HopperCo
                     timed(HopperSmallTile{}, 0.25, MatmulKernel::kHopperSmall)});
   }
   if (a.m <= SmallMatmulTile::kRows) return MatmulKernel::kSmall;
-  return fastest({timed_tile<LargeMatmulTile>(context, a.m, a.n, 1.0, MatmulKernel::kLarge),
-                  timed_tile<MediumMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kMedium),
-                  timed_tile<NarrowMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kNarrow),
-                  timed_tile<SmallMatmulTile>(context, a.m, a.n, 0.15, MatmulKernel::kSmall)});
+  const TimedTile large = timed_tile<LargeMatmulTile>(context, a.m, a.n, 1.0, MatmulKernel::kLarge),
+                  small = timed_tile<SmallMatmulTile>(context, a.m, a.n, 0.15, MatmulKernel::kSmall);
+  if (a.more.k > 0) return fastest({large, small});
+  return fastest({large, timed_tile<MediumMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kMedium),
+                  timed_tile<NarrowMatmulTile>(context, a.m, a.n, 0.9, MatmulKernel::kNarrow), small});
 }
 
 void matmul(const Context& context, const Matmul& a) {

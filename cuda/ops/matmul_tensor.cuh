@@ -31,6 +31,7 @@ inline RowSums row_sums(const Context& context, int64_t m, float* to, float* par
 
 template <typename Tile, bool kTransposeB, typename Epilogue>
 void launch_matmul_tile(const Context& context, const Matmul& a, const Epilogue& epilogue) {
+  GT_CHECK(Tile::kMore || a.more.k == 0, "more of k in a tile of {} x {}", Tile::kRows, Tile::kCols);
   launch(matmul_tensor_kernel<Tile, kTransposeB, Epilogue>,
          blocks_for(a.m, Tile::kRows) * blocks_for(a.n, Tile::kCols), Tile::kThreads, Tile::kSharedBytes,
          context.stream, static_cast<const __nv_bfloat16*>(a.a), a.lda,

@@ -43,8 +43,8 @@ void on_tensor_cores(const Problem& p, const char* name, Verdict& verdict) {
   must(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes),
        "cudaFuncSetAttribute");
   const int tiles = (kM + Tile::kRows - 1) / Tile::kRows * ((kN + Tile::kCols - 1) / Tile::kCols);
-  // k in two pieces.
-  constexpr int kFirst = 72, kLdb = kTransposeB ? kK : kN;
+  // k in two pieces, where the tile may have them.
+  constexpr int kFirst = Tile::kMore ? 72 : kK, kLdb = kTransposeB ? kK : kN;
   const MoreOfK more{a + kFirst, b + kFirst * (kTransposeB ? 1 : kN), kK, kLdb, kK - kFirst};
   kernel<<<tiles, Tile::kThreads, Tile::kSharedBytes>>>(a, kK, b, kLdb, kM, kN, kFirst, more, epilogue);
   finished(name);

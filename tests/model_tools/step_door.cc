@@ -1,15 +1,21 @@
-// A door to what a training step issues: one step of prompt tuning on a Llama of the given shape, on the CUDA
-// device. A line to standard error before each op of the frozen model: its name, `_bytes`, `_flops`, scratch
-// and weight (rows, columns; 0 0 without one); beside them `tools/softgpu --dry --trace -` writes a line for
-// each launch, so that no value is ever computed. Weights are zeros. usage: step_door LAYERS C H K D F V TIED
-// SEQUENCES TOKENS PROMPT SCORED (SCORED rows of each sequence)
+// A door to what a training step issues: one step of prompt tuning, or of LoRA, on a Llama of the given
+// shape, on the CUDA device. A line to standard error before each op of the frozen model: its name, `_bytes`,
+// `_flops`, scratch, weight (rows, columns; 0 0 without one) and ranks of its adapters; beside them
+// `tools/softgpu --dry --trace -` writes a line for each launch, so that no value is ever computed. Weights
+// are zeros. usage: step_door LAYERS C H K D F V TIED SEQUENCES TOKENS PROMPT SCORED [RANK TARGETS] (SCORED
+// rows of each sequence; targets of core/ops/lora.h's adapters by name, as q,v)
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/ops.h"
+#include "model/adapters/lora.h"
 #include "model/runner.h"
 #include "model/weights.h"
 #include "tests/support/devices.h"
@@ -45,9 +51,12 @@ template <typename Args>
 void note(const char* op, const Args& a, int64_t bytes, int64_t flops, int64_t scratch) {
   int64_t rows = 0, columns = 0;
   if constexpr (requires { a.w->cols(); }) rows = a.w->rows(), columns = a.w->cols();
-  std::fprintf(stderr, "op %s bytes %lld flops %lld scratch %lld weight %lld %lld\n", op,
+  std::string ranks;
+  if constexpr (requires { a.lora; })
+    for (const auto& part : a.lora) ranks += fmt::format(" {}", part.a.dim(0));
+  std::fprintf(stderr, "op %s bytes %lld flops %lld scratch %lld weight %lld %lld ranks%s\n", op,
                static_cast<long long>(bytes), static_cast<long long>(flops), static_cast<long long>(scratch),
-               static_cast<long long>(rows), static_cast<long long>(columns));
+               static_cast<long long>(rows), static_cast<long long>(columns), ranks.c_str());
 }
 
 }  // namespace
@@ -77,11 +86,12 @@ WITH_PRODUCT(16, project_backward, 15, ProjectBackward)
 WITH_PRODUCT(15, gate_up_forward, 13, GateUpForward)
 WITH_PRODUCT(13, down_backward, 12, DownBackward)
 WITH_PRODUCT(16, gate_up_backward, 14, GateUpBackward)
+WRAPPED(6, swiglu, 6, Swiglu, 0, 0)
 WITH_PRODUCT(9, head_loss, 8, HeadLoss)
 
 namespace {
 
-void run(const std::vector<int32_t>& n) {
+void run(const std::vector<int32_t>& n, const std::string& targets) {
   LlamaConfig config;
   config.num_layers = n[0];
   config.hidden_size = n[1];
@@ -113,15 +123,32 @@ void run(const std::vector<int32_t>& n) {
   head.ce_weight.assign(head.rows.size(), 1.0f);
   OwnedTensor x(*device, DType::kF32, {prompt_rows, config.hidden_size});
   device->fill_zero(x);
+  std::optional<OwnedLora> lora;
+  if (!targets.empty()) {
+    LoraShape shape{.rank = n[12]};
+    for (size_t t = 0; t < kLoraTargets; ++t)
+      shape.targets[t] =
+          ("," + targets + ",").find(fmt::format(",{},", kLoraTargetNames[t])) != std::string::npos;
+    lora.emplace(*device, config, shape, true);
+    for (size_t l = 0; l < static_cast<size_t>(config.num_layers); ++l)
+      for (size_t t = 0; t < kLoraTargets; ++t)
+        if (shape.targets[t]) {
+          device->fill_zero(lora->a(l, t));
+          device->fill_zero(lora->b(l, t));
+        }
+  }
   Runner runner(*device, *llama);
   std::fprintf(stderr, "step rows %lld scored %zu\n", static_cast<long long>(batch.rows()), head.rows.size());
-  runner.forward(batch, x, Saving::kAll, -1, {}, {.read = head.rows, .gradient = {}});
+  runner.forward(batch, x, Saving::kAll, -1, lora ? Adapters(&lora->adapter()) : Adapters(),
+                 {.read = head.rows, .gradient = {}});
   runner.begin_backward();
   (void)runner.head(head, true);
   runner.backward();
-  OwnedTensor gradient(*device, DType::kF32, {prompt_rows, config.hidden_size});
-  device->fill_zero(gradient);
-  runner.add_prompt_gradient(gradient);
+  if (prompt_rows > 0) {
+    OwnedTensor gradient(*device, DType::kF32, {prompt_rows, config.hidden_size});
+    device->fill_zero(gradient);
+    runner.add_prompt_gradient(gradient);
+  }
   device->synchronize();
   std::fprintf(stderr, "end\n");
 }
@@ -131,10 +158,10 @@ void run(const std::vector<int32_t>& n) {
 
 int main(int argc, char** argv) {
   try {
-    if (argc != 13) throw std::runtime_error("expected 12 numbers");
+    if (argc != 13 && argc != 15) throw std::runtime_error("expected 12 numbers, or 13 and targets");
     std::vector<int32_t> n;
-    for (int i = 1; i < argc; ++i) n.push_back(std::stoi(argv[i]));
-    gantrain::run(n);
+    for (int i = 1; i < std::min(argc, 14); ++i) n.push_back(std::stoi(argv[i]));
+    gantrain::run(n, argc == 15 ? argv[14] : "");
     return 0;
   } catch (const std::exception& e) {
     std::fprintf(stderr, "step_door: %s\n", e.what());

@@ -1145,6 +1145,8 @@ TEST_P(LoraOps, Counts) {
   const ProjectBackward g{.dout = y, .w = matrix.get(), .da = x, .scratch = {}, .lora = backward, .a = x};
   EXPECT_EQ(project_backward_flops(g), 2 * 5 * (12 + 2 * (8 + 6)));
   EXPECT_EQ(project_backward_bytes(g), (15 + 12 + 2 * 20 + 3 * (8 + 6) + 10) * 4);
+  const ProjectBackward plain{.dout = y, .w = matrix.get(), .da = x, .scratch = {}, .a = x};
+  EXPECT_EQ(project_backward_bytes(plain), (15 + 12 + 20) * 4);  // forward's input is for adapters alone
   EXPECT_EQ(swiglu_bytes({.g = x, .u = x, .a = x}), 3 * 20 * 4);
 }
 
