@@ -88,8 +88,18 @@ void run(const Key& key, const void* a, const void* b, void* c) {
   }
 }
 
+// oneDNN's kernels take so many rows at a time, eight with AVX-512, six and four without. What is left over
+// goes through another kernel with another order of sums, so a tile's rows are a multiple: none is left over.
+bool by_eight() {
+  static const bool avx512 = __builtin_cpu_supports("avx512f") != 0;
+  return avx512;
+}
+int64_t tile_rows() { return by_eight() ? kTileM : kTileM / 12 * 12; }
 // Rows of a tile, rounded up to one of few sizes: each size is compiled once.
-int64_t padded_rows(int64_t m) { return m <= 64 ? (m + 7) / 8 * 8 : kTileM; }
+int64_t padded_rows(int64_t m) {
+  const int64_t step = by_eight() ? 8 : 12, rows = (m + step - 1) / step * step;
+  return rows <= kTileM / 2 ? rows : tile_rows();
+}
 
 // Cuts n into equal tiles of at most kTileN, multiples of 16 but for the last.
 int64_t tile_columns(int64_t n) {
@@ -225,7 +235,7 @@ void matmul(ThreadPool& pool, const MatMul& p) {
   const int64_t k_range = p.k_range > 0 && p.k_range < p.k ? p.k_range : p.k;
   const int64_t ranges = (p.k + k_range - 1) / k_range;
   int64_t width = tiles ? tile_columns_on_tiles(p, k_range) : tile_columns(p.n);
-  const int64_t tile_m = tiles ? kRowsOfTiles : kTileM, tiles_m = (p.m + tile_m - 1) / tile_m;
+  const int64_t tile_m = tiles ? kRowsOfTiles : tile_rows(), tiles_m = (p.m + tile_m - 1) / tile_m;
   // Tile tn of columns, of rows tm, over range `range` of k.
   const auto product = [&](int64_t tm, int64_t tn, int64_t range, const Operand& b) {
     const int64_t m0 = tm * tile_m, n0 = tn * width, k0 = range * k_range;
