@@ -93,7 +93,7 @@ int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, Saving sav
 
 std::string first_step_file;
 
-constexpr int64_t kBatches = 2;     // of the data
+constexpr int64_t kBatches = 4;     // of the data
 constexpr int64_t kMostTries = 12;  // steps until one trains both players
 
 Timed prepare(const MethodRow& method, const Point& p, Device& device) {
@@ -141,7 +141,8 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     std::ofstream(first_step_file) << fmt::format("{:.6f}\n", std::chrono::duration<double>(now).count());
   }
-  for (int i = 1; i < kBatches; ++i) whole_step();  // until all inputs that are kept have been run
+  if (method.adversarial || config.generator.placement == Placement::kSuffix)
+    for (int i = 1; i < kBatches; ++i) whole_step();  // until all inputs that are kept have been run
   return [run, whole_step, on_model, batch, length, saving = saving_of(config.train.recompute), &device] {
     const StepRecord r = whole_step();
     Measured m;
