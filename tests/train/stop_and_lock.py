@@ -103,9 +103,9 @@ def stopping(gantrain, folder):
 
 
 def stopping_at_once(gantrain, folder):
-    # A step of far more seconds than the two signals take: 2048 batches of all 2000 items.
+    # A step of far more seconds than the two signals take: 256 batches of all 2000 items.
     (folder / "data.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", "completion": f"c{i}"}) + "\n" for i in range(2000)))
-    (folder / "run.toml").write_text(CONFIG.replace("batch = 2", "batch = 2048\naccumulate = 2048").replace("steps = 1000000", "epochs = 1e6"))
+    (folder / "run.toml").write_text(CONFIG.replace("batch = 2", "batch = 2048\naccumulate = 256").replace("steps = 1000000", "epochs = 1e6"))
     for first, second in ((signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
         run = Run(gantrain, folder, [*LONG, f"output={first.name}{second.name}"])
         events = folder / f"{first.name}{second.name}" / "events.jsonl"
