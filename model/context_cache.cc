@@ -46,7 +46,6 @@ ContextCache::Front ContextCache::place(Runner& runner,
       std::vector<int32_t> slots(tokens->size());
       std::iota(slots.begin(), slots.end(), it->second.begin);
       runner.fill(alone, *cache_, slots);
-      rows_run_ += n;
     }
     cached.push_back(it->second);
   }

@@ -34,14 +34,13 @@ class ContextCache {
   Front place(Runner& runner, const std::vector<const std::vector<int32_t>*>& contexts);
 
   static int64_t bytes_of_row(const Device& device, const Llama& llama);
-  int64_t rows_run() const { return rows_run_; }  // through the model, so far
 
  private:
   Device& device_;
   int64_t kept_, together_;
   std::unique_ptr<KvCache> cache_;
   std::map<std::vector<int32_t>, KvSpan> kept_spans_;  // rows of the cache
-  int64_t kept_used_ = 0, rows_run_ = 0;
+  int64_t kept_used_ = 0;
 };
 
 }  // namespace gantrain
