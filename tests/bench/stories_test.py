@@ -104,14 +104,22 @@ class Table(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "results.csv"), "w", encoding="utf-8") as file:
                 file.write("budget,arm,seed,status,ce,parameters_trained,temperature,judge_accuracy,distinct_3\n" + "".join(runs))
-            command = [sys.executable, os.path.join(FOLDER, "table"), folder]
+            command = [sys.executable, os.path.join(FOLDER, os.pardir, "table"), folder]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             other = subprocess.run([*command, "--base", "C9"], capture_output=True, text=True, check=False)
+            with open(os.path.join(folder, "results.csv"), "w", encoding="utf-8") as file:
+                file.write("arm,seed,status,ce,parameters_trained,temperature,label_likelihood\nC0,1,done,0.5,10,,0.9\nC1,1,done,0.4,20,,0.925\n")
+            labels = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+            wrong = subprocess.run([*command, "--figures", "bleurt"], capture_output=True, text=True, check=False)
         lines = done.stdout.splitlines()
         self.assertEqual(len(lines), 4)
         self.assertEqual(lines[2], "| C0 | 2 | 640 | 1 | 1.8500 [1.8000, 1.9000] |  | 0.620 [0.600, 0.640] |  | 0.800 [0.800, 0.800] |")
         self.assertIn("| 1.9500 [1.9000, 2.0000] | +0.1000 ± 0.0000 | 0.630 [0.610, 0.650] | +0.010 ± 0.000 |", lines[3])
         self.assertIn("no arm C9", other.stderr)
+        # A task with labels has no temperature, judge or text.
+        self.assertEqual(labels[0], "| arm | seeds | parameters | cross-entropy | less C0's | right labels, % | less C0's |")
+        self.assertEqual(labels[3], "| C1 | 1 | 20 | 0.4000 | -0.1000 | 92.5 | +2.5 |")
+        self.assertIn("no figure bleurt", wrong.stderr)
 
 
 if __name__ == "__main__":

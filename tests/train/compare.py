@@ -82,6 +82,22 @@ def main():
             fail(f"results.csv: {len(rows)} lines")
         if done.stdout != (whole / "results.md").read_text() or "few-shot-2" not in done.stdout:
             fail("standard output is not results.md")
+        # What the model does untrained is measured once a seed and template, and is what a run by itself measures.
+        kept = sorted((whole / "untrained").iterdir())
+        if len(kept) != 2 * 2:
+            fail(f"{len(kept)} files in untrained/, expected those of two seeds with and without examples before the inputs")
+        alone = [program, "train", str(whole / "jobs" / "tokens" / "wide" / "seed-2.toml"), "output=alone"]
+        subprocess.run(alone, cwd=folder, check=True, capture_output=True)
+        ends = [json.loads((at / "summary.json").read_text()) for at in (folder / "alone", whole / "runs" / "tokens" / "wide" / "seed-2")]
+        if any(ends[0][key] != ends[1][key] for key in ("arms", "sweep", "before", "after", "samples")):
+            fail("a run of the comparison has another end than the same run by itself")
+        # A file there that is not one of its own is no loss.
+        for file in kept:
+            file.write_text("{")
+        alone[-1:] = ["output=again", "--untrained", str(whole / "untrained")]
+        subprocess.run(alone, cwd=folder, check=True, capture_output=True)
+        if json.loads((folder / "again" / "summary.json").read_text())["arms"] != ends[0]["arms"]:
+            fail("a broken file in untrained/ changed a result")
         # Beside an adversarial arm those of cross-entropy alone keep its average, but where they say otherwise.
         def average_from(out, arm):
             return tomllib.loads((folder / out / "jobs" / arm / "seed-1.toml").read_text())["train"]["average_from"]

@@ -13,7 +13,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   struct Flags {
     std::vector<std::string> words;
     std::string output;
-    std::string device, gemm, dtype, profile;
+    std::string device, gemm, dtype, profile, untrained;
     int ranks = 0;
     bool dry_run = false, resume = false, allow_config_change = false, no_graphs = false, help_config = false;
   };
@@ -32,6 +32,10 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
           "train in N processes on this machine, each on its part of every batch; other launchers set "
           "RANK and WORLD_SIZE instead (docs/distributed.md)")
       ->check(CLI::Range(1, 1024));
+  verb.add_option(
+      "--untrained", flags->untrained,
+      "a folder where runs leave for each other what the model does without training, so that it is "
+      "measured once; gantrain compare gives it to its runs");
   verb.add_flag(
       "--dry-run", flags->dry_run,
       "print the resolved configuration, what became of the data, and the memory plan; train nothing");
@@ -77,6 +81,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
         fail_usage("--profile: expected A:B, two step numbers with A < B, got '{}'", flags->profile);
     }
     options.ranks = flags->ranks;
+    options.untrained = flags->untrained;
     options.dry_run = flags->dry_run;
     options.resume = flags->resume;
     options.graphs = !flags->no_graphs;

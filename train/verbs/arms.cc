@@ -1,20 +1,77 @@
 #include "train/verbs/arms.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/rng.h"
+#include "train/checkpoint/checkpoint.h"
 #include "train/metrics/accuracy.h"
+#include "train/text.h"
 
 namespace gantrain {
+namespace {
+
+// FNV-1a.
+struct Digest {
+  uint64_t value = 0xcbf29ce484222325ull;
+  void add(const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i)
+      value = (value ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
+  }
+  // The length first, so that no two lists run into each other.
+  template <typename List>
+  void add_list(const List& list) {
+    const uint64_t size = list.size();
+    add(&size, sizeof size);
+    add(list.data(), list.size() * sizeof(list.data()[0]));
+  }
+};
+
+uint64_t digest_of(ExampleSpan items) {
+  Digest digest;
+  for (const TokenizedExample* e : items) {
+    digest.add_list(e->prompt);
+    digest.add_list(e->completion);
+    for (const std::string& reference : e->references) digest.add_list(reference);
+  }
+  return digest.value;
+}
+
+// What to_json has written.
+ArmResult from_json(const nlohmann::json& j) {
+  ArmResult r;
+  r.name = j.at("arm");
+  r.loss.ce = j.at("ce");
+  r.loss.tokens = j.at("scored_tokens");
+  r.label_accuracy = j.value("label_likelihood", -1.0);
+  for (const nlohmann::json& row : j.at("temperatures")) {
+    TextScores s;
+    s.temperature = row.at("temperature");
+    s.exact_match = 100.0 * row.at("exact_match").get<double>();
+    s.bleu = row.at("bleu");
+    s.rouge_l = 100.0 * row.at("rouge_l").get<double>();
+    s.distinct_1 = row.at("distinct_1");
+    s.distinct_2 = row.at("distinct_2");
+    s.distinct_3 = row.at("distinct_3");
+    for (int n = 2; n <= 5; ++n) s.self_bleu[n - 2] = row.at(fmt::format("self_bleu_{}", n));
+    s.mean_length = row.at("length");
+    s.texts = row.at("texts");
+    r.texts.push_back(s);
+  }
+  return r;
+}
+
+}  // namespace
 
 ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& arm, ExampleSpan items,
                        ExampleSpan merged, const std::vector<std::vector<int32_t>>& labels,
                        const ArmSettings& settings) {
   ArmResult r;
   r.name = arm.name;
-  r.loss = evaluate_loss(runner, *arm.maker, items, settings.placement, settings.batch);
-  if (!labels.empty()) {
+  if (labels.empty()) {
+    r.loss = evaluate_loss(runner, *arm.maker, items, settings.placement, settings.batch);
+  } else {
     const std::vector<double> scores =
         label_scores(runner, *arm.maker, items, labels, settings.placement, settings.batch);
     std::vector<int64_t> right;
@@ -26,6 +83,14 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
       right.push_back(it - labels.begin());
     }
     r.label_accuracy = metrics::label_accuracy(scores, right, labels.size());
+    // The right label's likelihood is the loss: the model need not run once more for it.
+    double sum = 0.0;
+    for (size_t i = 0; i < right.size(); ++i) {
+      const size_t label = static_cast<size_t>(right[i]);
+      sum -= scores[i * labels.size() + label];
+      r.loss.tokens += static_cast<int64_t>(labels[label].size());
+    }
+    if (r.loss.tokens > 0) r.loss.ce = sum / static_cast<double>(r.loss.tokens);
   }
   if (settings.generate) {
     const ExampleSpan part = merged.subspan(
@@ -61,6 +126,51 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
   if (!settings.drift_text.empty())
     r.drift =
         evaluate_drift(runner, tokenizer, *arm.maker, settings.drift_text, 128, 32, settings.placement).ce;
+  return r;
+}
+
+ArmResult evaluate_untrained(const std::string& folder, const std::string& base, Runner& runner,
+                             const Tokenizer& tokenizer, ExampleSpan items, ExampleSpan merged,
+                             const std::vector<std::vector<int32_t>>& labels, const ArmSettings& settings) {
+  GT_CHECK(settings.judges == 0 && settings.drift_text.empty(),
+           "judges and a second text are not kept for other runs");
+  using nlohmann::json;
+  const json question{{"base", base},
+                      {"items", digest_of(items)},
+                      {"merged", digest_of(merged)},
+                      {"labels", labels},
+                      {"temperatures", settings.temperatures},
+                      {"samples", settings.samples},
+                      {"max_new", settings.max_new},
+                      {"max_generate", settings.max_generate},
+                      {"seed", settings.seed},
+                      {"batch", settings.batch},
+                      {"placement", static_cast<int>(settings.placement)},
+                      {"generate", settings.generate}};
+  Digest name;
+  name.add_list(question.dump());
+  const std::filesystem::path file =
+      std::filesystem::path(folder) / fmt::format("untrained-{:016x}.json", name.value);
+  if (std::filesystem::exists(file)) {
+    try {
+      const json kept = json::parse(read_text_file(file, int64_t{256} << 20));
+      if (kept.at("question") == question) {
+        ArmResult r = from_json(kept.at("result"));
+        r.samples = kept.at("samples").get<std::vector<std::string>>();
+        return r;
+      }
+    } catch (const json::exception&) {  // not what this program writes: measured anew
+    }
+  }
+  NoPrompt none;
+  ArmResult r = evaluate_arm(runner, tokenizer, {"no prompt", &none}, items, merged, labels, settings);
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) fail("{}: cannot make the folder: {}", folder, error.message());
+  const std::string text =
+      json{{"question", question}, {"result", json::parse(to_json(r))}, {"samples", r.samples}}.dump(
+          2, ' ', false, json::error_handler_t::replace);
+  write_file_atomically(file.string(), {{text.data(), text.size()}});
   return r;
 }
 

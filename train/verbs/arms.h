@@ -43,6 +43,13 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
                        ExampleSpan merged, const std::vector<std::vector<int32_t>>& labels,
                        const ArmSettings& settings);
 
+// The arm "no prompt", which the runs of one comparison have in common. A file in `folder` has it where one
+// of them asked for the same: this base (`base` names its weights, type and device), items and settings. Else
+// it is measured and left there, whole or not at all. Judges and a second text are not kept: an Error.
+ArmResult evaluate_untrained(const std::string& folder, const std::string& base, Runner& runner,
+                             const Tokenizer& tokenizer, ExampleSpan items, ExampleSpan merged,
+                             const std::vector<std::vector<int32_t>>& labels, const ArmSettings& settings);
+
 // The same as a JSON object.
 std::string to_json(const ArmResult& result);
 // A table for people: a line an arm, a block a temperature.

@@ -2,7 +2,8 @@
 //
 //   OUTPUT/jobs/BUDGET/ARM/seed-N.toml    the resolved configuration that the run is started with
 //   OUTPUT/runs/BUDGET/ARM/seed-N/        its run folder, with log.txt and eval.json besides
-//   OUTPUT/results.{md,csv,json}, OUTPUT/peft/ARM--seed-N.json, OUTPUT/report.html
+//   OUTPUT/untrained/                     what the model does without training, which its runs leave each
+//   other OUTPUT/results.{md,csv,json}, OUTPUT/peft/ARM--seed-N.json, OUTPUT/report.html
 #include "train/verbs/compare.h"
 
 #include <fcntl.h>
@@ -113,10 +114,13 @@ std::string last_error(const fs::path& log) {
   return line.empty() ? "it said nothing" : line;
 }
 
-std::vector<std::string> train_words(const Job& job) {
+std::vector<std::string> train_words(const Job& job, const fs::path& output) {
+  std::vector<std::string> words{"train", "--untrained", (output / "untrained").string()};
   if (fs::exists(job.folder / "checkpoints" / "latest"))
-    return {"train", "--resume", "output=" + job.folder.string()};
-  return {"train", job.file.string()};
+    words.insert(words.end(), {"--resume", "output=" + job.folder.string()});
+  else
+    words.push_back(job.file.string());
+  return words;
 }
 std::vector<std::string> eval_words(const Job& job, const CompareOptions& options) {
   std::vector<std::string> words{"eval",
@@ -342,7 +346,7 @@ class Comparison {
     const auto launch = [&](Job& job) {
       const bool evaluates = trained(job);
       const pid_t child =
-          start(evaluates ? eval_words(job, options_) : train_words(job), job.folder / "log.txt");
+          start(evaluates ? eval_words(job, options_) : train_words(job, output_), job.folder / "log.txt");
       running[child] = {&job, evaluates, Clock::now()};
     };
     bool told = false;

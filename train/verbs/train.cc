@@ -456,12 +456,28 @@ int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config
         config.eval.max_items > 0 ? config.eval.max_items : static_cast<int64_t>(merged.size());
     settings.seed = static_cast<uint64_t>(config.seed);
     settings.generate = labels.empty();
-    std::vector<Arm> arms{{"no prompt", &none}};
-    if (trainer.warm() && trainer.totals().steps_adversarial > 0) arms.push_back({"warm", trainer.warm()});
-    arms.push_back({"trained", &trainer.deployed()});
-    for (const Arm& arm : arms) {
-      fmt::print(stderr, "evaluating: {} ({} items)\n", arm.name, items.size());
+    const auto say = [&](const char* arm) {
+      fmt::print(stderr, "evaluating: {} ({} items)\n", arm, items.size());
+    };
+    const auto measure = [&](const Arm& arm) {
+      say(arm.name.c_str());
       results.push_back(evaluate_arm(runner, tokenizer, arm, items, merged_items, labels, settings));
+    };
+    if (options.untrained.empty()) {
+      measure({"no prompt", &none});
+    } else {
+      say("no prompt");
+      const std::string base = fmt::format("{:016x} {} {} {}", base_before, dtype_name(llama.dtype()),
+                                           device.description(), static_cast<int>(choice.gemm));
+      results.push_back(evaluate_untrained(options.untrained, base, runner, tokenizer, items, merged_items,
+                                           labels, settings));
+    }
+    if (trainer.warm() && trainer.totals().steps_adversarial > 0) measure({"warm", trainer.warm()});
+    if (trainer.generator_parameters() > 0) {
+      measure({"trained", &trainer.deployed()});
+    } else {  // nothing was trained: the model without a prompt, by another name
+      results.push_back(results.front());
+      results.back().name = "trained";
     }
   }
   const double eval_seconds =

@@ -35,6 +35,7 @@ struct TrainOptions {
   bool allow_config_change = false;  // with resume: under another configuration than it was started with
   int ranks = 0;                     // that many processes on this machine; 0: as the environment says
   int64_t profile_begin = -1, profile_end = -1;  // steps [begin, end) are recorded by a profiler; -1: none
+  std::string untrained;  // a folder where runs leave and find what the base does at their end; "": none
 };
 // With several ranks (train/communicator/ranks.h) this process is one of them.
 int run_train(const TrainOptions& options, const DeviceFactory& devices,
