@@ -69,6 +69,19 @@ std::vector<int64_t> total_lengths(const std::vector<TokenizedExample>& examples
   return n;
 }
 
+Loader training_loader(const TrainConfig& c, const std::vector<TokenizedExample>& train) {
+  return {total_lengths(train), c.train.batch, derive_key(static_cast<uint64_t>(c.seed), kPurposeLoader),
+          c.data.bucket};
+}
+Loader heldout_loader(const TrainConfig& c, const std::vector<TokenizedExample>& train,
+                      const std::vector<TokenizedExample>& valid) {
+  return {total_lengths(valid.empty() ? train : valid), std::max<int64_t>(1, c.train.batch / 2),
+          derive_key(static_cast<uint64_t>(c.seed), kPurposeHeldout), false};
+}
+int64_t warmup_steps(const TrainConfig& c, int64_t steps) {
+  return c.loss.kind == LossKind::kCe ? steps : std::min(c.train.warmup_ce_steps, steps);
+}
+
 }  // namespace
 
 Saving saving_of(Recompute recompute) {
@@ -145,11 +158,8 @@ struct Trainer::State {
         config(c),
         data(std::move(items)),
         runner(d, l),
-        loader(total_lengths(data.train), c.train.batch,
-               derive_key(static_cast<uint64_t>(c.seed), kPurposeLoader), c.data.bucket),
-        heldout(total_lengths(data.valid.empty() ? data.train : data.valid),
-                std::max<int64_t>(1, c.train.batch / 2),
-                derive_key(static_cast<uint64_t>(c.seed), kPurposeHeldout), false),
+        loader(training_loader(c, data.train)),
+        heldout(heldout_loader(c, data.train, data.valid)),
         gate(gate_settings(c)),
         replay(kReplayCapacity, derive_key(static_cast<uint64_t>(c.seed), kPurposeReplay)),
         seed(static_cast<uint64_t>(c.seed)),
@@ -217,15 +227,8 @@ struct Trainer::State {
                                                 kept == all ? 0 : std::min(all, inputs * longest_input));
     }
 
-    const int64_t per_epoch =
-        (loader.batches_per_epoch() + config.train.accumulate - 1) / config.train.accumulate;
-    const int64_t steps =
-        config.train.steps > 0
-            ? config.train.steps
-            : std::max<int64_t>(1, static_cast<int64_t>(
-                                       std::llround(config.train.epochs * static_cast<double>(per_epoch))));
-    warmup_total = adversarial() ? std::min(config.train.warmup_ce_steps, steps) : steps;
-    total = steps;
+    total = steps_of(config, loader.items());
+    warmup_total = warmup_steps(config, total);
     if (warmup_total == 0) {
       begin_adversarial();
       phase_step = 0;
@@ -1288,6 +1291,26 @@ int64_t Trainer::context_rows(const std::vector<TokenizedExample>& train,
     for (const TokenizedExample& e : *items)
       if (seen.insert(e.prompt).second) rows += static_cast<int64_t>(e.prompt.size());
   return rows;
+}
+
+int64_t Trainer::steps_of(const TrainConfig& c, int64_t train_items) {
+  if (c.train.steps > 0) return c.train.steps;
+  const int64_t batches = (train_items + c.train.batch - 1) / c.train.batch;
+  const int64_t per_epoch = (batches + c.train.accumulate - 1) / c.train.accumulate;
+  return std::max<int64_t>(
+      1, static_cast<int64_t>(std::llround(c.train.epochs * static_cast<double>(per_epoch))));
+}
+
+void Trainer::visit_batches(
+    const TrainConfig& c, const std::vector<TokenizedExample>& train,
+    const std::vector<TokenizedExample>& valid,
+    const std::function<void(bool heldout, const std::vector<int64_t>& items)>& visit) {
+  Loader loader = training_loader(c, train), heldout = heldout_loader(c, train, valid);
+  const int64_t steps = steps_of(c, loader.items()), warmup = warmup_steps(c, steps);
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t i = 0; i < c.train.accumulate; ++i) visit(false, loader.next());
+    if (step >= warmup) visit(true, heldout.next());
+  }
 }
 
 bool Trainer::done() const { return s_->step >= s_->total; }

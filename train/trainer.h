@@ -79,6 +79,15 @@ class Trainer {
   };
   static int64_t context_rows(const std::vector<TokenizedExample>& train,
                               const std::vector<TokenizedExample>& valid);
+  // Every batch that a run takes, in order, as numbers of training items; and, where it has a discriminator,
+  // the items held out beside them, once a step, of `valid`, or of `train` where there are none. No model is
+  // needed: this is what a run's largest batch is known from before it begins.
+  static void visit_batches(
+      const TrainConfig& config, const std::vector<TokenizedExample>& train,
+      const std::vector<TokenizedExample>& valid,
+      const std::function<void(bool heldout, const std::vector<int64_t>& items)>& visit);
+  // Steps that a run over so many training items takes.
+  static int64_t steps_of(const TrainConfig& config, int64_t train_items);
   // With several `ranks` each is given the same and trains on its part of every batch (docs/distributed.md);
   // null: this process is alone. step() is then something all of them do together.
   Trainer(Device& device, const Llama& llama, const Tokenizer& tokenizer, const TrainConfig& config,

@@ -1,10 +1,10 @@
 """One peer run: some training steps with PyTorch, transformers and PEFT, in a process of its own.
 
-usage: tools/venv witness bench/peers/peft_step.py --model FILE.gguf --method prompt|lora_qv|qlora_nf4 --dtype f32|bf16
+usage: tools/venv witness bench/peers/peft_step.py --model FILE.gguf --method prompt|prefix|lora_qv|lora_all|qlora_nf4|full --dtype f32|bf16
            --batch 8 --length 128 --prompt 20 --steps 2 --threads 2 --output FILE.json
 
 Random token ids, the second half of the positions scored, AdamW, clipping to norm 1: what bench/step_bench does.
-The first step is not timed. Written: seconds of each step, peak memory (VmHWM), when the first step ended (Unix time).
+`full` is transformers alone: every weight, in --dtype, with AdamW's state in it too. The first step is not timed. Written: seconds of each step, peak memory (VmHWM), when the first step ended (Unix time).
 """
 
 import argparse
@@ -26,8 +26,12 @@ transformers.utils.logging.disable_progress_bar()
 def adapter(method, prompt):
     if method == "prompt":
         return peft.PromptTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=prompt)
+    if method == "prefix":
+        return peft.PrefixTuningConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=prompt)
+    every = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
     return peft.LoraConfig(
-        task_type=peft.TaskType.CAUSAL_LM, r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
+        task_type=peft.TaskType.CAUSAL_LM, r=8, lora_alpha=16, lora_dropout=0.0,
+        target_modules=every if method == "lora_all" else ["q_proj", "v_proj"],
     )
 
 
@@ -61,7 +65,7 @@ def peak_memory():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--method", choices=("prompt", "lora_qv", "qlora_nf4"), required=True)
+    parser.add_argument("--method", choices=("prompt", "prefix", "lora_qv", "lora_all", "qlora_nf4", "full"), required=True)
     parser.add_argument("--dtype", choices=("f32", "bf16"), required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     for name, default in (("batch", 8), ("length", 128), ("prompt", 20), ("steps", 2), ("threads", 2)):
@@ -75,7 +79,7 @@ def main():
         base = base.to(torch.bfloat16)
     if arguments.method == "qlora_nf4":
         in_four_bits(base, torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
-    model = peft.get_peft_model(base, adapter(arguments.method, arguments.prompt))
+    model = base.requires_grad_(True) if arguments.method == "full" else peft.get_peft_model(base, adapter(arguments.method, arguments.prompt))
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)

@@ -38,6 +38,10 @@ TEST(Compare, MethodsAndArms) {
   EXPECT_EQ(parse_method("gan").settings, (Words{"method=gan", "loss.kind=rloo"}));
   EXPECT_EQ(parse_method("lora+gumbel").settings, (Words{"method=lora", "loss.kind=gumbel"}));
   EXPECT_TRUE(parse_method("lora+gumbel").trains);
+  EXPECT_EQ(parse_method("prompt+placebo").settings,
+            (Words{"method=prompt", "loss.kind=rloo", "optimizer.lr_d=0", "optimizer.lr_d_end=0",
+                   "train.gate_g=0"}));
+  EXPECT_EQ(parse_method("prompt+placebo").name, "prompt+placebo");
   EXPECT_FALSE(parse_method("zero-shot").trains);
   const ComparedArm few = parse_method("few-shot:8");
   EXPECT_EQ(few.shots, 8);
@@ -49,6 +53,7 @@ TEST(Compare, MethodsAndArms) {
 
   EXPECT_SAYS(parse_method("lorra"), "did you mean 'lora'?");
   EXPECT_SAYS(parse_method("lora+rlo"), "did you mean 'rloo'?");
+  EXPECT_SAYS(parse_method("lora+placebos"), "did you mean 'placebo'?");
   for (const char* bad : {"few-shot", "few-shot:", "few-shot:0", "few-shot:x", "few-shot4", "few-shot:99999"})
     EXPECT_SAYS(parse_method(bad), "few-shot:K");
   EXPECT_SAYS(parse_arm("prompt"), "expected --arm 'NAME: METHOD");

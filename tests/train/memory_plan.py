@@ -3,8 +3,8 @@
 usage: memory_plan.py GANTRAIN [--model FILE] [--only NAME]
 
 Each run of the matrix takes a few steps of every phase and the evaluation at its end; its peak (VmHWM) must be within
-2 % and 32 MiB of what was planned before it began. Items are equally long, so that every batch is the largest one. Then
-a run that does not fit is refused: exit code 3, the plan, and remedies, the first of which fits.
+2 % and 32 MiB of what was planned before it began. Items are equally long, so that every batch is the largest one; in the
+cases named uneven they are not, and the plan must know the largest batch that comes. Then a run that does not fit is refused: exit code 3, the plan, and remedies, the first of which fits.
 """
 
 import argparse
@@ -22,7 +22,7 @@ WORDS = "the of and to in is was for on with as he it at by that".split()
 
 STATIC, MLP, CONDITIONAL = ("method=" + kind for kind in ("prompt", "ptuning", "gan"))
 CE, RLOO, GUMBEL = ("loss.kind=" + kind for kind in ("ce", "rloo", "gumbel"))
-# name -> (model, words of prompt and completion, settings)
+# name -> (model, words of prompt and completion, the least and the most where there are two, settings)
 SMALL, LARGE = "stories", "smollm"
 MATRIX = {
     "stories prompt": (SMALL, 12, 12, [STATIC, CE]),
@@ -46,6 +46,9 @@ MATRIX = {
     "smollm full": (LARGE, 12, 12, ["method=full", CE, "train.batch=2"]),
     "smollm qlora": (LARGE, 20, 20, ["method=qlora", "lora.targets=all", CE, "train.batch=4"]),
     "smollm packed c1": (LARGE, 16, 16, [STATIC, RLOO, "model_quantize=file", "loss.samples=2", "train.batch=4"]),
+    "stories uneven": (SMALL, (4, 200), (4, 60), [STATIC, CE, "train.batch=16", "train.steps=4"]),
+    "smollm uneven": (LARGE, (4, 80), (4, 40), [STATIC, CE, "train.batch=8", "train.steps=4"]),
+    "smollm uneven c1": (LARGE, (4, 60), (4, 16), [STATIC, RLOO, "loss.samples=2", "train.batch=4"]),
     "smollm c2": (LARGE, 12, 12, [CONDITIONAL, GUMBEL, "loss.samples=1", "train.batch=4"]),
 }
 
@@ -54,10 +57,18 @@ def text(words, seed):
     return " ".join(WORDS[(seed * 7 + i * i + i // 3) % len(WORDS)] for i in range(words))
 
 
+def words_of(length, n):
+    """A number of words; between two, few items are long, as in most data."""
+    if isinstance(length, int):
+        return length
+    least, most = length
+    return least + round((most - least) * (n * 37 % 64 / 63) ** 4)
+
+
 def write_data(folder, prompt, completion):
     for split, count, first in (("train", 64, 0), ("valid", 8, 1000)):
         lines = [
-            json.dumps({"prompt": f"{n}: {text(prompt, n)}", "completion": " " + text(completion, n + 3)})
+            json.dumps({"prompt": f"{n}: {text(words_of(prompt, n), n)}", "completion": " " + text(words_of(completion, n + 5), n + 3)})
             for n in range(first, first + count)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -79,7 +90,7 @@ def settings(model, folder, completion, own):
         f"train.steps={6 if adversarial else 3}",
         "train.warmup_ce_steps=2",
         "train.discriminator_steps=1",
-        f"train.max_new_tokens={completion}",
+        f"train.max_new_tokens={completion if isinstance(completion, int) else completion[1]}",
         "train.gate_d=1",
         "train.gate_g=0",
         "eval.samples=1",

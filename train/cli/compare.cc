@@ -26,8 +26,9 @@ Action add_compare(CLI::App& program, const VerbTable& verbs, const std::string&
       "           --judges 3 -o runs/compare\n"
       "The same command goes on where it was stopped.");
   verb.add_option("config", flags->words, "a TOML file (optional), then key=value settings, for all arms");
-  verb.add_option("--methods", o.methods,
-                  "with commas: zero-shot, few-shot:K, a method, or METHOD+LOSS (loss ce, rloo or gumbel)")
+  verb.add_option(
+          "--methods", o.methods,
+          "with commas: zero-shot, few-shot:K, a method, or METHOD+LOSS (loss ce, rloo, gumbel or placebo)")
       ->delimiter(',')
       ->allow_extra_args(false);
   verb.add_option("--arm", o.arms, "one more: 'NAME: METHOD KEY=VALUE ...'; may be given several times")

@@ -17,17 +17,69 @@ namespace {
 
 std::string megabytes(int64_t bytes) { return fmt::format("{:.1f} MB", static_cast<double>(bytes) * 1e-6); }
 
-// The `count` items that are longest by `length`.
-template <typename Length>
+using Size = std::function<int64_t(const TokenizedExample&)>;
+
+// The `count` items that are largest by `size`.
 std::vector<TokenizedExample> longest(const std::vector<TokenizedExample>& items, int64_t count,
-                                      Length length) {
+                                      const Size& size) {
   std::vector<const TokenizedExample*> order = pointers(items);
   const auto most = static_cast<std::ptrdiff_t>(std::min<size_t>(order.size(), static_cast<size_t>(count)));
   std::partial_sort(
       order.begin(), order.begin() + most, order.end(),
-      [&](const TokenizedExample* a, const TokenizedExample* b) { return length(*a) > length(*b); });
+      [&](const TokenizedExample* a, const TokenizedExample* b) { return size(*a) > size(*b); });
   std::vector<TokenizedExample> out;
   for (std::ptrdiff_t i = 0; i < most; ++i) out.push_back(*order[static_cast<size_t>(i)]);
+  return out;
+}
+
+// What takes items in their order takes one of these: the largest of the groups of `count`.
+std::vector<TokenizedExample> largest_group(ExampleSpan items, int64_t count, const Size& size) {
+  size_t best = 0;
+  int64_t most = -1;
+  const size_t step = static_cast<size_t>(count);
+  for (size_t at = 0; at < items.size(); at += step) {
+    int64_t sum = 0;
+    for (size_t i = at; i < std::min(items.size(), at + step); ++i) sum += size(*items[i]);
+    if (sum > most) most = sum, best = at;
+  }
+  std::vector<TokenizedExample> out;
+  for (size_t i = best; i < std::min(items.size(), best + step); ++i) out.push_back(*items[i]);
+  return out;
+}
+
+// The largest batches that one of the ranks of a run has: of training items, and of those held out beside
+// them. The order of a run is known before it begins.
+struct Batches {
+  std::vector<TokenizedExample> training, heldout;
+};
+Batches largest_batches(const TrainConfig& c, int ranks, const TokenizedDataset& data, const Size& size) {
+  const auto& other = data.valid.empty() ? data.train : data.valid;
+  constexpr int64_t kVisited = 1'000'000;
+  if (Trainer::steps_of(c, std::ssize(data.train)) > kVisited / c.train.accumulate) {
+    // More than is worth looking at: some batch comes near to this.
+    const int64_t batch = (c.train.batch + ranks - 1) / ranks;
+    return {longest(data.train, batch, size), longest(other, std::max<int64_t>(1, batch / 2), size)};
+  }
+  struct Most {
+    int64_t sum = -1;
+    std::vector<int64_t> items;
+  } training, heldout;
+  Trainer::visit_batches(c, data.train, data.valid, [&](bool held, const std::vector<int64_t>& items) {
+    const auto& from = held ? other : data.train;
+    Most& most = held ? heldout : training;
+    for (int rank = 0; rank < ranks; ++rank) {
+      const Part part = part_of(items.size(), rank, ranks);
+      int64_t sum = 0;
+      for (size_t i = part.begin; i < part.end; ++i) sum += size(from[static_cast<size_t>(items[i])]);
+      if (sum > most.sum)
+        most = {sum,
+                {items.begin() + static_cast<std::ptrdiff_t>(part.begin),
+                 items.begin() + static_cast<std::ptrdiff_t>(part.end)}};
+    }
+  });
+  Batches out;
+  for (const int64_t i : training.items) out.training.push_back(data.train[static_cast<size_t>(i)]);
+  for (const int64_t i : heldout.items) out.heldout.push_back(other[static_cast<size_t>(i)]);
   return out;
 }
 
@@ -89,34 +141,45 @@ TrainConfig shortened(const TrainConfig& config) {
 
 // Returns the numbers of the larger player: what is summed over ranks.
 int64_t rehearse(CountingDevice& device, const Llama& llama, const Tokenizer& tokenizer,
-                 const TrainConfig& config, const TokenizedDataset& data,
-                 const std::function<int64_t(const TokenizedExample&)>& length) {
-  const TrainConfig c = shortened(config);
+                 const TrainConfig& whole, int ranks, const TokenizedDataset& data, const Size& size) {
+  TrainConfig c = shortened(whole);
+  c.train.batch = (whole.train.batch + ranks - 1) / ranks;
+  const int64_t together = whole.train.batch;  // in an evaluation: ranks take turns
+  const bool has_test = !data.test.empty(), adversarial = whole.loss.kind != LossKind::kCe;
+  Batches largest = largest_batches(whole, ranks, data, size);
+  const auto validated = pointers(data.valid, whole.eval.max_items);
+  if (!adversarial) largest.heldout = largest_group(validated, together, size);
+  if (data.valid.empty()) largest.heldout.clear();
   Trainer trainer(device, llama, tokenizer, c,
-                  {longest(data.train, c.train.batch, length), longest(data.valid, c.train.batch, length),
+                  {std::move(largest.training), std::move(largest.heldout),
                    Trainer::context_rows(data.train, data.valid)});
   while (!trainer.done()) trainer.step();
-  if (!data.valid.empty()) trainer.validate();
-  // The evaluation at the end of a run, on the longest items.
-  const bool has_test = !data.test.empty();
-  const auto items = longest(has_test ? data.test : data.valid, c.train.batch, length);
   const int64_t trained = std::max(trainer.generator_parameters(), trainer.discriminator_parameters());
-  if (items.empty()) return trained;
-  const Range range(device, "evaluation");
   Runner runner(device, llama);
   PromptMaker& maker = trainer.deployed();
+  if (!validated.empty()) {
+    const Range range(device, "validation");
+    const auto items = largest_group(validated, together, size);
+    evaluate_loss(runner, maker, pointers(items), c.generator.placement, together);
+  }
+  // The evaluation at the end of a run.
+  const auto items =
+      largest_group(pointers(has_test ? data.test : data.valid, whole.eval.max_items), together, size);
+  if (items.empty()) return trained;
+  const Range range(device, "evaluation");
   const auto part = pointers(items);
-  evaluate_loss(runner, maker, part, c.generator.placement, c.train.batch);
   const auto labels = find_labels(pointers(data.train));
   if (!labels.empty()) {
-    label_scores(runner, maker, part, labels, c.generator.placement, c.train.batch);
+    label_scores(runner, maker, part, labels, c.generator.placement, together);
     return trained;
   }
+  evaluate_loss(runner, maker, part, c.generator.placement, together);
   GenerationSettings g;
   g.max_new = static_cast<int32_t>(c.train.max_new_tokens);
   g.samples = c.eval.samples;
-  const auto asked = longest(has_test ? data.test_merged : data.valid_merged, g.batch,
-                             [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });
+  const auto asked =
+      largest_group(pointers(has_test ? data.test_merged : data.valid_merged, whole.eval.max_items), g.batch,
+                    [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });
   generate_texts(runner, tokenizer, maker, pointers(asked), c.generator.placement, g);
   return trained;
 }
@@ -192,18 +255,19 @@ std::string MemoryPlan::text() const {
 }
 
 MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& tokenizer,
-                       const TrainConfig& whole, const TokenizedDataset& data, const ProcessMemory& now,
+                       const TrainConfig& config, const TokenizedDataset& data, const ProcessMemory& now,
                        int ranks) {
-  TrainConfig config = whole;
-  config.train.batch = (config.train.batch + ranks - 1) / ranks;
   // Long inputs make large caches, long items large batches; they need not be the same items.
   CountingDevice by_length(device, answer_tokens(tokenizer)), by_input(device, answer_tokens(tokenizer));
   // All layers hold all rows, but for the last one, which goes on with those that are scored.
   const int64_t layers = llama.config().num_layers;
-  const int64_t trained = rehearse(by_length, llama, tokenizer, config, data, [&](const TokenizedExample& e) {
-    return layers * std::ssize(e.prompt) + (layers + 1) * std::ssize(e.completion);
-  });
-  rehearse(by_input, llama, tokenizer, config, data,
+  const int64_t answers =
+      config.loss.kind == LossKind::kCe ? 0 : config.loss.samples * config.train.max_new_tokens;
+  const int64_t trained =
+      rehearse(by_length, llama, tokenizer, config, ranks, data, [&](const TokenizedExample& e) {
+        return layers * std::ssize(e.prompt) + (layers + 1) * (std::ssize(e.completion) + answers);
+      });
+  rehearse(by_input, llama, tokenizer, config, ranks, data,
            [](const TokenizedExample& e) { return static_cast<int64_t>(e.prompt.size()); });
   const CountingDevice& most = by_input.peak() > by_length.peak() ? by_input : by_length;
 

@@ -21,7 +21,8 @@ struct ComparedArm {
 };
 
 // "METHOD", "METHOD+LOSS" (a method and a loss of the configuration; without a loss cross-entropy, for `gan`
-// the policy gradient), "zero-shot", "few-shot:K". Throws Error of kind usage with a suggestion.
+// the policy gradient; `placebo`: that with a discriminator that never learns), "zero-shot", "few-shot:K".
+// Throws Error of kind usage with a suggestion.
 ComparedArm parse_method(const std::string& text);
 // "NAME: METHOD KEY=VALUE ...", words parted by spaces. Throws Error of kind usage, also where a setting
 // would make the comparison unequal (data, batches, steps, model, seed).

@@ -122,19 +122,21 @@ ComparedArm parse_method(const std::string& text) {
     std::vector<std::string> known = methods;
     known.insert(known.end(), {kZeroShot, std::string(kFewShot) + ":4"});
     fail_usage(
-        "compare: unknown method '{}'{}; expected one of {}, each with +ce, +rloo or +gumbel where it is "
-        "trained",
+        "compare: unknown method '{}'{}; expected one of {}, each with +ce, +rloo, +gumbel or +placebo where "
+        "it is trained",
         method, did_you_mean(method, known), join(known, ", "));
   }
   std::string loss = method == "gan" ? "rloo" : "ce";
   if (plus != std::string::npos) {
     loss = text.substr(plus + 1);
-    const std::vector<std::string> losses{"ce", "rloo", "gumbel"};
+    const std::vector<std::string> losses{"ce", "rloo", "gumbel", "placebo"};
     if (std::find(losses.begin(), losses.end(), loss) == losses.end())
-      fail_usage("compare: unknown loss '{}' in '{}'{}; expected ce, rloo or gumbel", loss, text,
+      fail_usage("compare: unknown loss '{}' in '{}'{}; expected ce, rloo, gumbel or placebo", loss, text,
                  did_you_mean(loss, losses));
   }
-  arm.settings = {"method=" + method, "loss.kind=" + loss};
+  arm.settings = {"method=" + method, "loss.kind=" + (loss == "placebo" ? "rloo" : loss)};
+  if (loss == "placebo")
+    arm.settings.insert(arm.settings.end(), {"optimizer.lr_d=0", "optimizer.lr_d_end=0", "train.gate_g=0"});
   return arm;
 }
 
