@@ -523,6 +523,9 @@ std::vector<Key> make_keys() {
       real_key("train.gate_g", GT_AT(train.gate_g), 0.0, 1.0,
                "the generator trains only while it is above this"),
       real_key("train.gate_ema", GT_AT(train.gate_ema), 0.0, 0.9999, "memory of the running pair accuracy"),
+      bool_key("train.gate_ce", GT_AT(train.gate_ce),
+               "in a step in which the gate holds the generator back it learns from the references all the "
+               "same (loss.alpha)"),
       real_key("train.ema", GT_AT(train.ema), 0.0, 0.999999,
                "memory of the averaged generator, which is evaluated and used once the discriminator is "
                "there; 0: the last "

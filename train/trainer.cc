@@ -776,6 +776,8 @@ struct Trainer::State {
     const float alpha =
         static_cast<float>(scheduled(Schedule::kCosine, config.loss.alpha, config.loss.alpha_end,
                                      step - warmup_total, adversarial_total()));
+    // Held back by the gate, the generator goes on with the references alone.
+    const bool by_references = !train_g && !turn.warmup && config.train.gate_ce && alpha > 0.0f;
     int64_t reference_tokens = 0, inputs_total = 0;
     for (const auto& b : batches) {
       inputs_total += static_cast<int64_t>(b.size());
@@ -965,10 +967,11 @@ struct Trainer::State {
                 share_train);
           r.discriminator_s += clock.lap();
         }
-        if (!train_g) return;
-        const float kl = seeded > 0 ? static_cast<float>(config.loss.beta / static_cast<double>(seeded) /
-                                                         static_cast<double>(batches.size()))
-                                    : 0.0f;
+        if (!train_g && !by_references) return;
+        const float kl = train_g && seeded > 0
+                             ? static_cast<float>(config.loss.beta / static_cast<double>(seeded) /
+                                                  static_cast<double>(batches.size()))
+                             : 0.0f;
         generator_pass(micro, noise_key, alpha / static_cast<float>(reference_tokens), seeds, kl, sums);
         r.forward_backward_s += clock.lap();
       });
@@ -977,19 +980,20 @@ struct Trainer::State {
     // Every answer was empty: the discriminator, whose turn it was, has nothing to read and the gate nothing
     // to go by. The generator learns from the references alone, or neither player would ever move again.
     if (pairs_seen == 0 && !train_g && !turn.warmup) {
-      for (size_t m = 0; m < batches.size(); ++m)
-        generator_pass(micros[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(reference_tokens),
-                       {}, 0.0f, sums);
+      if (!by_references)
+        for (size_t m = 0; m < batches.size(); ++m)
+          generator_pass(micros[m], key(kPurposeNoise, index(m)), 1.0f / static_cast<float>(reference_tokens),
+                         {}, 0.0f, sums);
       train_g = true;
       r.forward_backward_s += clock.lap();
     }
-    const bool step_d = train_d && pairs_seen > 0;
+    const bool step_d = train_d && pairs_seen > 0, step_g = train_g || by_references;
     const AdamSettings adam_of_d = adam_d(), adam_of_g = adam_g();
     if (step_d) sum_gradients(discriminator->parameters());
-    if (train_g) sum_gradients(generator->parameters());
+    if (step_g) sum_gradients(generator->parameters());
     region("optimizers", 1, [&] {
       if (step_d) discriminator->parameters().start_step(adam_of_d);
-      if (!train_g) return;
+      if (!step_g) return;
       generator->parameters().start_step(adam_of_g);
       take_into_average(generator->parameters().steps());
     });
@@ -1009,9 +1013,11 @@ struct Trainer::State {
       r.trained_d = true;
       ++totals.steps_d;
     }
-    if (train_g) {
+    if (step_g) {
       r.grad_norm_g = generator->parameters().finish_step();
       r.lr_g = adam_of_g.lr;
+    }
+    if (train_g) {
       r.trained_g = true;
       ++totals.steps_g;
     }

@@ -150,7 +150,8 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[optimizer]\nlr=0.23\nlr_end=0.24\nlr_ce=0.25\nlr_d=0.26\nlr_d_end=0.27\nbeta1=0.28\nbeta2=0.29\n"
       "eps=1e-07\nweight_decay=0.31\nclip=0.32\nwarmup_steps=33\nschedule='linear'\n"
       "[train]\nepochs=0.1\nsteps=34\nbatch=35\naccumulate=36\nwarmup_ce_steps=37\ndiscriminator_steps=38\n"
-      "target_low=0.39\ntarget_high=0.4\ngate_d=0.7\ngate_g=0.6\ngate_ema=0.41\nema=0.42\naverage_from="
+      "target_low=0.39\ntarget_high=0.4\ngate_d=0.7\ngate_g=0.6\ngate_ema=0.41\ngate_ce=false\nema=0."
+      "42\naverage_from="
       "45\nmax_new_tokens=43\n"
       "recompute='layer'\ncontext_cache=50\neval_every=44\nsave_every=46\nkeep=47\n"
       "[eval]\ntemperatures=[0.1,1.0,0.30000000000000004]\nsamples=48\nmax_items=49\n";

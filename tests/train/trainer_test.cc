@@ -561,6 +561,27 @@ TEST_F(TrainerTest, NeverAreBothPlayersOff) {
         expect_somebody_trains(with_generator(generator, {loss, gate, "train.steps=20"}), {1});
 }
 
+// A step in which the gate holds the generator back: references teach it all the same, or the batch passes
+// by.
+TEST_F(TrainerTest, HeldBackByTheGateTheGeneratorLearnsFromReferences) {
+  for (const char* loss : {"loss.kind=rloo", "loss.kind=gumbel"})
+    for (const bool learns : {true, false}) {
+      TestRun run({loss, "train.gate_g=0.79", "train.steps=20",
+                   learns ? "train.gate_ce=true" : "train.gate_ce=false"},
+                  1);
+      int64_t held_back = 0;
+      while (!run.trainer->done()) {
+        const StepRecord r = run.trainer->step();
+        if (r.phase == Phase::kAdversarial && !r.trained_g) {
+          ++held_back;
+          EXPECT_EQ(std::isfinite(r.ce), learns) << loss << " step " << r.step;
+          EXPECT_EQ(std::isfinite(r.grad_norm_g) && r.grad_norm_g > 0, learns) << loss << " step " << r.step;
+        }
+      }
+      EXPECT_GT(held_back, 0) << loss;
+    }
+}
+
 // Every answer ends at once: nothing to judge. The generator must learn to speak from the references.
 TEST_F(TrainerTest, EmptyAnswersDoNotStopTheRun) {
   std::vector<int32_t> everything;
