@@ -1189,7 +1189,8 @@ struct Trainer::State {
       if (config.generator.kind != GeneratorKind::kStatic && config.generator.noise_dim > 0 &&
           r.step % kNoiseEvery == 0)
         in.noise_change = noise_change();
-      if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0)
+      // Answers of a word or two, such as labels, have no four words in a row that could repeat.
+      if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0 && running_length >= 4)
         in.self_bleu = metrics::self_bleu(std::vector<std::string>(texts.begin(), texts.end()), 4) / 100.0;
     }
     in.rms_ratio = known(r.rms_ratio);
