@@ -225,4 +225,5 @@ def main():
     sys.exit(1 if fresh or wrong or stale or (o.strict and misses) else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
