@@ -66,6 +66,10 @@ class Forward {
         few<8>(t, i % z_.k);
       else if (z_.d == 16)
         few<16>(t, i % z_.k);
+      else if (z_.d == 64)
+        few<64>(t, i % z_.k);
+      else if (z_.d == 128)
+        few<128>(t, i % z_.k);
       else
         few<0>(t, i % z_.k);
     });
