@@ -1,6 +1,7 @@
 // The trainer as a whole, on a random Llama of three layers: it learns, what must not matter does not, and a
 // run that was saved and loaded goes on with the same bits.
 #include "train/trainer.h"
+#include "train/verbs/arms.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -580,6 +581,32 @@ TEST_F(TrainerTest, HeldBackByTheGateTheGeneratorLearnsFromReferences) {
       }
       EXPECT_GT(held_back, 0) << loss;
     }
+}
+
+// With labels an arm's loss comes from their scores; without, from a pass of its own.
+TEST_F(TrainerTest, WithLabelsTheLossIsThatOfTheRightOnes) {
+  TestRun run({"loss.kind=ce"});
+  run.to(2);
+  const std::vector<std::vector<int32_t>> labels{{3, 4}, {5}, {6, 7, 8}};
+  std::vector<TokenizedExample> items = testing::letters(7, 3);
+  std::vector<const TokenizedExample*> pointers;
+  for (size_t i = 0; i < items.size(); ++i) {
+    items[i].completion = labels[i % labels.size()];
+    pointers.push_back(&items[i]);
+  }
+  Runner runner(*run.device, *run.llama);
+  ArmSettings settings;
+  settings.batch = 3;
+  settings.generate = false;
+  const Arm arm{"trained", &run.trainer->deployed()};
+  const ArmResult with = evaluate_arm(runner, run.tokenizer, arm, pointers, {}, labels, settings),
+                  without = evaluate_arm(runner, run.tokenizer, arm, pointers, {}, {}, settings);
+  EXPECT_EQ(with.loss.tokens, without.loss.tokens);
+  EXPECT_EQ(with.loss.tokens, 3 * 2 + 2 * 1 + 2 * 3);
+  // The same sums of f32 values in another order.
+  EXPECT_LE(std::abs(with.loss.ce - without.loss.ce), 1e-6 * without.loss.ce);
+  EXPECT_GE(with.label_accuracy, 0.0);
+  EXPECT_EQ(without.label_accuracy, -1.0);
 }
 
 // Every answer ends at once: nothing to judge. The generator must learn to speak from the references.

@@ -54,7 +54,7 @@ struct Batches {
 };
 Batches largest_batches(const TrainConfig& c, int ranks, const TokenizedDataset& data, const Size& size) {
   const auto& other = data.valid.empty() ? data.train : data.valid;
-  constexpr int64_t kVisited = 1'000'000;
+  constexpr int64_t kVisited = 100'000;  // a tenth of a second
   if (Trainer::steps_of(c, std::ssize(data.train)) > kVisited / c.train.accumulate) {
     // More than is worth looking at: some batch comes near to this.
     const int64_t batch = (c.train.batch + ranks - 1) / ranks;

@@ -33,9 +33,9 @@ struct MemoryPlan {
 };
 
 // The plan of a run whose model and data are loaded: training and evaluation run on a CountingDevice over the
-// largest of the batches that the run will take, whose order is known. `now` is what the process holds at
-// this point; of several `ranks` it is the plan of one, whose part of a batch is never more than a step of
-// batch / ranks has.
+// largest of the batches that the run will take, whose order is known; over the longest items together where
+// there are more than 100,000 steps. `now` is what the process holds at this point; of several `ranks` it is
+// the plan of one, with the largest part of a batch.
 MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                        const TrainConfig& config, const TokenizedDataset& data, const ProcessMemory& now,
                        int ranks = 1);

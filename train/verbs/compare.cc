@@ -2,8 +2,8 @@
 //
 //   OUTPUT/jobs/BUDGET/ARM/seed-N.toml    the resolved configuration that the run is started with
 //   OUTPUT/runs/BUDGET/ARM/seed-N/        its run folder, with log.txt and eval.json besides
-//   OUTPUT/untrained/                     what the model does without training, which its runs leave each
-//   other OUTPUT/results.{md,csv,json}, OUTPUT/peft/ARM--seed-N.json, OUTPUT/report.html
+//   OUTPUT/untrained/                     what the model does without training, for its runs to share
+//   OUTPUT/results.{md,csv,json}, OUTPUT/peft/ARM--seed-N.json, OUTPUT/report.html
 #include "train/verbs/compare.h"
 
 #include <fcntl.h>
