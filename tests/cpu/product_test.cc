@@ -110,15 +110,38 @@ TEST(CpuProduct, OnTilesARowDoesNotDependOnTheOthersOrTheCut) {
   }
 }
 
-TEST(CpuProduct, RowsOfBf16MatchTruth) {
-  if (!has_row_product(DType::kBF16)) GTEST_SKIP() << "this build has no bf16 instructions";
+TEST(CpuProduct, RowsMatchTruth) {
+  if (!has_row_product(DType::kBF16)) GTEST_SKIP() << "this build has neither AVX2 nor AVX-512";
   for (const Shape3& s : kShapes) {
     const Operands o = make(s, true);
+    std::vector<float> a, b;  // the same values in f32
+    for (const bf16 v : o.a) a.push_back(static_cast<float>(v));
+    for (const bf16 v : o.b) b.push_back(static_cast<float>(v));
     for (const bool accumulate : {false, true})
-      check(s, o, accumulate, [](const Shape3& t, const Operands& x, void* c, DType, bool add) {
-        row_product(DType::kBF16, t.m, t.n, t.k, x.a.data(), x.lda, x.b.data(), x.ldb, static_cast<float*>(c),
-                    x.ldc, add);
-      });
+      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        SCOPED_TRACE(dtype_name(dtype));
+        check(s, o, accumulate, [&](const Shape3& t, const Operands& x, void* c, DType, bool add) {
+          const bool f32 = dtype == DType::kF32;
+          row_product(dtype, t.m, t.n, t.k, f32 ? static_cast<const void*>(a.data()) : x.a.data(), x.lda,
+                      f32 ? static_cast<const void*>(b.data()) : x.b.data(), x.ldb, static_cast<float*>(c),
+                      x.ldc, add);
+        });
+      }
+  }
+}
+
+TEST(CpuProduct, OfRowsARowDoesNotDependOnTheOthersOrTheCut) {
+  if (!has_row_product(DType::kBF16)) GTEST_SKIP() << "this build has neither AVX2 nor AVX-512";
+  for (const Shape3& s : {Shape3{41, 30, 77}, Shape3{40, 33, 576}}) {
+    const Operands o = make(s, true);
+    std::vector<float> all(z(s.m * s.n)), row(z(s.n));
+    row_product(DType::kBF16, s.m, s.n, s.k, o.a.data(), o.lda, o.b.data(), o.ldb, all.data(), s.n, false);
+    for (int64_t i = 0; i < s.m; ++i) {
+      for (int64_t j = 0; j < s.n; j += 7)
+        row_product(DType::kBF16, 1, std::min<int64_t>(7, s.n - j), s.k, o.a.data() + i * o.lda, o.lda,
+                    o.b.data() + j * o.ldb, o.ldb, row.data() + j, s.n, false);
+      EXPECT_TRUE(bitwise_equal("row", row, {all.begin() + i * s.n, all.begin() + (i + 1) * s.n}));
+    }
   }
 }
 
