@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/registers.h"
+
 namespace gantrain {
 
 constexpr int64_t kBlockLanes = 16;
@@ -15,7 +17,7 @@ namespace block_detail {
 #if defined(__AVX512F__)
 constexpr int kWidth = 16, kRows = 8;
 #else
-constexpr int kWidth = 8, kRows = 4;
+constexpr int kWidth = 8, kRows = 6;  // 12 of 16 registers hold sums
 #endif
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
 
@@ -37,7 +39,7 @@ inline void tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t
   for (int64_t p = 0; p < k; ++p) {
     Vec row[kN];
 #pragma GCC unroll 2
-    for (int j = 0; j < kN; ++j) row[j] = load(b + p * ldb + j * kWidth);
+    for (int j = 0; j < kN; ++j) row[j] = in_register(load(b + p * ldb + j * kWidth));
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) {
       const float s = a[i * lda + p];

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "cpu/parallel.h"
+#include "cpu/registers.h"
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #define GANTRAIN_ROW_PRODUCT 1
@@ -60,13 +61,6 @@ inline Vec4 lane_sums(Floats a, Floats b, Floats c, Floats d) {
   return __builtin_shufflevector(all, all, 0, 1, 2, 3) + __builtin_shufflevector(all, all, 4, 5, 6, 7);
 }
 #endif
-
-// In a register from here on: g++ puts a load into each product that reads it, and then there are more loads
-// than products.
-template <typename Vector>
-inline void keep(Vector& x) {
-  asm("" : "+v"(x));
-}
 
 // How a type's values are multiplied. A step takes kStep values of k in kParts loads; what load<part>() gives
 // for a row and for a column is multiplied lane by lane. Turned: the type whose loads, one after the other,
@@ -135,14 +129,10 @@ inline void block(int64_t k, const typename T::Value* a, int64_t lda, const type
     if constexpr (kM < kColumns) {
       typename T::Vector held[kM];
 #pragma GCC unroll 8
-      for (int i = 0; i < kM; ++i) {
-        held[i] = T::template load<kPart>(row(i));
-        keep(held[i]);
-      }
+      for (int i = 0; i < kM; ++i) held[i] = in_register(T::template load<kPart>(row(i)));
 #pragma GCC unroll 4
       for (int j = 0; j < kColumns; ++j) {
-        typename T::Vector y = T::template load<kPart>(column(j));
-        keep(y);
+        const typename T::Vector y = in_register(T::template load<kPart>(column(j)));
 #pragma GCC unroll 8
         for (int i = 0; i < kM; ++i) sum[i][j] = T::add(sum[i][j], held[i], y);
       }
