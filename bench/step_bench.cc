@@ -3,9 +3,8 @@
 #include <cmath>
 #include <fstream>
 
-#include "bench/support/harness.h"
+#include "bench/exact_step.h"
 #include "bench/support/random_llama.h"
-#include "model/activations.h"
 #include "train/trainer.h"
 
 namespace gantrain::bench {
@@ -80,18 +79,12 @@ std::vector<TokenizedExample> random_items(int64_t count, int64_t length, int64_
   return out;
 }
 
-// Bytes that the layers keep of `rows` rows between forward and backward.
-int64_t saved_bytes(Device& device, const Llama& llama, int64_t rows, Saving saving,
-                    const Adapters& adapters) {
-  const auto peak = [&](int layers) {
-    Arena counting;
-    take_activations(counting, device, llama, rows, saving, layers, AttentionPlan(), adapters);
-    return counting.peak();
-  };
-  return peak(static_cast<int>(llama.layers().size())) - peak(0);
-}
-
 std::string first_step_file;
+void note_first_step() {
+  if (first_step_file.empty()) return;
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  std::ofstream(first_step_file) << fmt::format("{:.6f}\n", std::chrono::duration<double>(now).count());
+}
 
 constexpr int64_t kBatches = 4;     // of the data
 constexpr int64_t kMostTries = 12;  // steps until one trains both players
@@ -137,10 +130,7 @@ Timed prepare(const MethodRow& method, const Point& p, Device& device) {
     fail("in {} steps there was none that trains both players", kMostTries);
   };
   whole_step();  // not timed: memory is taken, kernels are written
-  if (!first_step_file.empty()) {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    std::ofstream(first_step_file) << fmt::format("{:.6f}\n", std::chrono::duration<double>(now).count());
-  }
+  note_first_step();
   if (method.adversarial || config.generator.placement == Placement::kSuffix)
     for (int i = 1; i < kBatches; ++i) whole_step();  // until all inputs that are kept have been run
   return [run, whole_step, on_model, batch, length, saving = saving_of(config.train.recompute), &device] {
@@ -174,6 +164,13 @@ void define(Suite& suite) {
     if (method.adversarial) axes["samples"] = {2};
     suite.timed(method.name, axes,
                 [&method](const Point& p, Device& device) { return prepare(method, p, device); });
+  }
+  for (const ExactMethod& method : exact_methods()) {
+    Suite::Axes axes{{"batch", {8}}, {"length", {128}}, {"prompt", {20}}};
+    if (method.answers) axes["samples"] = {2};
+    suite.timed(method.name, axes, [&method](const Point& p, Device& device) {
+      return prepare_exact(method, p, device, note_first_step);
+    });
   }
 }
 

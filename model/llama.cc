@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 
+#include "core/digest.h"
 #include "core/ops.h"
 #include "model/weights.h"
 
@@ -20,12 +21,12 @@ float Llama::attention_scale() const { return 1.0f / std::sqrt(static_cast<float
 
 namespace {
 
-// FNV-1a over 32-bit words of one row, mixed with the row's place: rows may be hashed in any order and
-// summed.
+// The 32-bit words of one row, mixed with the row's place: rows may be hashed in any order and summed.
 uint64_t hash_row(const float* row, int64_t n, uint64_t place) {
-  uint64_t h = 0xcbf29ce484222325ull ^ (place * 0x9E3779B97F4A7C15ull);
-  for (int64_t i = 0; i < n; ++i) h = (h ^ std::bit_cast<uint32_t>(row[i])) * 0x100000001b3ull;
-  return h;
+  Digest digest;
+  digest.value ^= place * 0x9E3779B97F4A7C15ull;
+  for (int64_t i = 0; i < n; ++i) digest.add(std::bit_cast<uint32_t>(row[i]));
+  return digest.value;
 }
 
 class Loader {

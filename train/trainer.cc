@@ -13,6 +13,7 @@
 #include <numeric>
 #include <set>
 
+#include "core/digest.h"
 #include "core/ops.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/losses/schedule.h"
@@ -237,17 +238,17 @@ struct Trainer::State {
 
   // The training items as tokens: a continued run must see the same ones.
   std::string data_hash() const {
-    uint64_t h = 0xcbf29ce484222325ull;
+    Digest digest;
     auto mix = [&](const std::vector<int32_t>& ids) {
-      for (int32_t id : ids) h = (h ^ static_cast<uint32_t>(id)) * 0x100000001b3ull;
-      h = (h ^ 0xffffffffull) * 0x100000001b3ull;
+      for (int32_t id : ids) digest.add(static_cast<uint32_t>(id));
+      digest.add(0xffffffffu);
     };
     for (const auto* items : {&data.train, &data.valid})
       for (const TokenizedExample& e : *items) {
         mix(e.prompt);
         mix(e.completion);
       }
-    return fmt::format("{:016x}", h);
+    return fmt::format("{:016x}", digest.value);
   }
 
   bool several() const { return group.size() > 1; }
@@ -1375,16 +1376,15 @@ StepRecord Trainer::step() {
 void Trainer::compare_ranks() const {
   const State& s = *s_;
   if (!s.several()) return;
-  // FNV-1a of both players.
-  uint64_t h = 0xcbf29ce484222325ull;
+  Digest digest;  // of both players
   const auto mix = [&](const ParameterSet& set) {
     set.save("", true, [&](const std::string&, ConstTensor t) {
-      for (const float v : download(s.device, t)) h = (h ^ std::bit_cast<uint32_t>(v)) * 0x100000001b3ull;
+      for (const float v : download(s.device, t)) digest.add(std::bit_cast<uint32_t>(v));
     });
   };
   mix(s.generator->parameters());
   if (s.discriminator) mix(s.discriminator->parameters());
-  const std::vector<std::string> all = s.group.all_gather(fmt::format("{:016x}", h));
+  const std::vector<std::string> all = s.group.all_gather(fmt::format("{:016x}", digest.value));
   for (size_t r = 1; r < all.size(); ++r)
     if (all[r] != all[0])
       fail(

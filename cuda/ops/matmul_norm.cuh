@@ -56,6 +56,47 @@ void add_adapters(const Context& context, const Forward& a, const AdaptersApart&
   lora_forward(context, a.lora, a.x.dim(0), s.input, product, a.w->rows(), s.masked);
 }
 
+// Forward's product of the normalised rows, (n, out).
+template <typename Forward>
+Matmul normed_product(const Forward& a, const void* normed, float* product) {
+  const int64_t c = a.x.dim(1), out = a.w->rows();
+  return {.m = a.x.dim(0),
+          .n = out,
+          .k = c,
+          .a = normed,
+          .lda = c,
+          .b = as_cuda(*a.w).data(),
+          .ldb = c,
+          .transpose_b = true,
+          .dtype = a.w->dtype(),
+          .c = product,
+          .ldc = out,
+          .bias = raw<float>(a.bias),
+          .fused = a.lora.empty()};
+}
+struct NormForwardPieces {
+  void* normed;
+  float* product;  // null: it never leaves its kernel
+  bool extends;    // the product takes its adapters in
+  LoraPieces lora;
+  AdaptersApart apart;
+};
+template <typename Forward>
+NormForwardPieces norm_forward_pieces(const Context& context, Pieces& p, const Forward& a) {
+  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
+  NormForwardPieces s{};
+  s.normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
+  const Matmul product = normed_product(a, s.normed, nullptr);
+  s.extends = lora_fuses(context, a.lora, product);
+  if (s.extends) {
+    s.lora = lora_pieces(p, a.lora, n, c, out);
+    return s;
+  }
+  if (!a.lora.empty() || !matmul_always_fuses(context, product)) s.product = p.take<float>(n * out);
+  if (!a.lora.empty()) s.apart = adapters_apart(p, a, s.normed);
+  return s;
+}
+
 // dy w of a backward, (n, c), and RMSNorm's backward behind it.
 template <typename Backward>
 Matmul norm_product(const Backward& a, const void* dy, float* dnormed) {

@@ -13,43 +13,6 @@ namespace {
 
 constexpr int kThreads = 128;
 
-Matmul forward_product(const GateUpForward& a, const void* normed, float* product) {
-  const int64_t c = a.x.dim(1), f = a.a.dim(1);
-  return {.m = a.x.dim(0),
-          .n = 2 * f,
-          .k = c,
-          .a = normed,
-          .lda = c,
-          .b = as_cuda(*a.w).data(),
-          .ldb = c,
-          .transpose_b = true,
-          .dtype = a.w->dtype(),
-          .c = product,
-          .ldc = 2 * f,
-          .bias = raw<float>(a.bias),
-          .fused = a.lora.empty()};
-}
-struct ForwardPieces {
-  void* normed;
-  float* product;  // null: it never leaves its kernel
-  bool extends;    // the product takes its adapters in
-  LoraPieces lora;
-  AdaptersApart apart;
-};
-ForwardPieces forward_pieces(const Context& context, Pieces& p, const GateUpForward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
-  ForwardPieces s{};
-  s.normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
-  const Matmul product = forward_product(a, s.normed, nullptr);
-  s.extends = lora_fuses(context, a.lora, product);
-  if (s.extends) {
-    s.lora = lora_pieces(p, a.lora, n, c, out);
-    return s;
-  }
-  if (!a.lora.empty() || !matmul_always_fuses(context, product)) s.product = p.take<float>(n * out);
-  if (!a.lora.empty()) s.apart = adapters_apart(p, a, s.normed);
-  return s;
-}
 Matmul down_product(const DownBackward& a, const void* dout, void* da) {
   const int64_t c = a.w->rows(), f = a.w->cols();
   return {.m = a.dout.dim(0),
@@ -106,7 +69,7 @@ DownPieces down_pieces(const CudaOps& ops, const Context& context, Pieces& p, co
 
 int64_t CudaOps::scratch(const GateUpForward& a) const {
   Pieces p;
-  forward_pieces(context_, p, a);
+  norm_forward_pieces(context_, p, a);
   return p.bytes();
 }
 int64_t CudaOps::scratch(const DownBackward& a) const {
@@ -123,9 +86,9 @@ int64_t CudaOps::scratch(const GateUpBackward& a) const {
 void CudaOps::gate_up_forward(const GateUpForward& a) {
   const int64_t n = a.x.dim(0), f = a.a.dim(1);
   Pieces pieces(a.scratch);
-  const ForwardPieces s = forward_pieces(context_, pieces, a);
+  const NormForwardPieces s = norm_forward_pieces(context_, pieces, a);
   expand_weights(context_, *a.w);
-  Matmul product = forward_product(a, s.normed, s.product);
+  Matmul product = normed_product(a, s.normed, s.product);
   const bool fuses = s.extends || (a.lora.empty() && matmul_fuses(context_, product));
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;

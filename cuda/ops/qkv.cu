@@ -14,43 +14,6 @@ namespace {
 
 constexpr int kThreads = 128;
 
-Matmul forward_product(const QkvForward& a, const void* normed, float* product) {
-  const int64_t c = a.x.dim(1), out = a.w->rows();
-  return {.m = a.x.dim(0),
-          .n = out,
-          .k = c,
-          .a = normed,
-          .lda = c,
-          .b = as_cuda(*a.w).data(),
-          .ldb = c,
-          .transpose_b = true,
-          .dtype = a.w->dtype(),
-          .c = product,
-          .ldc = out,
-          .bias = raw<float>(a.bias),
-          .fused = a.lora.empty()};
-}
-struct ForwardPieces {
-  void* normed;
-  float* product;  // null: it never leaves its kernel
-  bool extends;    // the product takes its adapters in
-  LoraPieces lora;
-  AdaptersApart apart;
-};
-ForwardPieces forward_pieces(const Context& context, Pieces& p, const QkvForward& a) {
-  const int64_t n = a.x.dim(0), c = a.x.dim(1), out = a.w->rows();
-  ForwardPieces s{};
-  s.normed = p.take<std::byte>(n * c * dtype_size(a.w->dtype()));
-  const Matmul product = forward_product(a, s.normed, nullptr);
-  s.extends = lora_fuses(context, a.lora, product);
-  if (s.extends) {
-    s.lora = lora_pieces(p, a.lora, n, c, out);
-    return s;
-  }
-  if (!a.lora.empty() || !matmul_always_fuses(context, product)) s.product = p.take<float>(n * out);
-  if (!a.lora.empty()) s.apart = adapters_apart(p, a, s.normed);
-  return s;
-}
 // Whether kVector neighbours of a half of a head always lie side by side and aligned.
 template <int kVector, typename S>
 bool aligned_heads(const QkvHeads<S>& heads) {
@@ -66,7 +29,7 @@ dim3 rotate_grid(int64_t n, int64_t width, bool vectors) {
 
 int64_t CudaOps::scratch(const QkvForward& a) const {
   Pieces p;
-  forward_pieces(context_, p, a);
+  norm_forward_pieces(context_, p, a);
   return p.bytes();
 }
 int64_t CudaOps::scratch(const QkvBackward& a) const {
@@ -84,9 +47,9 @@ void CudaOps::rotary_table(const RotaryTable& a) {
 void CudaOps::qkv_forward(const QkvForward& a) {
   const int64_t n = a.x.dim(0), d = a.q.dim(2);
   Pieces pieces(a.scratch);
-  const ForwardPieces s = forward_pieces(context_, pieces, a);
+  const NormForwardPieces s = norm_forward_pieces(context_, pieces, a);
   expand_weights(context_, *a.w);
-  Matmul product = forward_product(a, s.normed, s.product);
+  Matmul product = normed_product(a, s.normed, s.product);
   const bool fuses = s.extends || (a.lora.empty() && matmul_fuses(context_, product));
   const NormInput input = norm_input(context_, a, fuses, s.normed);
   product.a = input.rows;

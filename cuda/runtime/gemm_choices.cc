@@ -9,17 +9,19 @@
 #include <fstream>
 #include <string_view>
 
+#include "core/digest.h"
+
 namespace gantrain::cuda {
 namespace {
 
 namespace fs = std::filesystem;
 constexpr size_t kMostBytes = size_t{1} << 20, kMostChoices = 8192;
 
-// FNV-1a: against damage, not against an enemy, who could only make products slower.
+// Against damage, not against an enemy, who could only make products slower.
 uint64_t checksum(std::string_view text) {
-  uint64_t h = 0xcbf29ce484222325ull;
-  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  return h;
+  Digest digest;
+  digest.add_bytes(text);
+  return digest.value;
 }
 
 // The next line of `text`, which must end in a newline; false: there is none.

@@ -33,6 +33,21 @@ AXES = {
     "decode_bench": ["batch=1,2", "length=5", "context=4", "new=2"],
 }
 TIMED = ("step_bench", "decode_bench")
+# step_bench's steps without one of the exact tricks, at those sizes: rows through the model, rows through the head.
+# Each group computes one loss.
+EXACT = (
+    {
+        "exact": (12, 6),
+        "exact_last_whole": (12, 6),
+        "exact_head_whole": (12, 12),
+        "exact_first_whole": (12, 6),
+        "exact_embedding_whole": (12, 6),
+        "exact_prompt_repeated": (14, 6),
+        "exact_none": (14, 14),
+    },
+    {"exact_uneven": (8, 4), "exact_uneven_padded": (12, 4)},
+    {"exact_answers": (16, 12), "exact_answers_apart": (22, 12)},
+)
 CONTEXT = ("commit", "compiler", "build", "device", "threads", "command")
 
 
@@ -41,6 +56,23 @@ def run(command, expect=0):
     if done.returncode != expect:
         raise AssertionError(f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def check_exact(runs):
+    """Of step_bench: without a trick a step takes more rows and has the same loss. In f32 sums are grouped otherwise;
+    in bf16 a row's attention may be cut elsewhere, and what follows is rounded to 2^-8 a dozen times."""
+    found = {tuple(entry["name"].split("/")[i] for i in (0, 2)): entry for entry in runs}
+    assert {m for m, _ in found if m.startswith("exact")} == {m for group in EXACT for m in group}, sorted(found)
+    for group in EXACT:
+        for dtype, share in (("dtype:f32", 1e-5), ("dtype:bf16", 1e-2)):
+            want = found[next(iter(group)), dtype]["ce"]
+            assert want > 0, want
+            for method, rows in group.items():
+                entry = found[method, dtype]
+                assert (entry["rows"], entry["head_rows"]) == rows, f"{method}: {entry}"
+                assert abs(entry["ce"] - want) <= share * want, f"{method}, {dtype}: {entry['ce']}, expected {want}"
+    kept = {method: found[method, "dtype:f32"]["saved_activation_bytes"] for method in EXACT[0]}
+    assert kept["exact"] < kept["exact_last_whole"] < kept["exact_none"], kept
 
 
 def check(program, prefix, folder):
@@ -86,6 +118,8 @@ def check(program, prefix, folder):
         assert not missing, f"{name}: {entry['name']} lacks {missing}"
         if "bytes" in entry:
             assert entry["bytes"] > 0, entry
+    if name == "step_bench" and not prefix:
+        check_exact(runs)
     assert name != "attention_bench" or skipped or not prefix, f"{name}: no row of cuDNN on the software GPU"
     cases = {re.sub(r"/(real_time|manual_time|iterations:\d+|repeats:\d+)", "", r["run_name"]) for r in runs}
 

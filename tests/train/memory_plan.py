@@ -3,12 +3,14 @@
 usage: memory_plan.py GANTRAIN [--model FILE] [--only NAME]
 
 Each run of the matrix takes a few steps of every phase and the evaluation at its end; its peak (VmHWM) must be within
-2 % and 32 MiB of what was planned before it began. Items are equally long, so that every batch is the largest one; in the
+2 % and 32 MiB of what was planned before it began, and what summary.json calls planned must be what the run printed and,
+for the small model, what --dry-run prints. Items are equally long, so that every batch is the largest one; in the
 cases named uneven they are not, and the plan must know the largest batch that comes. Then a run that does not fit is refused: exit code 3, the plan, and remedies, the first of which fits.
 """
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import re
@@ -104,6 +106,27 @@ def megabytes(value):
     return f"{value / 1e6:.1f} MB"
 
 
+def printed_plan(text):
+    """The total of a plan on the standard error stream and its items, MB; NaN without one."""
+    total = re.search(r"^memory plan: ([\d.]+) MB$", text, re.MULTILINE)
+    return float(total[1]) if total else math.nan, [float(n) for n in re.findall(r"^ +([\d.]+) MB  \S", text, re.MULTILINE)]
+
+
+def plan_errors(cost, ran, dry):
+    """What is wrong with the plan in summary.json, beside what the run printed and, if not None, a dry run."""
+    total, items = printed_plan(ran)
+    rounded = 0.05001  # what is printed, to a tenth
+    checks = [("the run printed", total, rounded), ("the items printed add up to", sum(items), rounded * len(items))]
+    if dry is not None:  # another process: it holds a few pages more or less when the plan is made
+        checks.append(("--dry-run printed", printed_plan(dry)[0], 2))
+    planned = cost["planned_memory_bytes"] / 1e6
+    return [
+        f"{what} {value:.1f} MB, summary.json has {planned:.1f} MB"
+        for what, value, most in checks
+        if not abs(value - planned) <= most
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gantrain")
@@ -131,7 +154,9 @@ def main():
             folder = pathlib.Path(scratch) / re.sub(r"\W", "_", name)
             folder.mkdir()
             write_data(folder, prompt, completion)
-            done = run(arguments.gantrain, settings(models[model], folder, completion, own))
+            asked = settings(models[model], folder, completion, own)
+            dry = run(arguments.gantrain, [*asked, "--dry-run"]).stderr if model == SMALL else None
+            done = run(arguments.gantrain, asked)
             if done.returncode != 0:
                 print(f"{name}: exit code {done.returncode}\n{done.stderr}")
                 failed += 1
@@ -149,6 +174,9 @@ def main():
             )
             if not good:
                 print(done.stderr[done.stderr.index("memory plan"):][:1500])
+            for error in plan_errors(cost, done.stderr, dry):
+                print(f"{name}: {error}")
+                failed += 1
         # Refused before anything is written; the first remedy is one that fits.
         name, (model, prompt, completion, own) = next(iter(MATRIX.items()))
         folder = pathlib.Path(scratch) / "refused"

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "core/check.h"
+#include "core/digest.h"
 #include "train/data/loader.h"
 #include "train/data/reader.h"
 
@@ -35,9 +36,9 @@ void keep_some(std::vector<Example>& examples, int64_t wanted, uint64_t seed, ui
 }  // namespace
 
 Split split_of(const std::string& key, double valid_fraction, double test_fraction) {
-  uint64_t hash = 0xcbf29ce484222325ull;
-  for (const char c : key) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-  const double u = static_cast<double>(derive_key(hash, 0) >> 11) * 0x1p-53;
+  Digest digest;
+  digest.add_bytes(key);
+  const double u = static_cast<double>(derive_key(digest.value, 0) >> 11) * 0x1p-53;
   if (u < test_fraction) return Split::kTest;
   if (u < test_fraction + valid_fraction) return Split::kValid;
   return Split::kTrain;

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "core/digest.h"
 #include "core/rng.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/metrics/accuracy.h"
@@ -12,28 +13,23 @@
 namespace gantrain {
 namespace {
 
-// FNV-1a.
-struct Digest {
-  uint64_t value = 0xcbf29ce484222325ull;
-  void add(const void* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i)
-      value = (value ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
-  }
-  // The length first, so that no two lists run into each other.
-  template <typename List>
-  void add_list(const List& list) {
-    const uint64_t size = list.size();
-    add(&size, sizeof size);
-    add(list.data(), list.size() * sizeof(list.data()[0]));
-  }
-};
+// The length first, so that no two lists run into each other.
+template <typename List>
+void add_list(Digest& digest, const List& list) {
+  const auto add = [&](const void* data, size_t bytes) {
+    digest.add_bytes({static_cast<const char*>(data), bytes});
+  };
+  const uint64_t size = list.size();
+  add(&size, sizeof size);
+  add(list.data(), list.size() * sizeof(list.data()[0]));
+}
 
 uint64_t digest_of(ExampleSpan items) {
   Digest digest;
   for (const TokenizedExample* e : items) {
-    digest.add_list(e->prompt);
-    digest.add_list(e->completion);
-    for (const std::string& reference : e->references) digest.add_list(reference);
+    add_list(digest, e->prompt);
+    add_list(digest, e->completion);
+    for (const std::string& reference : e->references) add_list(digest, reference);
   }
   return digest.value;
 }
@@ -148,7 +144,7 @@ ArmResult evaluate_untrained(const std::string& folder, const std::string& base,
                       {"placement", static_cast<int>(settings.placement)},
                       {"generate", settings.generate}};
   Digest name;
-  name.add_list(question.dump());
+  add_list(name, question.dump());
   const std::filesystem::path file =
       std::filesystem::path(folder) / fmt::format("untrained-{:016x}.json", name.value);
   if (std::filesystem::exists(file)) {
