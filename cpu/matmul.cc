@@ -181,11 +181,13 @@ int64_t tile_of_rows(const MatMul& p) {
 
 // Forward products, where the kernel for weights as they lie does them: it is level with oneDNN on many rows
 // and two to four times as fast on few. Its bits do not depend on the cut, so the cut suits the threads:
-// some 20 us a tile, and four tiles at least. Tiles of one row of tiles run one after the other.
+// some 60 us a tile where that makes sixteen of them, else some 20, and four tiles at least. Wide tiles,
+// because a tile's rows may have to be turned first. Tiles of one row of tiles run one after the other.
 void run_by_rows(ThreadPool& pool, const MatMul& p) {
+  constexpr int64_t kShort = 2'400'000, kLong = 3 * kShort;  // multiply-adds
   const int64_t size = dtype_size(p.dtype), tile_m = tile_of_rows(p), rows = std::min(tile_m, p.m);
-  const int64_t tiles_m = (p.m + tile_m - 1) / tile_m;
-  const int64_t fitting = 2'400'000 / (rows * p.k), most = (p.n + 3) / 4;
+  const int64_t tiles_m = (p.m + tile_m - 1) / tile_m, most = (p.n + 3) / 4;
+  const int64_t fitting = (p.m * p.n * p.k >= 16 * kLong ? kLong : kShort) / (rows * p.k);
   const int64_t width = (std::clamp<int64_t>(fitting, std::min<int64_t>(24, most), most) + 3) / 4 * 4;
   const int64_t tiles_n = (p.n + width - 1) / width;
   pool.parallel_for(tiles_m * tiles_n, [&](int64_t index) {
