@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 namespace gantrain {
 
@@ -26,13 +27,30 @@ int edit_distance(std::string_view a, std::string_view b) {
   return at(a.size(), b.size());
 }
 
+namespace {
+
+// Letters of the longer word that the other one lacks: never more than their edit distance.
+int letters_apart(std::string_view a, std::string_view b) {
+  std::array<int, 256> left{};
+  for (const char c : a) ++left[static_cast<unsigned char>(c)];
+  int common = 0;
+  for (const char c : b) common += left[static_cast<unsigned char>(c)]-- > 0;
+  return static_cast<int>(std::max(a.size(), b.size())) - common;
+}
+
+}  // namespace
+
 std::string nearest(std::string_view word, std::span<const std::string> known) {
   const std::string* best = nullptr;
   int best_distance = 1 << 30;
   auto consider = [&](const std::string& candidate, std::string_view compared, int handicap) {
+    const int longer = static_cast<int>(std::max(word.size(), compared.size()));
+    const int limit = std::min(std::max(longer / 3, 1), best_distance - handicap - 1);
+    // Most candidates are ruled out by their length or letters, at a small part of the distance's cost.
+    if (longer - static_cast<int>(std::min(word.size(), compared.size())) > limit) return;
+    if (letters_apart(word, compared) > limit) return;
     const int distance = edit_distance(word, compared);
-    const int allowed = static_cast<int>(std::max(word.size(), compared.size()) / 3);
-    if (distance <= std::max(allowed, 1) && distance + handicap < best_distance) {
+    if (distance <= limit) {
       best = &candidate;
       best_distance = distance + handicap;
     }

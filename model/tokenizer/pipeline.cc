@@ -91,13 +91,30 @@ void split_into(const Piece& piece, const Pattern& pattern, SplitBehavior behavi
     if (begin < end) out.push_back({std::string(text.substr(begin, end - begin)), piece.first && begin == 0});
 }
 
-std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+// Each step of a file that nobody vouches for may multiply a text. Real ones make a few bytes of one.
+class Room {
+ public:
+  Room(const char* stage, size_t bytes) : stage_(stage), bytes_(bytes) {}
+  void check(size_t grown) const {
+    if (grown > 16 * bytes_ + 4096)
+      fail("the tokenizer's {} makes more than {} bytes of a text of {}: it is damaged or made to harm",
+           stage_, 16 * bytes_ + 4096, bytes_);
+  }
+
+ private:
+  const char* stage_;
+  size_t bytes_;
+};
+
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to,
+                        const Room* room = nullptr) {
   if (from.empty()) return std::string(text);
   std::string out;
   size_t done = 0;
   for (size_t at; (at = text.find(from, done)) != std::string_view::npos; done = at + from.size()) {
     out += text.substr(done, at - done);
     out += to;
+    if (room) room->check(out.size());
   }
   out += text.substr(done);
   return out;
@@ -181,7 +198,13 @@ std::string join(const Texts& texts, std::string_view between) {
   return out;
 }
 
-Texts apply(const DecoderStep& step, Texts in, bool valid_utf8) {
+size_t bytes_of(const Texts& texts) {
+  size_t bytes = 0;
+  for (const std::string& text : texts) bytes += text.size();
+  return bytes;
+}
+
+Texts apply(const DecoderStep& step, Texts in, bool valid_utf8, const Room& room) {
   return std::visit(Overload{[&](const DecodeByteLevel&) -> Texts {
                                std::string bytes;
                                for (const std::string& token : in) bytes += byte_level::decode(token);
@@ -194,7 +217,11 @@ Texts apply(const DecoderStep& step, Texts in, bool valid_utf8) {
                                return std::move(in);
                              },
                              [&](const DecodeReplace& s) {
-                               for (std::string& token : in) token = replace_all(token, s.from, s.to);
+                               size_t bytes = 0;
+                               for (std::string& token : in) {
+                                 token = replace_all(token, s.from, s.to, &room);
+                                 room.check(bytes += token.size());
+                               }
                                return std::move(in);
                              },
                              [&](const DecodeByteFallback&) { return decode_bytes(in, valid_utf8); },
@@ -232,6 +259,7 @@ Split digits(bool individual) {
 }
 
 std::string normalize(const std::vector<NormalizerStep>& steps, std::string text) {
+  const Room room("normaliser", text.size());
   for (const NormalizerStep& step : steps) {
     if (const auto* prepend = std::get_if<Prepend>(&step)) {
       if (!text.empty()) text.insert(0, prepend->text);
@@ -243,10 +271,12 @@ std::string normalize(const std::vector<NormalizerStep>& steps, std::string text
         out.append(text, done, begin - done);
         out += replace.content;
         done = end;
+        room.check(out.size());
       }
       out.append(text, done);
       text = std::move(out);
     }
+    room.check(text.size());
   }
   return text;
 }
@@ -288,12 +318,16 @@ std::vector<int32_t> PipelineTokenizer::encode_text(std::string_view text, Trust
 }
 
 void PipelineTokenizer::encode_section(std::string text, bool first, std::vector<int32_t>& ids) const {
+  const Room room("pre-tokenizer", text.size());
   std::vector<Piece> pieces;
   pieces.push_back({std::move(text), first});
   for (const PreTokenizerStep& step : spec_.pre_tokenizer) {
     std::vector<Piece> cut;
     for (Piece& piece : pieces) std::visit([&](const auto& s) { apply(s, std::move(piece), cut); }, step);
     pieces = std::move(cut);
+    size_t bytes = 0;
+    for (const Piece& piece : pieces) bytes += piece.text.size();
+    room.check(bytes);
   }
   for (const Piece& piece : pieces) spec_.bpe->encode(piece.text, ids);
 }
@@ -316,7 +350,11 @@ std::string PipelineTokenizer::decode_with(std::span<const int32_t> ids, bool sk
       texts.push_back(token.decoded.empty() ? token.text : token.decoded);
   }
   if (!spec_.has_decoder) return join(texts, " ");
-  for (const DecoderStep& step : spec_.decoder) texts = apply(step, std::move(texts), valid_utf8);
+  const Room room("decoder", bytes_of(texts));
+  for (const DecoderStep& step : spec_.decoder) {
+    texts = apply(step, std::move(texts), valid_utf8, room);
+    room.check(bytes_of(texts));
+  }
   return join(texts, "");
 }
 

@@ -7,10 +7,12 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gantrain;
   static const fuzz::Scratch scratch;
-  static const std::string tokenizer = scratch.write(
+  // Opened once: that cost most of an execution.
+  static const auto tokenizer = read_tokenizer_json(scratch.write(
       "tokenizer.json",
       R"({"added_tokens":[{"id":2,"content":"<s>","special":true}],"model":{"type":"BPE","vocab":{"a":0,"b":1},)"
-      R"("merges":[]}})");
+      R"("merges":[]}})"));
+  static const TokenizerInfo info = tokenizer->info();
   return fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
     if (bytes.empty()) return;
     constexpr const char* kFiles[] = {"config.json", "generation_config.json", "special_tokens_map.json",
@@ -20,7 +22,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       const std::string& file;
       ~Remove() { ::unlink(file.c_str()); }
     } remove{file};
-    const auto opened = open_tokenizer(scratch.path());
-    detect_chat_template(*opened);
+    tokenizer->set_info(info);
+    read_folder_settings(scratch.path(), *tokenizer);
+    complete_end_ids(*tokenizer);
+    detect_chat_template(*tokenizer);
   });
 }
