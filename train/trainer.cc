@@ -1039,7 +1039,7 @@ struct Trainer::State {
     r.tokens = sums.rows;
     // The gate reads the held-out accuracy: a discriminator that remembers its references must not look
     // strong.
-    if (heldout_counted > 0) gate.observe(r.heldout_accuracy);
+    if (heldout_counted > 0) gate.observe(r.heldout_accuracy, heldout_counted);
     for (double& n : seen) n *= kSeenFades;
     seen[0] += counted;
     seen[1] += right;

@@ -16,16 +16,19 @@ BalanceGate::BalanceGate(const BalanceSettings& s) : settings_(s), warmed_up_(s.
         s.target_low, s.target_high, s.gate_d, s.gate_g, s.ema);
 }
 
-void BalanceGate::observe(double accuracy) {
+void BalanceGate::observe(double accuracy, double pairs) {
   GT_CHECK(accuracy >= 0.0 && accuracy <= 1.0, "a pair accuracy of {}, expected 0 to 1", accuracy);
-  running_ = observed_ ? settings_.ema * running_ + (1.0 - settings_.ema) * accuracy : accuracy;
+  GT_CHECK(pairs > 0.0, "a pair accuracy of {} pairs", pairs);
+  right_ = settings_.ema * right_ + accuracy * pairs;
+  pairs_ = settings_.ema * pairs_ + pairs;
   observed_ = true;
 }
 
 BalanceGate::Turn BalanceGate::turn() const {
   if (!warmed_up_) return {.discriminator = true, .generator = false, .warmup = true};
-  Turn turn{.discriminator = running_<settings_.gate_d, .generator = running_> settings_.gate_g,
-            .warmup = false};
+  Turn turn;
+  turn.discriminator = accuracy() < settings_.gate_d;
+  turn.generator = accuracy() > settings_.gate_g;
   // Possible only with gates set the wrong way round: then both train.
   if (!turn.discriminator && !turn.generator) turn.discriminator = turn.generator = true;
   return turn;
@@ -35,7 +38,7 @@ void BalanceGate::took(const Turn& turn) {
   if (turn.warmup) {
     ++warmup_steps_;
     // Above target_high D is stronger than wanted, and the gate lets G catch up: the warm-up is over as well.
-    if (observed_ && running_ >= settings_.target_low) {
+    if (observed_ && accuracy() >= settings_.target_low) {
       warmed_up_ = true;
     } else if (warmup_steps_ >= settings_.warmup_limit) {
       warmed_up_ = true;
@@ -56,7 +59,8 @@ double BalanceGate::generator_share() const {
 }
 
 std::vector<int64_t> BalanceGate::save() const {
-  return {std::bit_cast<int64_t>(running_),
+  return {std::bit_cast<int64_t>(right_),
+          std::bit_cast<int64_t>(pairs_),
           observed_,
           warmed_up_,
           signal_,
@@ -67,19 +71,21 @@ std::vector<int64_t> BalanceGate::save() const {
 }
 
 void BalanceGate::load(std::span<const int64_t> s) {
-  if (s.size() != 8)
-    fail("the balance gate's state has {} values, expected 8: another version wrote it", s.size());
-  const double running = std::bit_cast<double>(s[0]);
-  if (!(running >= 0.0 && running <= 1.0) || s[4] < 0 || s[5] < 0 || s[6] < 0 || s[7] < 0)
-    fail("the balance gate's state is damaged: running accuracy {}, steps {} and {}", running, s[4], s[5]);
-  running_ = running;
-  observed_ = s[1] != 0;
-  warmed_up_ = s[2] != 0;
-  signal_ = s[3] != 0;
-  warmup_steps_ = s[4];
-  steps_ = s[5];
-  discriminator_steps_ = s[6];
-  generator_steps_ = s[7];
+  if (s.size() != 9)
+    fail("the balance gate's state has {} values, expected 9: another version wrote it", s.size());
+  const auto right = std::bit_cast<double>(s[0]), pairs = std::bit_cast<double>(s[1]);
+  if (!(pairs > 0.0 && right >= 0.0 && right <= pairs) || s[5] < 0 || s[6] < 0 || s[7] < 0 || s[8] < 0)
+    fail("the balance gate's state is damaged: {} of {} pairs right, steps {} and {}", right, pairs, s[5],
+         s[6]);
+  right_ = right;
+  pairs_ = pairs;
+  observed_ = s[2] != 0;
+  warmed_up_ = s[3] != 0;
+  signal_ = s[4] != 0;
+  warmup_steps_ = s[5];
+  steps_ = s[6];
+  discriminator_steps_ = s[7];
+  generator_steps_ = s[8];
 }
 
 }  // namespace gantrain

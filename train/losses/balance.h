@@ -4,6 +4,10 @@
 // by: then signal() is false, there was nothing to learn). Afterwards D trains while the accuracy is below
 // gate_d and G while it is above gate_g; never are both off. Feed it the accuracy on held-out inputs: on
 // training pairs a D that memorises references looks strong.
+//
+// The running accuracy is the share of right pairs among all seen, each weighted by ema to the power of its
+// age in steps, and begins as if kPrior pairs had been half right: a step has few held-out pairs, and neither
+// the first one's luck nor a step with a single pair may decide who trains for the next twenty.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +19,7 @@ namespace gantrain {
 struct BalanceSettings {
   double target_low = 0.65, target_high = 0.80;
   double gate_d = 0.80, gate_g = 0.55;
-  double ema = 0.9;            // running = ema * running + (1 - ema) * accuracy; the first value starts it
+  double ema = 0.9;            // what a step's pairs weigh, for each step gone by since
   int64_t warmup_limit = 200;  // steps of D alone, at most; 0: no warm-up
 };
 
@@ -24,8 +28,10 @@ class BalanceGate {
   // Throws Error of kind usage unless 0 <= targets, gates <= 1, target_low <= target_high, 0 <= ema < 1.
   explicit BalanceGate(const BalanceSettings& settings);
 
-  // A pair accuracy, 0 to 1, just measured; NaN is an Error.
-  void observe(double accuracy);
+  static constexpr double kPrior = 8;  // pairs
+
+  // A pair accuracy, 0 to 1, just measured on so many pairs, more than 0; NaN is an Error.
+  void observe(double accuracy, double pairs);
   struct Turn {
     bool discriminator = false, generator = false;
     bool warmup = false;
@@ -34,9 +40,9 @@ class BalanceGate {
   void took(const Turn& turn);  // that step is done: counts the shares and ends the warm-up
 
   bool warmed_up() const { return warmed_up_; }
-  bool signal() const { return signal_; }       // false: D never reached target_low in its warm-up
-  double accuracy() const { return running_; }  // running; 0.5 before the first observation
-  bool in_target() const { return running_ >= settings_.target_low && running_ <= settings_.target_high; }
+  bool signal() const { return signal_; }              // false: D never reached target_low in its warm-up
+  double accuracy() const { return right_ / pairs_; }  // running; 0.5 before the first observation
+  bool in_target() const { return accuracy() >= settings_.target_low && accuracy() <= settings_.target_high; }
   int64_t warmup_steps() const { return warmup_steps_; }
   int64_t steps() const { return steps_; }  // after the warm-up
   // Shares of the steps after the warm-up in which each side trained; 0 before the first.
@@ -48,7 +54,7 @@ class BalanceGate {
 
  private:
   BalanceSettings settings_;
-  double running_ = 0.5;
+  double right_ = kPrior / 2, pairs_ = kPrior;
   bool observed_ = false, warmed_up_ = false, signal_ = true;
   int64_t warmup_steps_ = 0, steps_ = 0, discriminator_steps_ = 0, generator_steps_ = 0;
 };

@@ -20,13 +20,13 @@ BalanceGate::Turn advance(BalanceGate& gate) {
 TEST(BalanceGate, WarmsUpTheDiscriminatorAloneUntilItSeesSomething) {
   BalanceGate gate({});
   for (const double accuracy : {0.5, 0.55, 0.6}) {
-    gate.observe(accuracy);
+    gate.observe(accuracy, 4);
     const auto turn = advance(gate);
     EXPECT_TRUE(turn.warmup && turn.discriminator && !turn.generator);
   }
   EXPECT_FALSE(gate.warmed_up());
   for (int i = 0; i < 60 && !gate.warmed_up(); ++i) {
-    gate.observe(0.75);
+    gate.observe(0.75, 4);
     advance(gate);
   }
   EXPECT_TRUE(gate.warmed_up() && gate.signal() && gate.in_target());
@@ -36,12 +36,29 @@ TEST(BalanceGate, WarmsUpTheDiscriminatorAloneUntilItSeesSomething) {
 TEST(BalanceGate, RunningAccuracyIsTheAverageItSays) {
   BalanceGate gate({});
   EXPECT_EQ(gate.accuracy(), 0.5);
-  gate.observe(0.7);
-  EXPECT_EQ(gate.accuracy(), 0.7);
-  gate.observe(0.2);
-  EXPECT_NEAR(gate.accuracy(), 0.9 * 0.7 + 0.1 * 0.2, 1e-15);
-  EXPECT_THROW(gate.observe(std::numeric_limits<double>::quiet_NaN()), Error);
-  EXPECT_THROW(gate.observe(1.01), Error);
+  gate.observe(0.75, 4);
+  EXPECT_NEAR(gate.accuracy(), (0.9 * 4 + 3) / (0.9 * 8 + 4), 1e-15);
+  gate.observe(0.5, 2);
+  EXPECT_NEAR(gate.accuracy(), (0.81 * 4 + 0.9 * 3 + 1) / (0.81 * 8 + 0.9 * 4 + 2), 1e-15);
+  EXPECT_THROW(gate.observe(std::numeric_limits<double>::quiet_NaN(), 4), Error);
+  EXPECT_THROW(gate.observe(1.01, 4), Error);
+  EXPECT_THROW(gate.observe(0.5, 0), Error);
+}
+
+// As it went on E2E: one unlucky step of four pairs, then a discriminator that is always right.
+TEST(BalanceGate, TheFirstStepDoesNotDecideForTheNextTwenty) {
+  BalanceSettings s;
+  s.warmup_limit = 0;
+  BalanceGate gate(s);
+  gate.observe(0.0, 4);
+  EXPECT_FALSE(gate.turn().generator);
+  for (int i = 0; i < 2; ++i) gate.observe(1.0, 4);
+  EXPECT_TRUE(gate.turn().generator) << gate.accuracy();
+  // Nor does a single pair.
+  BalanceGate lucky({});
+  lucky.observe(1.0, 1);
+  advance(lucky);
+  EXPECT_FALSE(lucky.warmed_up()) << lucky.accuracy();
 }
 
 TEST(BalanceGate, GivesUpOnTheWarmUpWhereThereIsNoSignal) {
@@ -50,7 +67,7 @@ TEST(BalanceGate, GivesUpOnTheWarmUpWhereThereIsNoSignal) {
   BalanceGate gate(s);
   for (int i = 0; i < 5; ++i) {
     EXPECT_FALSE(gate.warmed_up());
-    gate.observe(0.5);
+    gate.observe(0.5, 4);
     advance(gate);
   }
   EXPECT_TRUE(gate.warmed_up());
@@ -73,7 +90,7 @@ TEST(BalanceGate, TrainsTheWeakerSideAndNeverNeither) {
                         {0.79, true, true},
                         {0.80, false, true},
                         {1.0, false, true}}) {
-    gate.observe(c.accuracy);
+    gate.observe(c.accuracy, 4);
     const auto turn = advance(gate);
     EXPECT_EQ(turn.discriminator, c.d) << c.accuracy;
     EXPECT_EQ(turn.generator, c.g) << c.accuracy;
@@ -83,23 +100,23 @@ TEST(BalanceGate, TrainsTheWeakerSideAndNeverNeither) {
   EXPECT_NEAR(gate.generator_share(), 4.0 / 6.0, 1e-15);
   std::swap(s.gate_d, s.gate_g);  // the wrong way round: between the gates both would be off
   BalanceGate wrong(s);
-  wrong.observe(0.7);
+  wrong.observe(0.7, 4);
   EXPECT_TRUE(wrong.turn().discriminator && wrong.turn().generator);
 }
 
 TEST(BalanceGate, GoesOnAsItWasSaved) {
   BalanceGate a({}), b({});
   for (const double accuracy : {0.61, 0.72, 0.83, 0.9, 0.7}) {
-    a.observe(accuracy);
+    a.observe(accuracy, 4);
     advance(a);
   }
   b.load(a.save());
-  a.observe(0.77), b.observe(0.77);
+  a.observe(0.77, 4), b.observe(0.77, 4);
   advance(a), advance(b);
   EXPECT_EQ(a.save(), b.save());
   EXPECT_EQ(a.accuracy(), b.accuracy());
   EXPECT_THROW(b.load(std::vector<int64_t>{1, 2}), Error);
-  EXPECT_THROW(b.load(std::vector<int64_t>(8, -1)), Error);
+  EXPECT_THROW(b.load(std::vector<int64_t>(9, -1)), Error);
 }
 
 TEST(BalanceGate, RefusesSettingsThatMakeNoSense) {
