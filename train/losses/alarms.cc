@@ -114,7 +114,7 @@ std::vector<AlarmMonitor::Raised> AlarmMonitor::observe(int64_t step, const Alar
     judge(AlarmKind::kNonCanonical, *in.non_canonical <= a.non_canonical,
           fmt::format(
               "{:.1f} % of samples are not how the tokenizer would write their text, above {:.0f} %: the "
-              "discriminator could tell by that alone",
+              "discriminator reads that writing, so their reward is for other tokens than were sampled",
               100.0 * *in.non_canonical, 100.0 * a.non_canonical));
   if (in.noise_change)
     judge(AlarmKind::kNoiseUnused, *in.noise_change >= a.noise_change,
