@@ -62,6 +62,9 @@ METRICS = {
     "drift_on": ("loss on unrelated text, prompt on", "less", 3),
     "drift_off": ("loss on unrelated text, prompt off", "less", 3),
     "judge_accuracy": ("accuracy of a fresh judge", "less", 3),
+    "judge_ranking": ("pairs that a fresh judge ranks rightly", "less", 3),
+    "feature_judge_accuracy": ("accuracy of a fresh judge on frozen features", "less", 3),
+    "feature_judge_ranking": ("pairs that it ranks rightly", "less", 3),
 }
 
 

@@ -475,6 +475,9 @@ std::vector<Key> make_keys() {
       integer_key("loss.samples", GT_AT(loss.samples), 1, 256, "sampled answers N an input"),
       choice_key("loss.weighting", GT_AT(loss.weighting), {"leave_one_out", "softmax"},
                  "rloo: how rewards become weights"),
+      choice_key("loss.credit", GT_AT(loss.credit), {"answer", "token"},
+                 "rloo: what a token is paid for: the answer's score, or the discriminator's logits from "
+                 "that token on"),
       real_key("loss.reward_temperature", GT_AT(loss.reward_temperature), 1e-3, 1e3,
                "weighting = \"softmax\": temperature of the rewards"),
       real_key("loss.tau", GT_AT(loss.tau), 1e-3, 100.0, "gumbel: softmax temperature"),
@@ -740,6 +743,10 @@ void check_together(const TrainConfig& c) {
                      c.train.gate_g, c.train.gate_d));
   refuse(c.loss.kind == LossKind::kRloo && c.loss.samples < 2, "loss.kind", "loss.samples",
          "rloo compares an answer with the others of its input: expected samples >= 2");
+  refuse(c.loss.kind == LossKind::kRloo && c.loss.credit == Credit::kToken &&
+             c.loss.weighting == Weighting::kSoftmax,
+         "loss.credit", "loss.weighting",
+         "credit by token knows leave_one_out alone: softmax weighs whole answers");
   refuse(c.generator.init == PromptInit::kText && c.generator.init_text.empty(), "generator.init",
          "generator.init_text", "init = \"text\" needs a text");
   refuse(c.method == Method::kQlora && c.model_quantize == BasePacking::kNone, "method", "model_quantize",

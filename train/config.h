@@ -37,6 +37,7 @@ enum class PromptInit : uint8_t { kText, kVocabulary };
 enum class Placement : uint8_t { kPrefix, kSuffix };
 enum class LossKind : uint8_t { kCe, kRloo, kGumbel };
 enum class Weighting : uint8_t { kLeaveOneOut, kSoftmax };
+enum class Credit : uint8_t { kAnswer, kToken };
 enum class Schedule : uint8_t { kCosine, kLinear, kConstant };
 // What each layer's backward computes again (Saving of model/activations.h).
 enum class Recompute : uint8_t { kNone, kGateUp, kMlp, kLayer };
@@ -114,6 +115,7 @@ struct LossConfig {
   double beta = 5e-3;
   int64_t samples = 8;
   Weighting weighting = Weighting::kLeaveOneOut;
+  Credit credit = Credit::kAnswer;
   double reward_temperature = 1.0;
   double tau = 1.0, tau_end = 0.5;
   int64_t top_k = 64;

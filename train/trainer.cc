@@ -196,11 +196,7 @@ struct Trainer::State {
       average_prompts = std::make_unique<GeneratorPrompts>(runner, *average, config.generator);
     }
     const int64_t layers = llama.config().num_layers;
-    const int64_t wanted = config.discriminator.feature_layer < 0 ? std::max<int64_t>(1, layers / 3)
-                                                                  : config.discriminator.feature_layer;
-    if (wanted > layers)
-      fail_usage("discriminator.feature_layer: the model has {} layers, got {}", layers, wanted);
-    layers_d = static_cast<int>(wanted);
+    layers_d = feature_layers(config.discriminator, layers);
     if (config.generator.feature_layer > layers)
       fail_usage("generator.feature_layer: the model has {} layers, got {}", layers,
                  config.generator.feature_layer);
@@ -385,8 +381,8 @@ struct Trainer::State {
   // What the generator is asked to do with one sampled answer.
   struct SampledSeed {
     const Rollout* rollout;
-    size_t length;        // tokens that carry a seed
-    float weight = 0.0f;  // rloo: A_i / (N T_max), times 1 / inputs
+    size_t length;               // tokens that carry a seed
+    std::vector<float> weights;  // rloo: of each of them (losses/weights.h), times 1 / inputs
   };
   // Of all seeds of a micro-batch. gumbel: (sum of the lengths, C), dL / d(embedding of each token), on the
   // device.
@@ -542,7 +538,7 @@ struct Trainer::State {
                                       tokens.begin() + static_cast<std::ptrdiff_t>(seed.length));
       continue_with(segment[seed.rollout->input - micro.first], read, seed.length, sampled_head);
       for (size_t t = 0; t < seed.length; ++t) {
-        sampled_head.ce_weight.push_back(seed.weight);
+        if (!gumbel) sampled_head.ce_weight.push_back(seed.weights[t]);
         sampled_head.keys.push_back(static_cast<int64_t>(seed.rollout->key));
         sampled_head.counters.push_back(static_cast<int64_t>(t));
         if (kl_weight > 0) sampled_head.kl_weight.push_back(kl_weight);
@@ -563,7 +559,6 @@ struct Trainer::State {
       sampled_head.embedding_grad = seeds.embedding.view();
       GT_CHECK(sampled_head.embedding_grad.dim(0) == static_cast<int64_t>(sampled_head.rows.size()),
                "gumbel seeds do not cover the rows");
-      sampled_head.ce_weight.clear();
       sampled_head.tau =
           static_cast<float>(config.loss.tau + (config.loss.tau_end - config.loss.tau) * progress());
       sampled_head.top_k =
@@ -907,7 +902,8 @@ struct Trainer::State {
         }
         packed = pack_pairs(inputs, my_pairs, !through, read_before);
         const int64_t n = static_cast<int64_t>(my_n_fresh);
-        Reading<float> read_held, read_fresh, read_adv;
+        Reading<float> read_held, read_fresh, read_adv, read_logits;
+        PairRows rows_fresh;
         region("features", packed.batch.rows(), [&] {
           runner.forward(packed.batch, {}, through ? Saving::kAll : Saving::kNothing, layers_d,
                          read_before.view,
@@ -921,7 +917,6 @@ struct Trainer::State {
             return std::pair(std::move(f), rows);
           };
           if (my_n_train > 0) std::tie(f_train, rows_train) = features(0, my_n_train, nullptr);
-          PairRows rows_fresh;
           if (n > 0) std::tie(f_fresh, rows_fresh) = features(0, my_n_fresh, &raw_fresh);
           if (my_pairs.size() > my_n_train) {
             const auto [f_held, rows_held] = features(my_n_train, my_pairs.size(), nullptr);
@@ -932,6 +927,8 @@ struct Trainer::State {
           // The generator's reward or gradient, from the discriminator as it stands before its own update.
           const OwnedTensor d_fresh = discriminator->forward(f_fresh, rows_fresh.offsets);
           read_fresh = Reading<float>(device, d_fresh.view());
+          if (config.loss.credit == Credit::kToken)
+            read_logits = Reading<float>(device, discriminator->token_logits());
           ddf = OwnedTensor(device, DType::kF32, {n});
           OwnedTensor loss(device, DType::kF32, {1});
           const ConstTensor flat = d_fresh.view().view({2 * n});
@@ -953,7 +950,8 @@ struct Trainer::State {
         right += scores.right();
         counted += scores.counted();
         if (train_g && !through)
-          seeds.list = rloo_seeds(my_pairs, my_n_fresh, rollouts, scores.fake, inputs_total);
+          seeds.list = rloo_seeds(my_pairs, my_n_fresh, rollouts, scores.fake, read_logits.get(),
+                                  rows_fresh.offsets, inputs_total);
       }
       region("players", std::max<int64_t>({1, tokens_of(micro.inputs), packed.batch.rows()}), [&] {
         if (n_fresh > 0) {
@@ -1215,30 +1213,54 @@ struct Trainer::State {
   }
 
   // C1: advantages of each input's answers, as weights of the cross-entropy seed on the tokens the
-  // discriminator read.
+  // discriminator read. `rewards`: of the first n_fresh pairs; `logits`, for credit by token: of their rows
+  // in the discriminator's order, which begin at `offsets`.
   std::vector<SampledSeed> rloo_seeds(const std::vector<AnswerPair>& pairs, size_t n_fresh,
                                       const std::vector<Rollout>& rollouts, const std::vector<float>& rewards,
+                                      const std::vector<float>& logits, const std::vector<int32_t>& offsets,
                                       int64_t inputs_total) {
     std::vector<SampledSeed> seeds;
     for (size_t begin = 0; begin < n_fresh;) {
       size_t end = begin;
       while (end < n_fresh && pairs[end].input == pairs[begin].input) ++end;
-      const std::span<const float> r(rewards.data() + begin, end - begin);
-      // An input with one usable answer has nothing to compare it with.
-      const int64_t n = static_cast<int64_t>(r.size());
-      const std::vector<float> advantages = n < 2 ? std::vector<float>(r.size(), 0.0f)
-                                            : config.loss.weighting == Weighting::kSoftmax
-                                                ? softmax_advantages(r, n, config.loss.reward_temperature)
-                                                : leave_one_out_advantages(r, n);
+      const int64_t n = static_cast<int64_t>(end - begin), longest = config.train.max_new_tokens;
+      std::vector<int32_t> lengths;
       for (size_t i = begin; i < end; ++i) {
-        SampledSeed s;
-        s.rollout = &rollouts[pairs[i].rollout];
-        s.length = std::min(pairs[i].fake.size(), s.rollout->tokens.size());
-        s.weight = advantages[i - begin] /
-                   (static_cast<float>(end - begin) * static_cast<float>(config.train.max_new_tokens) *
-                    static_cast<float>(inputs_total));
-        seeds.push_back(std::move(s));
+        const Rollout& rollout = rollouts[pairs[i].rollout];
+        const size_t sampled =
+            rollout.tokens.size() - (rollout.ended ? 1 : 0);  // the end token carries nothing
+        seeds.push_back(
+            {.rollout = &rollout, .length = std::min(pairs[i].fake.size(), sampled), .weights = {}});
+        lengths.push_back(static_cast<int32_t>(seeds.back().length));
       }
+      std::vector<float> weights;
+      if (n < 2) {  // an input with one usable answer has nothing to compare it with
+        weights.assign(static_cast<size_t>(lengths.front()), 0.0f);
+      } else if (config.loss.credit == Credit::kToken) {
+        std::vector<float> values;
+        for (size_t i = begin; i < end; ++i) {
+          const Rollout& rollout = rollouts[pairs[i].rollout];
+          // The discriminator's order: all references, then all answers.
+          const auto first = static_cast<size_t>(offsets[n_fresh + i]),
+                     last = static_cast<size_t>(offsets[n_fresh + i + 1]);
+          const std::vector<float> own = logits_of_samples(
+              std::span(logits).subspan(first, last - first), rollout.text,
+              std::span(rollout.tokens).first(rollout.tokens.size() - (rollout.ended ? 1 : 0)),
+              seeds[i].length);
+          values.insert(values.end(), own.begin(), own.end());
+        }
+        weights = token_rloo_weights(values, lengths, n, longest);
+      } else {
+        const std::span<const float> r(rewards.data() + begin, end - begin);
+        weights = rloo_weights(config.loss.weighting == Weighting::kSoftmax
+                                   ? softmax_advantages(r, n, config.loss.reward_temperature)
+                                   : leave_one_out_advantages(r, n),
+                               lengths, n, longest);
+      }
+      size_t at = 0;
+      for (size_t i = begin; i < end; ++i)
+        for (size_t t = 0; t < seeds[i].length; ++t)
+          seeds[i].weights.push_back(weights[at++] / static_cast<float>(inputs_total));
       begin = end;
     }
     return seeds;
@@ -1281,7 +1303,8 @@ struct Trainer::State {
     SampledSeeds seeds;
     seeds.embedding = runner.input_gradient_rows(fake_rows);
     for (size_t i = 0; i < n_fresh; ++i)
-      seeds.list.push_back({.rollout = &rollouts[pairs[i].rollout], .length = pairs[i].fake.size()});
+      seeds.list.push_back(
+          {.rollout = &rollouts[pairs[i].rollout], .length = pairs[i].fake.size(), .weights = {}});
     return seeds;
   }
 };

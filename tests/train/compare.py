@@ -25,7 +25,7 @@ SHARED = ["model=model", "data.train=items.jsonl", "data.valid_fraction=0.1", "d
           "discriminator.width=8", "dtype=f32", "eval.max_items=6", "eval.samples=1", "eval.temperatures=1.0,0.5",
           "generator.prompt_length=2", "lora.rank=2"]  # fmt: skip
 ASKED = ["--methods", METHODS, "--arm", "wide: lora lora.rank=4 train.average_from=3", "--seeds", "1,2", "--judges", "1", "--judge-pairs", "24",
-         "--drift", "drift.txt"]  # fmt: skip
+         "--judge-reads", "tokens,features", "--drift", "drift.txt"]  # fmt: skip
 ARMS = ["zero-shot", "few-shot-2", "prompt", "lora+rloo", "wide"]
 
 
@@ -51,7 +51,7 @@ def main():
         def figures(out):
             """What does not depend on the clock."""
             runs = json.loads((folder / out / "results.json").read_text())["runs"]
-            keep = ("ce", "bleu", "judge_accuracy", "drift", "parameters_trained", "steps")
+            keep = ("ce", "bleu", "judge_accuracy", "feature_judge_accuracy", "drift", "parameters_trained", "steps")
             return {(r["arm"], r["seed"]): (r["status"], [r["figures"].get(k) for k in keep], r["curve"]) for r in runs}
 
         listed = run(*SHARED, *ASKED, "-o", "dry", "--dry-run").stdout.splitlines()
@@ -64,7 +64,7 @@ def main():
         if [row["arm"] for row in results["arms"]] != ARMS or any(row["runs"] != 2 or row["failed"] for row in results["arms"]):
             fail(f"arms {[(row['arm'], row['runs'], row['failed']) for row in results['arms']]}")
         for row in results["arms"]:
-            if not {"ce", "bleu", "judge_accuracy", "drift", "train_seconds", "peak_memory_bytes"} <= row["figures"].keys():
+            if not {"ce", "bleu", "judge_accuracy", "judge_ranking", "feature_judge_accuracy", "feature_judge_ranking", "drift", "train_seconds", "peak_memory_bytes"} <= row["figures"].keys():
                 fail(f"{row['arm']}: figures {sorted(row['figures'])}")
         # The judges, and with them all figures, read the whole split and not eval.max_items of it.
         summary, evaluated = (json.loads((whole / "runs" / "tokens" / "wide" / "seed-1" / name).read_text()) for name in ("summary.json", "eval.json"))

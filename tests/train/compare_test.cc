@@ -14,6 +14,7 @@
 
 #include "core/check.h"
 #include "tests/support/devices.h"
+#include "tests/support/fill.h"
 #include "train/play/judging.h"
 
 namespace gantrain {
@@ -228,6 +229,49 @@ TEST_P(Judging, FreshJudgesFindADifferenceAndNoneWhereThereIsNone) {
     EXPECT_LT(judge_answers(device(), 10, train, held_out, settings).epochs.front(), 12);
   }
   EXPECT_SAYS(judge_answers(device(), 10, {}, {}, {}), "20 pairs");
+}
+
+// The same of features: rows that are shifted apart are told from each other, rows of one distribution are
+// not.
+TEST_P(Judging, JudgesOfFeaturesFindADifferenceAndNoneWhereThereIsNone) {
+  constexpr int64_t kC = 12;
+  for (const float shift : {0.5f, 0.0f}) {
+    const auto draw = [&](size_t count, uint64_t seed, std::vector<AnswerPair>& pairs) {
+      AnswerFeatures features;
+      std::vector<float> rows;
+      for (size_t i = 0; i < count; ++i) {
+        const size_t length = 2 + (i * 7 + seed) % 4;
+        pairs.emplace_back();
+        pairs.back().real.assign(length, 0);
+        pairs.back().fake.assign(length, 0);
+        for (const float side : {1.0f, -1.0f}) {
+          features.begin.push_back(static_cast<int32_t>(rows.size()) / static_cast<int32_t>(kC));
+          for (float x :
+               test::random_normal(static_cast<int64_t>(length) * kC, seed + 2 * i + (side > 0), 1.0f))
+            rows.push_back(x + side * shift);
+        }
+      }
+      features.rows = OwnedTensor(device(), DType::kF32, {static_cast<int64_t>(rows.size()) / kC, kC});
+      device().copy_in(features.rows, rows.data());
+      return features;
+    };
+    std::vector<AnswerPair> train, held_out;
+    const AnswerFeatures of_train = draw(160, 1000, train), of_held_out = draw(80, 90000, held_out);
+    JudgeSettings settings;
+    settings.judges = 2;
+    settings.width = 16;
+    settings.epochs = 4;
+    settings.lr = 1e-2;
+    const Verdict verdict = judge_features(device(), train, of_train, held_out, of_held_out, settings);
+    EXPECT_EQ(verdict.held_out_pairs, 80);
+    if (shift > 0) {
+      EXPECT_GT(verdict.accuracy, 0.9);
+      EXPECT_GT(verdict.ranking, 0.95);
+    } else {  // five standard errors of a coin's
+      EXPECT_NEAR(verdict.accuracy, 0.5, 5 * 0.5 / std::sqrt(160.0));
+      EXPECT_NEAR(verdict.ranking, 0.5, 5 * 0.5 / std::sqrt(80.0));
+    }
+  }
 }
 GT_ALL_DEVICES(Judging);
 

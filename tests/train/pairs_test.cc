@@ -13,6 +13,7 @@
 #include "tests/support/tiny_llama.h"
 #include "train/losses/weights.h"
 #include "train/networks/discriminator.h"
+#include "train/play/judging.h"
 
 namespace gantrain {
 namespace {
@@ -166,6 +167,48 @@ TEST(PackPairs, TheDiscriminatorsOrderIsRealsThenFakes) {
   Ids tokens;
   for (int32_t r : rows.rows) tokens.push_back(packed.batch.tokens()[static_cast<size_t>(r)]);
   EXPECT_EQ(tokens, Ids({12, 13, 14, 15, 22, 23, 24, 25}));
+}
+
+// Each row of a pair's features is what its input and answer alone, read without a prompt, come to; whatever
+// stands in the same batch.
+TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
+  const auto device = test::make_cpu();
+  const auto llama =
+      Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
+  Runner runner(*device, *llama);
+  const auto inputs = some_inputs();
+  const auto pointers = pointers_to(inputs);
+  const std::vector<AnswerPair> pairs{pair_of(2, {10, 11, 12}, {10, 21, 22}), pair_of(0, {13}, {13}),
+                                      pair_of(2, {10, 11}, {23, 24})};
+  const int layers = 1;
+  ASSERT_LT(layers, llama->config().num_layers);
+  const int64_t width = llama->config().hidden_size;
+  for (const int64_t batch : {1, 2, 8}) {
+    const AnswerFeatures got = answer_features(runner, pointers, pairs, layers, batch);
+    EXPECT_EQ(got.begin, Ids({0, 3, 6, 7, 8, 10}));
+    ASSERT_EQ(got.rows.view().shape(), (Shape{12, width}));
+    std::vector<float> rows(static_cast<size_t>(12 * width));
+    device->copy_out(rows.data(), got.rows.view());
+    for (size_t i = 0; i < pairs.size(); ++i)
+      for (const size_t side : {size_t{0}, size_t{1}}) {
+        const Ids& answer = side == 0 ? pairs[i].real : pairs[i].fake;
+        PackedBatch alone;
+        Ids text = inputs[pairs[i].input].prompt, read;
+        for (const int32_t token : answer) {
+          read.push_back(static_cast<int32_t>(text.size()));
+          text.push_back(token);
+        }
+        alone.add(-1, text);
+        runner.forward(alone, {}, Saving::kNothing, layers);
+        const OwnedTensor f = Discriminator::normalise(*device, runner.output_rows(read));
+        std::vector<float> want(answer.size() * static_cast<size_t>(width));
+        device->copy_out(want.data(), f.view());
+        const size_t first = static_cast<size_t>(got.begin[2 * i + side] * width);
+        for (size_t k = 0; k < want.size(); ++k)
+          ASSERT_NEAR(rows[first + k], want[k], 1e-5)
+              << "pair " << i << (side == 0 ? " reference" : " answer") << ", value " << k;
+      }
+  }
 }
 
 // ---- shortcuts

@@ -246,6 +246,28 @@ TEST_F(TrainerTest, AccumulatedBatchesEqualOneBatch) {
   }
 }
 
+// The adversary's own gradient in its first step. An answer of one token has one logit: both kinds of credit
+// are one. Longer answers' are not, and one thread or two give the same bits.
+TEST_F(TrainerTest, CreditByTokenIsThatOfTheAnswerWhereItHasOneToken) {
+  const auto run = [](const char* credit, int longest, int threads) {
+    TestRun r({"loss.kind=rloo", std::string("loss.credit=") + credit, "loss.alpha=0", "loss.alpha_end=0",
+               "loss.beta=0", "generator.norm_penalty=0", "optimizer.clip=0", "train.gate_g=0.01",
+               "loss.samples=6", fmt::format("train.max_new_tokens={}", longest)},
+              threads);
+    r.to();
+    for (const StepRecord& s : r.records)
+      if (s.phase == Phase::kAdversarial && s.trained_g) return s.grad_norm_g;
+    ADD_FAILURE() << "the generator never trained";
+    return 0.0;
+  };
+  const double one = run("answer", 1, 1), long_one = run("answer", 10, 1);
+  EXPECT_GT(one, 0.0);
+  EXPECT_NEAR(run("token", 1, 1), one, 1e-5 * one);
+  const double by_token = run("token", 10, 1);
+  EXPECT_GT(std::abs(by_token - long_one), 0.01 * long_one);
+  EXPECT_EQ(run("token", 10, 2), by_token);
+}
+
 TEST_F(TrainerTest, RecomputationGivesTheSameBits) {
   size_t level = 0;  // all of them in turn: three losses of a method come one after the other
   for (const Case& c : kCases) {

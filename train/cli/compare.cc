@@ -43,6 +43,7 @@ Action add_compare(CLI::App& program, const VerbTable& verbs, const std::string&
       ->capture_default_str();
   verb.add_option("--judge-pairs", o.judge_pairs, "held-out pairs that a judge is asked about")
       ->capture_default_str();
+  verb.add_option("--judge-reads", o.judge_reads, kJudgeReadsHelp)->delimiter(',')->allow_extra_args(false);
   verb.add_option("--drift", o.drift_file, "a text: how much worse the model reads it afterwards");
   verb.add_option("-o,--output", flags->output, "folder of the comparison, as output=FOLDER");
   verb.add_flag("--dry-run", o.dry_run, "print the runs' commands; run nothing");
@@ -66,6 +67,8 @@ Action add_compare(CLI::App& program, const VerbTable& verbs, const std::string&
     check_range("--jobs", static_cast<double>(options.jobs), 1, 1024);
     check_range("--judges", static_cast<double>(options.judges), 0, 1000);
     check_range("--judge-pairs", static_cast<double>(options.judge_pairs), 1, 1e9);
+    for (const std::string& what : options.judge_reads)
+      check_choice("--judge-reads", what, {"tokens", "features"});
     return run(options);
   };
 }

@@ -45,6 +45,7 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("--judge-arms", o.judged, "of the arms, those that are judged, with commas; default all")
       ->delimiter(',')
       ->allow_extra_args(false);
+  verb.add_option("--judge-reads", o.judge_reads, kJudgeReadsHelp)->delimiter(',')->allow_extra_args(false);
   verb.add_option("settings", o.overrides, "key=value settings over the run's own");
   return [flags, run = verbs.eval] {
     EvalOptions& options = flags->options;
@@ -54,6 +55,8 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
     for (const std::string& arm : options.arms) check_choice("--arms", arm, {"none", "warm", "trained"});
     for (const std::string& arm : options.judged)
       check_choice("--judge-arms", arm, {"none", "warm", "trained"});
+    for (const std::string& what : options.judge_reads)
+      check_choice("--judge-reads", what, {"tokens", "features"});
     check_range("--judges", static_cast<double>(options.judges), 0, 1000);
     check_range("--judge-pairs", static_cast<double>(options.judge_pairs), 1, 1e9);
     if (flags->no_generate && options.judges > 0)

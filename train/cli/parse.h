@@ -31,6 +31,11 @@ inline constexpr const char* kGemmHelp =
     "on a GPU, products by our own kernels (own), by cuBLASLt (cublaslt) or by what timing finds faster "
     "(auto); "
     "default: $GANTRAIN_GEMM, else own";
+inline constexpr const char* kJudgeReadsHelp =
+    "what judges read: tokens (their own embedding of them), features (what the frozen model makes of input "
+    "and "
+    "answer, as the discriminator does), or both with a comma, which is judges of their own for each; "
+    "default tokens";
 // --device, --gemm, --dtype and --threads, all but --gemm also read from GANTRAIN_DEVICE, GANTRAIN_DTYPE and
 // GANTRAIN_THREADS. The words arrive in strings; the two functions below turn them into values.
 struct DeviceFlags {

@@ -112,6 +112,31 @@ std::vector<float> token_rloo_weights(std::span<const float> token_logits, std::
   return out;
 }
 
+std::vector<float> logits_of_samples(std::span<const float> logits, std::span<const int32_t> text,
+                                     std::span<const int32_t> sampled, size_t length) {
+  GT_CHECK(!logits.empty() && logits.size() <= text.size() && length > 0 && length <= sampled.size(),
+           "logits_of_samples: {} logits of {} tokens for {} of {} sampled ones", logits.size(), text.size(),
+           length, sampled.size());
+  const size_t shorter = std::min(text.size(), sampled.size());
+  size_t front = 0, back = 0;
+  while (front < shorter && text[front] == sampled[front]) ++front;
+  while (front + back < shorter && text[text.size() - 1 - back] == sampled[sampled.size() - 1 - back]) ++back;
+  const size_t between_end = sampled.size() - back;  // of the sampled tokens
+  std::vector<double> sums(length, 0.0);
+  for (size_t s = 0; s < logits.size(); ++s) {
+    size_t t = s;
+    if (s >= text.size() - back)
+      t = s + sampled.size() - text.size();
+    else if (s >= front)
+      t = between_end > 0 ? between_end - 1 : 0;
+    sums[std::min(t, length - 1)] += static_cast<double>(logits[s]);
+  }
+  std::vector<float> out;
+  for (const double sum : sums)
+    out.push_back(static_cast<float>(sum * static_cast<double>(length) / static_cast<double>(logits.size())));
+  return out;
+}
+
 ContrastiveWeights contrastive_weights(std::span<const double> logp_reference,
                                        std::span<const double> logp0_reference,
                                        std::span<const double> logp_sampled,

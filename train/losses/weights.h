@@ -37,6 +37,15 @@ std::vector<float> rloo_weights(std::span<const float> advantages, std::span<con
 std::vector<float> token_rloo_weights(std::span<const float> token_logits, std::span<const int32_t> lengths,
                                       int64_t samples, int64_t max_length);
 
+// Of a causal D, which read the first logits.size() tokens of `text`, the canonical writing of the answer
+// that was sampled as the tokens `sampled` (no end token in either): a value for each of the first `length`
+// sampled tokens, such that a token's own value and those after it hold every logit that it can change. Where
+// both writings agree, from the front or from the back, that is the token's own logit; the logits between go
+// to the last sampled token between, which no token before it loses by; what is behind `length` goes to the
+// last one. The values' mean is the logits' mean, D.
+std::vector<float> logits_of_samples(std::span<const float> logits, std::span<const int32_t> text,
+                                     std::span<const int32_t> sampled, size_t length);
+
 // C4, SPIN and SODA's form, mean over B pairs:
 //   L = softplus(-b m),  m = (logp(y) - logp0(y)) - (logp(yhat) - logp0(yhat)),  logp summed over an answer's
 //   tokens.

@@ -1,10 +1,19 @@
 #include "train/networks/discriminator.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/rng.h"
 
 namespace gantrain {
+
+int feature_layers(const DiscriminatorConfig& config, int64_t model_layers) {
+  const int64_t wanted =
+      config.feature_layer < 0 ? std::max<int64_t>(1, model_layers / 3) : config.feature_layer;
+  if (wanted > model_layers)
+    fail_usage("discriminator.feature_layer: the model has {} layers, got {}", model_layers, wanted);
+  return static_cast<int>(wanted);
+}
 
 Discriminator::Discriminator(Device& device, const DiscriminatorConfig& config, int64_t feature_width,
                              uint64_t key)

@@ -15,6 +15,10 @@
 
 namespace gantrain {
 
+// Frozen layers of a model of so many whose output D reads: discriminator.feature_layer, or by default a
+// third of them, at least one. Usage Error where the model has fewer.
+int feature_layers(const DiscriminatorConfig& config, int64_t model_layers);
+
 class Discriminator {
  public:
   Discriminator(Device& device, const DiscriminatorConfig& config, int64_t feature_width, uint64_t key);

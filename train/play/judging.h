@@ -25,18 +25,35 @@ struct Verdict {
   std::vector<int64_t> epochs;     // that each judge learned for
   std::vector<double> accuracies;  // of each judge: answers it named rightly, real and false alike, 0 to 1
   double accuracy = 0.5;           // their median
+  double ranking = 0.5;            // of the held-out pairs those whose reference scores higher; median
   double standard_error = 0;       // of the median judge's accuracy, over the held-out pairs
 };
+
+// Rows of features of the pairs' answers, one a token: pair i's reference from row begin[2 i], its answer
+// from begin[2 i + 1] on; (N, C) f32, normalised as the discriminator's are.
+struct AnswerFeatures {
+  OwnedTensor rows;
+  std::vector<int32_t> begin;
+};
+// What the first `layers` layers of the runner's frozen model make, without a prompt, of the answers behind
+// their inputs. `batch` pairs at a time; memory: 4 C bytes a token.
+AnswerFeatures answer_features(Runner& runner, ExampleSpan inputs, const std::vector<AnswerPair>& pairs,
+                               int layers, int64_t batch);
 
 // Trains judges on pairs and asks them about held-out ones. Each judge reads its own embedding of the tokens
 // (0 .. vocabulary - 1) and knows nothing of the model. A tenth of `train`, at least one pair, chooses the
 // epoch. Throws Error where there are fewer than 20 pairs to train on or none held out.
 Verdict judge_answers(Device& device, int64_t vocabulary, const std::vector<AnswerPair>& train,
                       const std::vector<AnswerPair>& held_out, const JudgeSettings& settings);
+// The same with judges that read these features of the pairs: what the discriminator reads, by a network that
+// no generator was trained against.
+Verdict judge_features(Device& device, const std::vector<AnswerPair>& train,
+                       const AnswerFeatures& train_features, const std::vector<AnswerPair>& held_out,
+                       const AnswerFeatures& held_out_features, const JudgeSettings& settings);
 
 // `count` pairs of references and the maker's answers at this temperature, over all inputs evenly: of each
-// the first answers, as many as it takes. Cut as the discriminator's pairs are (pairs.h); empty answers give
-// none.
+// the first answers, as many as it takes. A pair's input is its place in `inputs`. Cut as the discriminator's
+// pairs are (pairs.h); empty answers give none.
 std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
                                      ExampleSpan inputs, Placement placement, int64_t count, int64_t max_new,
                                      double temperature, uint64_t seed);

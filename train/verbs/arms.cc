@@ -114,9 +114,19 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
       JudgeSettings judge;
       judge.judges = settings.judges;
       judge.seed = settings.seed;
-      r.verdicts.push_back(judge_answers(runner.device(), runner.llama().config().vocab_size,
-                                         pairs(settings.judge_train, 2 * settings.judge_pairs, 6),
-                                         pairs(merged, settings.judge_pairs, 7), judge));
+      const auto train = pairs(settings.judge_train, 2 * settings.judge_pairs, 6),
+                 held_out = pairs(merged, settings.judge_pairs, 7);
+      if (settings.judge_tokens)
+        r.verdicts.push_back(
+            judge_answers(runner.device(), runner.llama().config().vocab_size, train, held_out, judge));
+      if (settings.judge_features) {
+        const auto features = [&](ExampleSpan inputs, const std::vector<AnswerPair>& of) {
+          return answer_features(runner, inputs, of, settings.feature_layers, settings.batch);
+        };
+        r.feature_verdicts.push_back(judge_features(runner.device(), train,
+                                                    features(settings.judge_train, train), held_out,
+                                                    features(merged, held_out), judge));
+      }
     }
   }
   if (!settings.drift_text.empty())
@@ -191,11 +201,16 @@ std::string to_json(const ArmResult& r) {
                                  {"self_bleu_5", s.self_bleu[3]},
                                  {"length", s.mean_length},
                                  {"texts", s.texts}});
-  for (size_t i = 0; i < r.verdicts.size(); ++i)
-    j["temperatures"][i].update({{"judge_accuracy", r.verdicts[i].accuracy},
-                                 {"judge_error", r.verdicts[i].standard_error},
-                                 {"judge_accuracies", r.verdicts[i].accuracies},
-                                 {"judge_pairs", r.verdicts[i].held_out_pairs}});
+  const auto add_verdicts = [&](const std::vector<Verdict>& verdicts, const std::string& judge) {
+    for (size_t i = 0; i < verdicts.size(); ++i)
+      j["temperatures"][i].update({{judge + "_accuracy", verdicts[i].accuracy},
+                                   {judge + "_error", verdicts[i].standard_error},
+                                   {judge + "_accuracies", verdicts[i].accuracies},
+                                   {judge + "_ranking", verdicts[i].ranking},
+                                   {judge + "_pairs", verdicts[i].held_out_pairs}});
+  };
+  add_verdicts(r.verdicts, "judge");
+  add_verdicts(r.feature_verdicts, "feature_judge");
   return j.dump();
 }
 
@@ -219,9 +234,19 @@ std::string arms_table(const std::vector<ArmResult>& results) {
   if (temperatures == 0) return out;
   out += fmt::format("\n{:<12} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>9} {:>7}\n", "arm", "T", "BLEU",
                      "ROUGE-L", "exact", "dist-1", "dist-2", "sBLEU-4", "words");
-  const bool judged =
-      std::any_of(results.begin(), results.end(), [](const ArmResult& r) { return !r.verdicts.empty(); });
-  if (judged) out.insert(out.size() - 1, fmt::format(" {:>13}", "judge"));
+  const auto any = [&](std::vector<Verdict> ArmResult::*verdicts) {
+    return std::any_of(results.begin(), results.end(),
+                       [&](const ArmResult& r) { return !(r.*verdicts).empty(); });
+  };
+  struct Column {
+    std::vector<Verdict> ArmResult::*verdicts;
+    const char* title;
+  };
+  std::vector<Column> judges;
+  for (const Column& c :
+       {Column{&ArmResult::verdicts, "judge"}, Column{&ArmResult::feature_verdicts, "feature judge"}})
+    if (any(c.verdicts)) judges.push_back(c);
+  for (const Column& c : judges) out.insert(out.size() - 1, fmt::format(" {:>14}", c.title));
   for (size_t t = 0; t < temperatures; ++t)
     for (const ArmResult& r : results) {
       if (t >= r.texts.size()) continue;
@@ -229,9 +254,14 @@ std::string arms_table(const std::vector<ArmResult>& results) {
       out += fmt::format("{:<12} {:>5.2f} {:>7.2f} {:>7.2f} {:>6.1f}% {:>7.3f} {:>7.3f} {:>9.2f} {:>7.1f}\n",
                          r.name, s.temperature, s.bleu, s.rouge_l, s.exact_match, s.distinct_1, s.distinct_2,
                          s.self_bleu[2], s.mean_length);
-      if (t < r.verdicts.size())
-        out.insert(out.size() - 1,
-                   fmt::format(" {:.3f} +- {:.3f}", r.verdicts[t].accuracy, r.verdicts[t].standard_error));
+      for (const Column& c : judges) {
+        const std::vector<Verdict>& verdicts = r.*c.verdicts;
+        out.insert(
+            out.size() - 1,
+            fmt::format(" {:>14}", t < verdicts.size() ? fmt::format("{:.3f} +- {:.3f}", verdicts[t].accuracy,
+                                                                     verdicts[t].standard_error)
+                                                       : std::string()));
+      }
     }
   return out;
 }

@@ -27,15 +27,18 @@ struct ArmSettings {
   int64_t judges = 0;          // fresh judges a temperature; 0: none
   int64_t judge_pairs = 2000;  // held out, of `merged`; they learn from twice as many of judge_train
   ExampleSpan judge_train;
+  bool judge_tokens = true, judge_features = false;  // what they read: judges of their own for each
+  int feature_layers = 0;                            // of the base, that the latter are read behind
 };
 struct ArmResult {
   std::string name;
   LossResult loss;
-  double label_accuracy = -1;        // -1: not a classification task
-  std::vector<TextScores> texts;     // one a temperature
-  std::vector<Verdict> verdicts;     // of the judges, one a temperature
-  double drift = -1;                 // cross-entropy on the second text; -1: not asked for
-  std::vector<std::string> samples;  // the first items' texts at the first temperature
+  double label_accuracy = -1;             // -1: not a classification task
+  std::vector<TextScores> texts;          // one a temperature
+  std::vector<Verdict> verdicts;          // of judges that read tokens, one a temperature
+  std::vector<Verdict> feature_verdicts;  // of judges that read the frozen model's features
+  double drift = -1;                      // cross-entropy on the second text; -1: not asked for
+  std::vector<std::string> samples;       // the first items' texts at the first temperature
 };
 
 // `items`: every item, for loss and labels. `merged`: one an input, all its references, for generated text.

@@ -132,9 +132,9 @@ std::vector<std::string> eval_words(const Job& job, const CompareOptions& option
                                  options.drift_file.empty() ? "trained" : "none,trained"};
   if (options.judges > 0)
     // As many different inputs as there are: few of them with many answers each are no held-out pairs.
-    words.insert(words.end(),
-                 {"--judges", fmt::format("{}", options.judges), "--judge-pairs",
-                  fmt::format("{}", options.judge_pairs), "--judge-arms", "trained", "--max-items", "0"});
+    words.insert(words.end(), {"--judges", fmt::format("{}", options.judges), "--judge-pairs",
+                               fmt::format("{}", options.judge_pairs), "--judge-arms", "trained",
+                               "--max-items", "0", "--judge-reads", join(options.judge_reads, ",")});
   if (!options.drift_file.empty()) words.insert(words.end(), {"--drift", options.drift_file});
   if (job.config.data.test.empty() && job.config.data.test_fraction == 0)
     words.insert(words.end(), {"--split", "valid"});
@@ -143,8 +143,8 @@ std::vector<std::string> eval_words(const Job& job, const CompareOptions& option
 bool wants_eval(const CompareOptions& options) { return options.judges > 0 || !options.drift_file.empty(); }
 // What an eval.json was made with: another question asks for another answer.
 std::string eval_question(const CompareOptions& options) {
-  return fmt::format("judges {} pairs {} drift {} of all items", options.judges, options.judge_pairs,
-                     options.drift_file);
+  return fmt::format("judges {} pairs {} read {} drift {} of all items", options.judges, options.judge_pairs,
+                     join(options.judge_reads, ","), options.drift_file);
 }
 
 bool trained(const Job& job) { return fs::exists(job.folder / "summary.json"); }

@@ -43,6 +43,7 @@ constexpr Figure kFigures[] = {
     {"self_bleu_4", "self-BLEU-4", 2, 1.0},
     {"length", "words", 1, 1.0},
     {"judge_accuracy", "judges' accuracy", 3, 1.0},
+    {"feature_judge_accuracy", "judges' accuracy on features", 3, 1.0},
     {"drift", "forgetting, nats", 4, 1.0},
     {"parameters_trained", "parameters trained", 0, 1.0},
     {"parameters_deployed", "deployed", 0, 1.0},
@@ -224,7 +225,8 @@ std::map<std::string, double> run_figures(const json& summary, const json& eval)
       take(*trained, {"ce", "ppl", "label_likelihood"});
       if (const json* row = nearest_to_one(part(*trained, "temperatures")))
         take(*row, {"temperature", "exact_match", "bleu", "rouge_l", "distinct_1", "distinct_2", "distinct_3",
-                    "self_bleu_4", "length", "judge_accuracy", "judge_error", "judge_pairs"});
+                    "self_bleu_4", "length", "judge_accuracy", "judge_error", "judge_ranking", "judge_pairs",
+                    "feature_judge_accuracy", "feature_judge_error", "feature_judge_ranking"});
     }
   const json *off = arm_named(measured, "no prompt"), *on = arm_named(measured, "trained");
   if (off && on && number_at(*on, "drift_ce") && number_at(*off, "drift_ce"))
@@ -361,9 +363,12 @@ std::string compare_markdown(const json& comparison) {
 
 std::string compare_csv(const json& comparison) {
   // A line a run and temperature; text scores differ between the lines of a run, the rest repeats.
-  const char* kText[] = {"temperature", "exact_match", "bleu",           "rouge_l",     "distinct_1",
-                         "distinct_2",  "distinct_3",  "self_bleu_2",    "self_bleu_3", "self_bleu_4",
-                         "self_bleu_5", "length",      "judge_accuracy", "judge_error"};
+  const char* kText[] = {
+      "temperature",         "exact_match",          "bleu",          "rouge_l",
+      "distinct_1",          "distinct_2",           "distinct_3",    "self_bleu_2",
+      "self_bleu_3",         "self_bleu_4",          "self_bleu_5",   "length",
+      "judge_accuracy",      "judge_error",          "judge_ranking", "feature_judge_accuracy",
+      "feature_judge_error", "feature_judge_ranking"};
   const char* kRun[] = {"steps",
                         "ce",
                         "ppl",
@@ -417,7 +422,7 @@ json peft_result(const json& run, const json& summary, const TrainConfig& config
     metrics["test accuracy"] = *figure("label_likelihood");
   else if (figure("exact_match"))
     metrics["test accuracy"] = *figure("exact_match");
-  for (const char* key : {"bleu", "rouge_l", "self_bleu_4", "judge_accuracy"})
+  for (const char* key : {"bleu", "rouge_l", "self_bleu_4", "judge_accuracy", "feature_judge_accuracy"})
     if (figure(key)) metrics[key] = *figure(key);
   const double deployed = figure("parameters_deployed").value_or(0),
                base = cost.value("parameters_base", 0.0), trained = figure("parameters_trained").value_or(0),

@@ -4,6 +4,7 @@
 
 #include "model/runner.h"
 #include "train/checkpoint/run_folder.h"
+#include "train/networks/discriminator.h"
 #include "train/plan/memory_plan.h"
 #include "train/text.h"
 #include "train/verbs/arms.h"
@@ -77,6 +78,9 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   const auto train_items = pointers(data.train);
   settings.judge_pairs = options.judge_pairs;
   settings.judge_train = train_items;
+  settings.judge_tokens = among(options.judge_reads, "tokens");
+  settings.judge_features = among(options.judge_reads, "features");
+  settings.feature_layers = feature_layers(config.discriminator, llama.config().num_layers);
   if (options.judges > 0 && train_items.empty())
     fail_usage("--judges needs the run's training items to learn from: leave --data out, or set data.train");
   if (!options.drift_file.empty())

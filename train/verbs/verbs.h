@@ -54,6 +54,7 @@ struct EvalOptions {
   int64_t judges = 0;          // fresh judges an arm and temperature; 0: none
   int64_t judge_pairs = 2000;  // held-out pairs of a reference and an answer that they are asked about
   std::vector<std::string> judged = {"none", "warm", "trained"};  // of the arms
+  std::vector<std::string> judge_reads = {"tokens"};              // tokens, features: judges for each
 };
 int run_eval(const EvalOptions& options, const DeviceFactory& devices);
 
@@ -66,6 +67,7 @@ struct CompareOptions {
   double seconds = 0;  // > 0: also at equal wall clock, this long a run
   int64_t jobs = 1;    // runs side by side
   int64_t judges = 0, judge_pairs = 2000;
+  std::vector<std::string> judge_reads = {"tokens"};
   std::string drift_file;  // a text: what training forgets of it
   bool dry_run = false;    // list the runs and their commands
   std::string command;     // the command line as it was given, for the report

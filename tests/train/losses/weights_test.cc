@@ -53,6 +53,29 @@ TEST(TokenRlooWeights, CreditsWhatIsStillToCome) {
   EXPECT_THROW(token_rloo_weights(std::vector<float>{1.0f}, std::vector<int32_t>{3, 1}, 2, 5), Error);
 }
 
+TEST(LogitsOfSamples, EveryLogitIsAtOrBehindTheTokensThatItDependsOn) {
+  const std::vector<float> logits = {1.0f, 2.0f, 4.0f, 8.0f, 16.0f};
+  const auto of = [&](std::vector<int32_t> text, std::vector<int32_t> sampled, size_t read, size_t length) {
+    return logits_of_samples(std::span(logits).first(read), text, sampled, length);
+  };
+  // One writing: each token its own; what D did not read is not there.
+  EXPECT_TRUE(within("same", of({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5}, 5, 5), V{1, 2, 4, 8, 16}, 1e-6));
+  EXPECT_TRUE(within("cut", of({1, 2, 3, 4, 5}, {1, 2, 3, 4, 5}, 3, 3), V{1, 2, 4}, 1e-6));
+  // 2 was sampled as 7 8: its logit is at 8, what follows one token later; six values, the same mean.
+  EXPECT_TRUE(within("longer", of({1, 2, 3, 4, 5}, {1, 7, 8, 3, 4, 5}, 5, 6),
+                     V{1 * 1.2, 0, 2 * 1.2, 4 * 1.2, 8 * 1.2, 16 * 1.2}, 1e-5));
+  // 2 3 was sampled as 9.
+  EXPECT_TRUE(within("shorter", of({1, 2, 3, 4, 5}, {1, 9, 4, 5}, 5, 4),
+                     V{0.8 * 1, 0.8 * 6, 0.8 * 8, 0.8 * 16}, 1e-5));
+  // Nothing agrees: all at the last one. Behind `length`: at its last one.
+  EXPECT_TRUE(within("apart", of({1, 2, 3}, {7, 8}, 3, 2), V{0, 7 * 2.0 / 3}, 1e-5));
+  EXPECT_TRUE(within("short", of({1, 2, 3, 4, 5}, {1, 7, 8, 3, 4, 5}, 5, 2), V{0.4, 0.4 * 30}, 1e-5));
+  // Two writings of one text where all of the shorter one agrees: its last token bears what is left over.
+  EXPECT_TRUE(within("all", of({1, 1, 1}, {1, 1}, 3, 2), V{2.0 / 3, 2.0 / 3 * 6}, 1e-5));
+  EXPECT_THROW(of({1, 2}, {1, 2}, 3, 2), Error);
+  EXPECT_THROW(of({1, 2}, {1, 2}, 2, 3), Error);
+}
+
 // A softmax model over V = 5 words and T = 3 positions whose logits depend on the word before: theta (V + 1,
 // V), row 0 for the start.
 constexpr size_t kWords = 5, kLength = 3;
