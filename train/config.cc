@@ -743,10 +743,6 @@ void check_together(const TrainConfig& c) {
                      c.train.gate_g, c.train.gate_d));
   refuse(c.loss.kind == LossKind::kRloo && c.loss.samples < 2, "loss.kind", "loss.samples",
          "rloo compares an answer with the others of its input: expected samples >= 2");
-  refuse(c.loss.kind == LossKind::kRloo && c.loss.credit == Credit::kToken &&
-             c.loss.weighting == Weighting::kSoftmax,
-         "loss.credit", "loss.weighting",
-         "credit by token knows leave_one_out alone: softmax weighs whole answers");
   refuse(c.generator.init == PromptInit::kText && c.generator.init_text.empty(), "generator.init",
          "generator.init_text", "init = \"text\" needs a text");
   refuse(c.method == Method::kQlora && c.model_quantize == BasePacking::kNone, "method", "model_quantize",

@@ -115,7 +115,7 @@ struct LossConfig {
   double beta = 5e-3;
   int64_t samples = 8;
   Weighting weighting = Weighting::kLeaveOneOut;
-  Credit credit = Credit::kAnswer;
+  Credit credit = Credit::kToken;
   double reward_temperature = 1.0;
   double tau = 1.0, tau_end = 0.5;
   int64_t top_k = 64;

@@ -294,6 +294,10 @@ struct Trainer::State {
   }
 
   bool adversarial() const { return config.loss.kind != LossKind::kCe; }
+  bool credit_by_token() const {  // softmax weighs whole answers
+    return config.loss.kind == LossKind::kRloo && config.loss.credit == Credit::kToken &&
+           config.loss.weighting == Weighting::kLeaveOneOut;
+  }
   uint64_t key(uint64_t purpose, uint64_t index) const { return derive_key(seed, purpose, index); }
   static BalanceSettings gate_settings(const TrainConfig& c) {
     return {.target_low = c.train.target_low,
@@ -927,8 +931,7 @@ struct Trainer::State {
           // The generator's reward or gradient, from the discriminator as it stands before its own update.
           const OwnedTensor d_fresh = discriminator->forward(f_fresh, rows_fresh.offsets);
           read_fresh = Reading<float>(device, d_fresh.view());
-          if (config.loss.credit == Credit::kToken)
-            read_logits = Reading<float>(device, discriminator->token_logits());
+          if (credit_by_token()) read_logits = Reading<float>(device, discriminator->token_logits());
           ddf = OwnedTensor(device, DType::kF32, {n});
           OwnedTensor loss(device, DType::kF32, {1});
           const ConstTensor flat = d_fresh.view().view({2 * n});
@@ -1236,7 +1239,7 @@ struct Trainer::State {
       std::vector<float> weights;
       if (n < 2) {  // an input with one usable answer has nothing to compare it with
         weights.assign(static_cast<size_t>(lengths.front()), 0.0f);
-      } else if (config.loss.credit == Credit::kToken) {
+      } else if (credit_by_token()) {
         std::vector<float> values;
         for (size_t i = begin; i < end; ++i) {
           const Rollout& rollout = rollouts[pairs[i].rollout];

@@ -146,7 +146,7 @@ TEST(Config, WrittenConfigurationLoadsBackTheSame) {
       "[discriminator]\nfeature_layer=4\nwidth=65\nloss='hinge'\ngamma=0.3\ngamma_end=0.2\n"
       "sigma=0.11\ncenter_penalty=0.12\nlabel_smoothing=0.13\nspectral_norm=true\nreplay=0.14\n"
       "[loss]\nkind='gumbel'\nalpha=0.15\nalpha_end=0.16\nbeta=0.17\nsamples=3\n"
-      "weighting='softmax'\ncredit='token'\nreward_temperature=0.18\ntau=0.19\ntau_end=0.2\ntop_k=21\n"
+      "weighting='softmax'\ncredit='answer'\nreward_temperature=0.18\ntau=0.19\ntau_end=0.2\ntop_k=21\n"
       "[optimizer]\nlr=0.23\nlr_end=0.24\nlr_ce=0.25\nlr_d=0.26\nlr_d_end=0.27\nbeta1=0.28\nbeta2=0.29\n"
       "eps=1e-07\nweight_decay=0.31\nclip=0.32\nwarmup_steps=33\nschedule='linear'\n"
       "[train]\nepochs=0.1\nsteps=34\nbatch=35\naccumulate=36\nwarmup_ce_steps=37\ndiscriminator_steps=38\n"
