@@ -111,6 +111,15 @@ def main():
         off, on = evaluated["arms"]
         if any("judge_accuracy" in row for row in off["temperatures"]) or not all("judge_accuracy" in row for row in on["temperatures"]):
             fail("other arms were judged than the trained one")
+        # The best of several answers by the run's discriminator, where it has one.
+        runs = whole / "runs" / "tokens"
+        best = [program, "eval", "--best-of", "3", "--judges", "1", "--judge-pairs", "24", "--json", "-", "--run"]
+        chosen = subprocess.run([*best, str(runs / "lora+rloo" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
+        if chosen.returncode or (found := json.loads(chosen.stdout))["best_of"] != 3 or len(found["arms"]) != 3:
+            fail(f"eval --best-of: exit status {chosen.returncode}\n{chosen.stderr}")
+        refused = subprocess.run([*best, str(runs / "prompt" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
+        if refused.returncode != 2 or "has no discriminator to choose by: loss.kind is ce" not in refused.stderr:
+            fail(f"eval --best-of without a discriminator: exit status {refused.returncode}\n{refused.stderr}")
         peft = json.loads((whole / "peft" / "wide--seed-2.json").read_text())
         if peft["train_info"]["status"] != "success" or peft["train_info"]["num_trainable_params"] <= 0:
             fail(f"peft: {peft['train_info']}")

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/ops.h"
 #include "tests/support/devices.h"
@@ -208,6 +209,67 @@ TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
           ASSERT_NEAR(rows[first + k], want[k], 1e-5)
               << "pair " << i << (side == 0 ? " reference" : " answer") << ", value " << k;
       }
+  }
+}
+
+// The answer that is chosen is the one whose own reading by the discriminator is the highest, of each
+// input's.
+TEST(Chooser, TakesTheAnswerThatTheDiscriminatorScoresHighest) {
+  const auto device = test::make_cpu();
+  const auto llama =
+      Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
+  Runner runner(*device, *llama);
+  const auto inputs = some_inputs();
+  const auto pointers = pointers_to(inputs);
+  DiscriminatorConfig config;
+  config.width = 16;
+  Discriminator d(*device, config, llama->config().hidden_size, 5);
+  const std::vector<size_t> input_of{2, 2, 2, 0, 0, 0, 1, 1, 1};
+  const std::vector<Ids> answers{{10, 11, 12, 13, 14, 15},
+                                 {10},
+                                 {21, 22, 23},
+                                 {30, 31, 32, 33, 34},
+                                 {},
+                                 {30, 31, 32, 40, 41},
+                                 {},
+                                 {},
+                                 {}};
+  std::vector<float> want;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    if (answers[i].empty()) {
+      want.push_back(-std::numeric_limits<float>::infinity());
+      continue;
+    }
+    Ids text = inputs[input_of[i]].prompt, read;
+    const size_t length = answers[i].size() > 4 ? answers[i].size() - 2 : answers[i].size();  // its ending
+    for (size_t t = 0; t < length; ++t) {
+      read.push_back(static_cast<int32_t>(text.size()));
+      text.push_back(answers[i][t]);
+    }
+    PackedBatch alone;
+    alone.add(-1, text);
+    runner.forward(alone, {}, Saving::kNothing, 1);
+    const OwnedTensor score = d.forward(Discriminator::normalise(*device, runner.output_rows(read)),
+                                        {0, static_cast<int32_t>(length)});
+    want.emplace_back();
+    device->copy_out(&want.back(), score.view());
+  }
+  for (const int64_t batch : {1, 2, 32}) {
+    Chooser chooser(runner, d, 1, 3, batch);
+    const std::vector<float> got = chooser.scores(pointers, input_of, answers);
+    for (size_t i = 0; i < want.size(); ++i)
+      if (std::isfinite(want[i]))
+        EXPECT_NEAR(got[i], want[i], 1e-5) << i;
+      else
+        EXPECT_EQ(got[i], want[i]) << i;
+    std::vector<size_t> best;
+    for (const size_t begin : {0, 3, 6})
+      best.push_back(
+          static_cast<size_t>(std::max_element(want.begin() + static_cast<std::ptrdiff_t>(begin),
+                                               want.begin() + static_cast<std::ptrdiff_t>(begin + 3)) -
+                              want.begin()));
+    EXPECT_EQ(chooser.choose(pointers, input_of, answers), best);
+    EXPECT_EQ(best[2], 6u);  // all empty: the first
   }
 }
 

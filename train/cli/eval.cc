@@ -46,6 +46,10 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
       ->delimiter(',')
       ->allow_extra_args(false);
   verb.add_option("--judge-reads", o.judge_reads, kJudgeReadsHelp)->delimiter(',')->allow_extra_args(false);
+  verb.add_option("--best-of", o.best_of,
+                  "of so many sampled answers the one that the run's discriminator scores highest is what is "
+                  "scored and judged")
+      ->capture_default_str();
   verb.add_option("settings", o.overrides, "key=value settings over the run's own");
   return [flags, run = verbs.eval] {
     EvalOptions& options = flags->options;
@@ -57,6 +61,9 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
       check_choice("--judge-arms", arm, {"none", "warm", "trained"});
     for (const std::string& what : options.judge_reads)
       check_choice("--judge-reads", what, {"tokens", "features"});
+    check_range("--best-of", static_cast<double>(options.best_of), 1, 256);
+    if (flags->no_generate && options.best_of > 1)
+      fail_usage("eval: --best-of chooses among generated answers; leave --no-generate out");
     check_range("--judges", static_cast<double>(options.judges), 0, 1000);
     check_range("--judge-pairs", static_cast<double>(options.judge_pairs), 1, 1e9);
     if (flags->no_generate && options.judges > 0)

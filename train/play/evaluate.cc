@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <set>
 
 #include "core/rng.h"
@@ -10,6 +11,7 @@
 #include "train/metrics/diversity.h"
 #include "train/metrics/rouge.h"
 #include "train/metrics/text.h"
+#include "train/play/pairs.h"
 
 namespace gantrain {
 
@@ -117,22 +119,35 @@ std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokeniz
     const ExampleSpan part =
         examples.subspan(at, std::min(examples.size() - at, static_cast<size_t>(settings.batch)));
     const Prompts prompts = maker.make(part, derive_key(settings.seed, 2, at));
+    const int64_t samples = settings.samples * (settings.chooser ? settings.chooser->among() : 1);
     std::vector<GenerationRequest> requests;
+    std::vector<size_t> input_of;
     for (size_t b = 0; b < part.size(); ++b) {
       RequestContext context = request_context(prompts, b, *part[b], placement);
       GenerationRequest r;
       r.prompt_first = context.prompt_first;
       r.prompt_count = context.prompt_count;
       r.context = std::move(context.tokens);
-      for (int64_t i = 0; i < settings.samples; ++i)
+      input_of.insert(input_of.end(), static_cast<size_t>(samples), b);
+      for (int64_t i = 0; i < samples; ++i)
         r.keys.push_back(derive_key(settings.seed, 3, (at + b) * 4096 + static_cast<uint64_t>(i)));
       requests.push_back(std::move(r));
     }
+    std::vector<std::vector<int32_t>> answers;
     for (GeneratedSequence& s : generate(runner.device(), runner.llama(), prompts.view(), requests, params,
                                          kDecodedTogether, {}, prompts.adapter)) {
       if (s.finish == FinishReason::kStop) s.tokens.pop_back();
-      texts.push_back(tokenizer.decode(s.tokens, true));
+      answers.push_back(std::move(s.tokens));
     }
+    std::vector<size_t> taken(answers.size());
+    std::iota(taken.begin(), taken.end(), size_t{0});
+    if (settings.chooser) {
+      std::vector<std::vector<int32_t>> canonical;
+      for (const std::vector<int32_t>& a : answers)
+        canonical.push_back(canonical_tokens(tokenizer, a).value_or(a));
+      taken = settings.chooser->choose(part, input_of, canonical);
+    }
+    for (const size_t i : taken) texts.push_back(tokenizer.decode(answers[i], true));
   }
   return texts;
 }

@@ -9,6 +9,7 @@
 #include "model/generate.h"
 #include "model/runner.h"
 #include "model/tokenizer/tokenizer.h"
+#include "train/play/choosing.h"
 #include "train/play/prompts.h"
 
 namespace gantrain {
@@ -41,7 +42,8 @@ struct GenerationSettings {
   int32_t max_new = 64;
   int64_t samples = 1;
   uint64_t seed = 1;
-  int64_t batch = 16;  // examples whose prompts are made together
+  int64_t batch = 16;          // examples whose prompts are made together
+  Chooser* chooser = nullptr;  // each the best of several
 };
 std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
                                         ExampleSpan examples, Placement placement,

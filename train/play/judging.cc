@@ -264,7 +264,7 @@ Verdict judge_features(Device& device, const std::vector<AnswerPair>& train,
 
 std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
                                      ExampleSpan inputs, Placement placement, int64_t count, int64_t max_new,
-                                     double temperature, uint64_t seed) {
+                                     double temperature, uint64_t seed, Chooser* chooser) {
   constexpr size_t kTogether = 64;  // inputs whose prompts are made together
   std::vector<AnswerPair> pairs;
   if (inputs.empty() || count <= 0) return pairs;
@@ -277,10 +277,22 @@ std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer,
   for (size_t at = 0; at < used; at += kTogether) {
     const ExampleSpan part(chosen.data() + at, std::min(used - at, kTogether));
     const Prompts prompts = maker.make(part, derive_key(seed, 4, at));
-    const RolloutGroup all{0, part.size(), static_cast<int64_t>(samples), derive_key(seed, 5, at)};
+    const RolloutGroup all{0, part.size(), static_cast<int64_t>(samples) * (chooser ? chooser->among() : 1),
+                           derive_key(seed, 5, at)};
     const std::vector<Rollout> rollouts = roll_out(runner.device(), runner.llama(), tokenizer, prompts, part,
                                                    placement, {&all, 1}, max_new, false, temperature);
-    for (size_t i = 0; i < rollouts.size(); ++i)
+    std::vector<size_t> taken(rollouts.size());
+    std::iota(taken.begin(), taken.end(), size_t{0});
+    if (chooser) {
+      std::vector<size_t> input_of;
+      std::vector<std::vector<int32_t>> answers;
+      for (const Rollout& r : rollouts) {
+        input_of.push_back(r.input);
+        answers.push_back(r.text);
+      }
+      taken = chooser->choose(part, input_of, answers);
+    }
+    for (const size_t i : taken)
       if (auto pair = make_pair(place(at + rollouts[i].input), i,
                                 strip_end(part[rollouts[i].input]->completion, tokenizer.end_ids()),
                                 rollouts[i].text))

@@ -6,6 +6,7 @@
 
 #include "model/runner.h"
 #include "train/config.h"
+#include "train/play/choosing.h"
 #include "train/play/pairs.h"
 
 namespace gantrain {
@@ -52,10 +53,11 @@ Verdict judge_features(Device& device, const std::vector<AnswerPair>& train,
                        const AnswerFeatures& held_out_features, const JudgeSettings& settings);
 
 // `count` pairs of references and the maker's answers at this temperature, over all inputs evenly: of each
-// the first answers, as many as it takes. A pair's input is its place in `inputs`. Cut as the discriminator's
+// the first answers, as many as it takes, each the best of several where there is a chooser. A pair's input
+// is its place in `inputs`. Cut as the discriminator's
 // pairs are (pairs.h); empty answers give none.
 std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
                                      ExampleSpan inputs, Placement placement, int64_t count, int64_t max_new,
-                                     double temperature, uint64_t seed);
+                                     double temperature, uint64_t seed, Chooser* chooser = nullptr);
 
 }  // namespace gantrain

@@ -97,6 +97,7 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
       g.max_new = static_cast<int32_t>(settings.max_new);
       g.samples = settings.samples;
       g.seed = settings.seed;
+      g.chooser = settings.chooser;
       const std::vector<std::string> texts =
           generate_texts(runner, tokenizer, *arm.maker, part, settings.placement, g);
       r.texts.push_back(score_texts(part, texts, settings.samples, temperature));
@@ -109,7 +110,7 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
     for (double temperature : settings.temperatures) {
       const auto pairs = [&](ExampleSpan from, int64_t count, uint64_t purpose) {
         return answer_pairs(runner, tokenizer, *arm.maker, from, settings.placement, count, settings.max_new,
-                            temperature, derive_key(settings.seed, purpose));
+                            temperature, derive_key(settings.seed, purpose), settings.chooser);
       };
       JudgeSettings judge;
       judge.judges = settings.judges;
@@ -138,8 +139,8 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
 ArmResult evaluate_untrained(const std::string& folder, const std::string& base, Runner& runner,
                              const Tokenizer& tokenizer, ExampleSpan items, ExampleSpan merged,
                              const std::vector<std::vector<int32_t>>& labels, const ArmSettings& settings) {
-  GT_CHECK(settings.judges == 0 && settings.drift_text.empty(),
-           "judges and a second text are not kept for other runs");
+  GT_CHECK(settings.judges == 0 && settings.drift_text.empty() && !settings.chooser,
+           "judges, a second text and chosen answers are not kept for other runs");
   using nlohmann::json;
   const json question{{"base", base},
                       {"items", digest_of(items)},

@@ -93,6 +93,22 @@ TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vec
                             overrides);
 }
 
+namespace {
+
+void load_values(const CheckpointReader& checkpoint, ParameterSet& parameters, const std::string& prefix) {
+  parameters.load(prefix, false, [&](const std::string& name, Shape shape) {
+    const ConstTensor t = checkpoint.tensor(name);
+    if (!(t.shape() == shape))
+      fail("{}: tensor {}: expected {}, got {}; another configuration wrote it", checkpoint.path(), name,
+           to_string(shape), to_string(t.shape()));
+    std::vector<float> v(static_cast<size_t>(shape.count()));
+    checkpoint.read_into(name, Tensor(v.data(), DType::kF32, shape));
+    return v;
+  });
+}
+
+}  // namespace
+
 std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const TrainConfig& config,
                                           Device& device, const Llama& llama, bool warm) {
   const std::string base = fmt::format("{:016x}", llama.content_hash()), own = state_text(checkpoint, "base");
@@ -106,19 +122,17 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
   // What the trainer would deploy: cross-entropy alone has an average behind train.average_from.
   const bool average = adversarial || state_of(checkpoint).value("averaged", int64_t{0}) > 0;
   auto g = Generator::make(device, config, llama, {}, 0, false);
-  g->parameters().load(warm      ? "warm."
-                       : average ? "average."
-                                 : "generator.",
-                       false, [&](const std::string& name, Shape shape) {
-                         const ConstTensor t = checkpoint.tensor(name);
-                         if (!(t.shape() == shape))
-                           fail("{}: tensor {}: expected {}, got {}; another configuration wrote it",
-                                checkpoint.path(), name, to_string(shape), to_string(t.shape()));
-                         std::vector<float> v(static_cast<size_t>(shape.count()));
-                         checkpoint.read_into(name, Tensor(v.data(), DType::kF32, shape));
-                         return v;
-                       });
+  load_values(checkpoint, g->parameters(), warm ? "warm." : average ? "average." : "generator.");
   return g;
+}
+
+std::unique_ptr<Discriminator> load_discriminator(const CheckpointReader& checkpoint,
+                                                  const TrainConfig& config, Device& device,
+                                                  const Llama& llama) {
+  if (config.loss.kind == LossKind::kCe) return nullptr;
+  auto d = std::make_unique<Discriminator>(device, config.discriminator, llama.config().hidden_size, 0);
+  load_values(checkpoint, d->parameters(), "discriminator.");
+  return d;
 }
 
 }  // namespace gantrain

@@ -4,6 +4,7 @@
 #include "model/runner.h"
 #include "model/tokenizer/tokenizer.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/networks/discriminator.h"
 #include "train/networks/generator.h"
 #include "train/play/generator_prompts.h"
 #include "train/verbs/verbs.h"
@@ -30,6 +31,10 @@ DeviceChoice device_choice(const TrainConfig& config);
 // if the run had none). Throws Error if the checkpoint belongs to another base model.
 std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, const TrainConfig& config,
                                           Device& device, const Llama& llama, bool warm);
+// Its discriminator; nullptr if the run is one of cross-entropy alone.
+std::unique_ptr<Discriminator> load_discriminator(const CheckpointReader& checkpoint,
+                                                  const TrainConfig& config, Device& device,
+                                                  const Llama& llama);
 
 // The configuration a checkpoint was trained with.
 TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides);

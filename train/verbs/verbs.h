@@ -55,6 +55,7 @@ struct EvalOptions {
   int64_t judge_pairs = 2000;  // held-out pairs of a reference and an answer that they are asked about
   std::vector<std::string> judged = {"none", "warm", "trained"};  // of the arms
   std::vector<std::string> judge_reads = {"tokens"};              // tokens, features: judges for each
+  int64_t best_of = 1;  // answers that compete for each that is scored or judged, by the run's discriminator
 };
 int run_eval(const EvalOptions& options, const DeviceFactory& devices);
 

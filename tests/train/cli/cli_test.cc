@@ -83,6 +83,16 @@ TEST(Cli, Eval) {
   // These settings must be ones that the configuration takes.
   EXPECT_EQ(load_train_config("", other.eval.overrides).data.test, "f.jsonl");
   EXPECT_EQ(load_train_config("", other.eval.overrides).model, "m");
+  const Ran judged =
+      run({"eval", "-r", "r", "--judges", "2", "--judge-reads", "tokens,features", "--best-of", "4"});
+  EXPECT_EQ(judged.eval.judge_reads, (std::vector<std::string>{"tokens", "features"}));
+  EXPECT_EQ(judged.eval.best_of, 4);
+  EXPECT_EQ(other.eval.judge_reads, (std::vector<std::string>{"tokens"}));
+  EXPECT_EQ(other.eval.best_of, 1);
+  EXPECT_USAGE("expected one of tokens, features, got 'feature'; did you mean 'features'?", "eval", "-r", "r",
+               "--judge-reads", "feature");
+  EXPECT_USAGE("expected a number from 1 to 256", "eval", "-r", "r", "--best-of", "0");
+  EXPECT_USAGE("leave --no-generate out", "eval", "-r", "r", "--best-of", "2", "--no-generate");
   EXPECT_USAGE("--run is needed", "eval");
   EXPECT_USAGE("expected one of test, valid, train, got 'tets'; did you mean 'test'?", "eval", "-r", "r",
                "--split", "tets");

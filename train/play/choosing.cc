@@ -1,0 +1,55 @@
+#include "train/play/choosing.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/check.h"
+#include "train/play/pairs.h"
+
+namespace gantrain {
+
+Chooser::Chooser(Runner& runner, Discriminator& discriminator, int layers, int64_t among, int64_t batch)
+    : runner_(runner), discriminator_(discriminator), layers_(layers), among_(among), batch_(batch) {
+  GT_CHECK(among > 0 && batch > 0, "the best of {} answers, {} at a time", among, batch);
+}
+
+std::vector<float> Chooser::scores(ExampleSpan inputs, const std::vector<size_t>& input_of,
+                                   const std::vector<std::vector<int32_t>>& answers) {
+  GT_CHECK(input_of.size() == answers.size(), "{} answers to {} inputs", answers.size(), input_of.size());
+  std::vector<float> out(answers.size(), -std::numeric_limits<float>::infinity());
+  const auto batch = static_cast<size_t>(batch_);
+  for (size_t begin = 0; begin < answers.size(); begin += batch) {
+    // An answer beside itself is a pair cut as the discriminator's are.
+    std::vector<AnswerPair> pairs;
+    for (size_t i = begin; i < std::min(answers.size(), begin + batch); ++i)
+      if (auto pair = make_pair(input_of[i], i, answers[i], answers[i])) pairs.push_back(std::move(*pair));
+    if (pairs.empty()) continue;
+    const PairBatch packed = pack_pairs(inputs, pairs, true);
+    PairRows rows = rows_of_pairs(packed, 0, pairs.size());
+    rows.offsets.resize(pairs.size() + 1);  // one side of each
+    rows.rows.resize(static_cast<size_t>(rows.offsets.back()));
+    runner_.forward(packed.batch, {}, Saving::kNothing, layers_, {}, {.read = rows.rows, .gradient = {}});
+    Device& device = runner_.device();
+    const OwnedTensor d = discriminator_.forward(
+        Discriminator::normalise(device, runner_.output_rows(rows.rows)), rows.offsets);
+    std::vector<float> values(pairs.size());
+    device.copy_out(values.data(), d.view());
+    for (size_t i = 0; i < pairs.size(); ++i) out[pairs[i].rollout] = values[i];
+  }
+  return out;
+}
+
+std::vector<size_t> Chooser::choose(ExampleSpan inputs, const std::vector<size_t>& input_of,
+                                    const std::vector<std::vector<int32_t>>& answers) {
+  const auto among = static_cast<size_t>(among_);
+  GT_CHECK(answers.size() % among == 0, "{} answers in groups of {}", answers.size(), among);
+  const std::vector<float> d = scores(inputs, input_of, answers);
+  std::vector<size_t> best;
+  for (size_t begin = 0; begin < answers.size(); begin += among) {
+    const auto first = d.begin() + static_cast<std::ptrdiff_t>(begin);
+    best.push_back(static_cast<size_t>(std::max_element(first, first + among_) - d.begin()));
+  }
+  return best;
+}
+
+}  // namespace gantrain
