@@ -66,7 +66,8 @@ std::string nearest(std::string_view word, std::span<const std::string> known) {
   if (best == nullptr) {
     const std::string_view last = word.substr(word.rfind('.') + 1);  // npos + 1 == 0: the whole word
     for (const std::string& candidate : known)
-      if (!last.empty() && candidate.substr(candidate.rfind('.') + 1) == last) return candidate;
+      if (!last.empty() && std::string_view(candidate).substr(candidate.rfind('.') + 1) == last)
+        return candidate;
   }
   return best == nullptr ? std::string() : *best;
 }

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "core/check.h"
+#include "model/tokenizer/byte_token.h"
 #include "model/tokenizer/utf8.h"
 
 namespace gantrain {
@@ -40,18 +41,17 @@ Bpe::Bpe(StringIds vocab, const std::vector<std::pair<std::string_view, std::str
       byte_ids_(256, -1),
       merges_(merges.size()) {
   int32_t largest = -1;
-  for (const auto& [text, id] : vocab_) largest = std::max(largest, id);
+  for (const auto& [text, id] : vocab_) {
+    largest = std::max(largest, id);
+    const unsigned char first = text.empty() ? 0 : text[0];
+    if (text.size() == 1 && first < 0x80) low_characters_[first] = id;
+    if (text.size() == 2 && first >= 0xc2 && first < 0xc6 && (text[1] & 0xc0) == 0x80)  // 0x80 to 0x17f
+      low_characters_[(first & 0x1f) << 6 | (text[1] & 0x3f)] = id;
+    if (const int byte = byte_token(text); byte >= 0) byte_ids_[byte] = id;
+  }
   whole_excluded_.resize(static_cast<size_t>(largest) + 1);
   for (int32_t id : whole_excluded)
     if (id >= 0 && id <= largest) whole_excluded_[id] = true;
-  for (uint32_t c = 0; c < low_characters_.size(); ++c) {
-    std::string text;
-    utf8::append(text, c);
-    if (const auto found = vocab_.find(text); found != vocab_.end()) low_characters_[c] = found->second;
-  }
-  for (int b = 0; b < 256; ++b)
-    if (const auto found = vocab_.find(fmt::format("<0x{:02X}>", b)); found != vocab_.end())
-      byte_ids_[b] = found->second;
   const auto id_of = [&](std::string_view token, size_t rank) {
     const auto found = vocab_.find(token);
     if (found == vocab_.end())

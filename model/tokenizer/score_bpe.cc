@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "model/formats/mapped_file.h"
+#include "model/tokenizer/byte_token.h"
 #include "model/tokenizer/formats.h"
 #include "model/tokenizer/utf8.h"
 
@@ -32,10 +33,8 @@ ScoreTokenizer::ScoreTokenizer(std::vector<Token> tokens, std::string space, boo
     if (!std::isfinite(token.score)) fail("{}: token {} ('{}') has no finite score", where, id, token.text);
     switch (token.type) {
       case Type::kByte: {
-        int byte = 0;
-        for (; byte < 256 && token.text != fmt::format("<0x{:02X}>", byte); ++byte) {
-        }
-        if (byte == 256) fail("{}: byte token {} is '{}', not <0x00> to <0xFF>", where, id, token.text);
+        const int byte = byte_token(token.text);
+        if (byte < 0) fail("{}: byte token {} is '{}', not <0x00> to <0xFF>", where, id, token.text);
         byte_ids_[byte] = id;
         byte_of_[i] = static_cast<int16_t>(byte);
         break;
@@ -221,15 +220,16 @@ std::unique_ptr<Tokenizer> read_llama2c_tokenizer(const std::string& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
   size_t at = 0;
-  const auto read = [&](auto& value, const char* what) {
+  std::vector<ScoreTokenizer::Token> tokens;
+  const auto read = [&](auto& value, bool header = false) {
     if (bytes.size() - at < sizeof(value))
       fail("{}: the file ends at byte {} inside {}; is it llama2.c's tokenizer.bin?", path, bytes.size(),
-           what);
+           header ? "its header" : fmt::format("token {}", tokens.size()));
     std::memcpy(&value, bytes.data() + at, sizeof(value));
     at += sizeof(value);
   };
   int32_t longest = 0;
-  read(longest, "its header");
+  read(longest, true);
   constexpr int32_t kLongestToken = 1 << 16;
   if (longest < 1 || longest > kLongestToken)
     fail(
@@ -237,13 +237,11 @@ std::unique_ptr<Tokenizer> read_llama2c_tokenizer(const std::string& path) {
         "tokenizer.bin?",
         path, kLongestToken, longest);
   using Type = ScoreTokenizer::Type;
-  std::vector<ScoreTokenizer::Token> tokens;
   while (at < bytes.size()) {
     ScoreTokenizer::Token token;
     int32_t length = 0;
-    const std::string what = fmt::format("token {}", tokens.size());
-    read(token.score, what.c_str());
-    read(length, what.c_str());
+    read(token.score);
+    read(length);
     if (length < 0 || length > longest || static_cast<size_t>(length) > bytes.size() - at)
       fail("{}: token {} at byte {}: length {} is not in [0, {}] or leaves the file of {} bytes", path,
            tokens.size(), at, length, longest, bytes.size());

@@ -15,10 +15,16 @@ namespace {
 class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view model, const std::string& path) {
-    const auto status = processor_.LoadFromSerializedProto({model.data(), model.size()});
-    if (!status.ok())
+    std::string problem;
+    try {
+      const auto status = processor_.LoadFromSerializedProto({model.data(), model.size()});
+      if (!status.ok()) problem = status.ToString();
+    } catch (const std::exception& error) {  // its trie throws, at a piece that begins with a zero byte
+      problem = error.what();
+    }
+    if (!problem.empty())
       fail("{}: the sentencepiece library cannot read it ({}); expected a SentencePiece .model", path,
-           status.ToString());
+           problem);
     info_.vocab_size = processor_.GetPieceSize();
     const auto known = [](int id) { return id >= 0 ? std::optional<int32_t>(id) : std::nullopt; };
     info_.bos = known(processor_.bos_id());

@@ -31,15 +31,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         R"({"peft_type":"PROMPT_TUNING","num_virtual_tokens":2})",
         R"({"peft_type":"LORA","r":1,"lora_alpha":2})",
         R"({"peft_type":"BOTTLENECK","width":1,"activation":"silu"})", R"({"peft_type":"PREFIX_TUNING"})"};
-    // The fixed one of the two only where it is not there yet.
-    static std::string_view there[2];
-    const std::string_view first = config ? std::string_view() : kConfigs[kind / 2 % 4],
-                           second = config ? std::string_view(low_rank ? lora : prompt) : std::string_view();
-    if (config || there[0] != first) scratch.write("adapter_config.json", config ? bytes.substr(1) : first);
-    if (!config || there[1] != second)
-      scratch.write("adapter_model.safetensors", config ? second : bytes.substr(1));
-    there[0] = first;
-    there[1] = second;
+    scratch.hold("adapter_config.json", config ? bytes.substr(1) : kConfigs[kind / 2 % 4]);
+    scratch.hold("adapter_model.safetensors", !config    ? bytes.substr(1)
+                                              : low_rank ? std::string_view(lora)
+                                                         : std::string_view(prompt));
     const PeftAdapter got = read_peft(scratch.path(), model);
     fuzz::touch(got.prompt.data(), got.prompt.size() * sizeof(float));
     fuzz::touch(got.prefix.data(), got.prefix.size() * sizeof(float));

@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const fuzz::Scratch scratch;
   static std::string path;
   fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
-    path = scratch.write("step-00000001.ckpt", bytes);
+    path = scratch.hold("step-00000001.ckpt", bytes);
     use(CheckpointReader(path));
   });
   return fuzz::expect_refusal_or_success(data, size, [](std::string_view) {

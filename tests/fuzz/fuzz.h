@@ -12,8 +12,10 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/check.h"
+#include "model/formats/held_file.h"
 
 namespace gantrain::fuzz {
 
@@ -43,10 +45,24 @@ class Scratch {
       std::abort();
     return file;
   }
+  // The same for what a reader maps: where the build allows it the bytes stay in memory, and the file itself,
+  // for whoever asks whether it is there, is empty. `bytes` must stay until the next call or the last
+  // reading.
+  std::string hold(const char* name, std::string_view bytes) const {
+    const std::string file = path_ + "/" + name;
+    if (!hold_in_memory(file, {reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size()}))
+      return write(name, bytes);
+    for (const std::string& there : held_)
+      if (there == file) return file;
+    write(name, {});
+    held_.push_back(file);
+    return file;
+  }
   const std::string& path() const { return path_; }
 
  private:
   std::string path_;
+  mutable std::vector<std::string> held_;
 };
 
 // Calls read(bytes). It may come back or throw Error with a message that a person can read. Anything else,

@@ -10,7 +10,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const fuzz::Scratch scratch;
   static std::string path;
   fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
-    path = scratch.write("model.gguf", bytes);
+    path = scratch.hold("model.gguf", bytes);
     const GgufFile file(path);
     std::vector<float> row;
     for (const GgufFile::Tensor& t : file.tensors()) {

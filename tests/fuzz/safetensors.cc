@@ -6,9 +6,9 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gantrain;
   static const fuzz::Scratch scratch;
-  static const std::string config = scratch.write("config.json", fuzz::kTinyConfig);
+  static const std::string config = scratch.hold("config.json", fuzz::kTinyConfig);
   return fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
-    const SafetensorsFile file(scratch.write("model.safetensors", bytes));
+    const SafetensorsFile file(scratch.hold("model.safetensors", bytes));
     for (const SafetensorsFile::Entry& e : file.entries()) {
       const ConstTensor t = file.tensor(e);
       fuzz::touch(t.raw(), static_cast<size_t>(t.bytes()));

@@ -6,9 +6,8 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gantrain;
-  static const fuzz::Scratch scratch;
   // Opened once: that cost most of an execution.
-  static const auto tokenizer = read_tokenizer_json(scratch.write(
+  static const auto tokenizer = read_tokenizer_json(fuzz::Scratch().write(
       "tokenizer.json",
       R"({"added_tokens":[{"id":2,"content":"<s>","special":true}],"model":{"type":"BPE","vocab":{"a":0,"b":1},)"
       R"("merges":[]}})"));
@@ -17,13 +16,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (bytes.empty()) return;
     constexpr const char* kFiles[] = {"config.json", "generation_config.json", "special_tokens_map.json",
                                       "tokenizer_config.json", "chat_template.jinja"};
-    const std::string file = scratch.write(kFiles[static_cast<unsigned char>(bytes[0]) % 5], bytes.substr(1));
-    struct Remove {
-      const std::string& file;
-      ~Remove() { ::unlink(file.c_str()); }
-    } remove{file};
+    // A folder for each file, so that none has to go away again.
+    static const fuzz::Scratch folders[std::size(kFiles)];
+    const size_t choice = static_cast<unsigned char>(bytes[0]) % std::size(kFiles);
+    folders[choice].hold(kFiles[choice], bytes.substr(1));
     tokenizer->set_info(info);
-    read_folder_settings(scratch.path(), *tokenizer);
+    read_folder_settings(folders[choice].path(), *tokenizer);
     complete_end_ids(*tokenizer);
     detect_chat_template(*tokenizer);
   });

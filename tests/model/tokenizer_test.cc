@@ -13,6 +13,7 @@
 
 #include "core/check.h"
 #include "model/tokenizer/byte_level.h"
+#include "model/tokenizer/byte_token.h"
 #include "model/tokenizer/regex.h"
 #include "model/tokenizer/tokenize_command.h"
 #include "model/tokenizer/tokenizer.h"
@@ -305,6 +306,28 @@ TEST_F(TokenizerFiles, BytesComeBackAsTheyAre) {
   EXPECT_NE(message([&] { t->encode("abc\xff"); }).find("byte 3"), std::string::npos);
   EXPECT_NE(message([&] { t->decode(Ids{256}); }).find("[0, 256)"), std::string::npos);
   EXPECT_NE(message([&] { t->decode(Ids{-1}); }), "");
+}
+
+TEST(ByteToken, HasTwoCapitalDigits) {
+  for (int byte = 0; byte < 256; ++byte) EXPECT_EQ(byte_token(fmt::format("<0x{:02X}>", byte)), byte);
+  for (const char* other : {"", "<0x>", "<0x0>", "<0x000>", "<0xab>", "<0xAg>", "<0X00>", "(0x00>", "<0x00)"})
+    EXPECT_EQ(byte_token(other), -1) << other;
+}
+
+// Below U+0180 by a table, from there on by the vocabulary.
+TEST_F(TokenizerFiles, EveryLowCharacterHasItsOwnId) {
+  json vocab = json::object();
+  std::string text;
+  Ids ids;
+  for (int32_t c = 1; c < 0x200; ++c) {
+    std::string character;
+    utf8::append(character, static_cast<uint32_t>(c));
+    vocab[character] = c;
+    text += character;
+    ids.push_back(c);
+  }
+  const json file = {{"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", json::array()}}}};
+  EXPECT_EQ(open_tokenizer(write("tokenizer.json", file.dump()))->encode(text), ids);
 }
 
 TEST_F(TokenizerFiles, LongRunsAreNotQuadratic) {
