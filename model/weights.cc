@@ -263,8 +263,9 @@ class FolderWeights : public StoredWeights {
       shards = files;
     }
     std::map<std::string, Stored, std::less<>> found;
+    std::error_code error;  // a name that is too long is not there either
     for (const auto& [tensor, shard] : where)
-      if (!fs::exists(dir / shard))
+      if (!fs::exists(dir / shard, error))
         fail("{}: places '{}' in {}, which is not in this folder; fetch the missing file", index_path, tensor,
              shard);
     for (const std::string& shard : shards) {
