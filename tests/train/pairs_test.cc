@@ -170,6 +170,19 @@ TEST(PackPairs, TheDiscriminatorsOrderIsRealsThenFakes) {
   EXPECT_EQ(tokens, Ids({12, 13, 14, 15, 22, 23, 24, 25}));
 }
 
+// What the discriminator reads of an answer: behind its input, unprompted, and nothing else in the batch.
+OwnedTensor features_alone(Runner& runner, const Ids& input, const Ids& answer, int layers) {
+  Ids text = input, rows;
+  for (const int32_t token : answer) {
+    rows.push_back(static_cast<int32_t>(text.size()));
+    text.push_back(token);
+  }
+  PackedBatch batch;
+  batch.add(-1, text);
+  runner.forward(batch, {}, Saving::kNothing, layers);
+  return Discriminator::normalise(runner.device(), runner.output_rows(rows));
+}
+
 // Each row of a pair's features is what its input and answer alone, read without a prompt, come to; whatever
 // stands in the same batch.
 TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
@@ -193,15 +206,7 @@ TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
     for (size_t i = 0; i < pairs.size(); ++i)
       for (const size_t side : {size_t{0}, size_t{1}}) {
         const Ids& answer = side == 0 ? pairs[i].real : pairs[i].fake;
-        PackedBatch alone;
-        Ids text = inputs[pairs[i].input].prompt, read;
-        for (const int32_t token : answer) {
-          read.push_back(static_cast<int32_t>(text.size()));
-          text.push_back(token);
-        }
-        alone.add(-1, text);
-        runner.forward(alone, {}, Saving::kNothing, layers);
-        const OwnedTensor f = Discriminator::normalise(*device, runner.output_rows(read));
+        const OwnedTensor f = features_alone(runner, inputs[pairs[i].input].prompt, answer, layers);
         std::vector<float> want(answer.size() * static_cast<size_t>(width));
         device->copy_out(want.data(), f.view());
         const size_t first = static_cast<size_t>(got.begin[2 * i + side] * width);
@@ -240,17 +245,10 @@ TEST(Chooser, TakesTheAnswerThatTheDiscriminatorScoresHighest) {
       want.push_back(-std::numeric_limits<float>::infinity());
       continue;
     }
-    Ids text = inputs[input_of[i]].prompt, read;
-    const size_t length = answers[i].size() > 4 ? answers[i].size() - 2 : answers[i].size();  // its ending
-    for (size_t t = 0; t < length; ++t) {
-      read.push_back(static_cast<int32_t>(text.size()));
-      text.push_back(answers[i][t]);
-    }
-    PackedBatch alone;
-    alone.add(-1, text);
-    runner.forward(alone, {}, Saving::kNothing, 1);
-    const OwnedTensor score = d.forward(Discriminator::normalise(*device, runner.output_rows(read)),
-                                        {0, static_cast<int32_t>(length)});
+    Ids answer = answers[i];
+    if (answer.size() > 4) answer.resize(answer.size() - 2);  // its ending
+    const OwnedTensor score = d.forward(features_alone(runner, inputs[input_of[i]].prompt, answer, 1),
+                                        {0, static_cast<int32_t>(answer.size())});
     want.emplace_back();
     device->copy_out(&want.back(), score.view());
   }
