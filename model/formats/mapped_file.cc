@@ -34,8 +34,8 @@ struct Held {
 };
 std::vector<Held> g_held;  // a fuzz target's few files
 
-const Held* find_held(const std::string& path) {
-  for (const Held& h : g_held)
+Held* find_held(const std::string& path) {
+  for (Held& h : g_held)
     if (h.path == path) return &h;
   return nullptr;
 }
@@ -43,8 +43,8 @@ const Held* find_held(const std::string& path) {
 }  // namespace
 
 bool hold_in_memory(const std::string& path, std::span<const unsigned char> bytes) {
-  if (const Held* held = find_held(path))
-    g_held[static_cast<size_t>(held - g_held.data())].bytes = bytes;
+  if (Held* held = find_held(path))
+    held->bytes = bytes;
   else
     g_held.push_back({path, bytes});
   return true;

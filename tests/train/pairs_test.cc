@@ -170,6 +170,16 @@ TEST(PackPairs, TheDiscriminatorsOrderIsRealsThenFakes) {
   EXPECT_EQ(tokens, Ids({12, 13, 14, 15, 22, 23, 24, 25}));
 }
 
+// A model on the CPU, and inputs for it to read.
+struct TinyReader {
+  std::unique_ptr<Device> device = test::make_cpu();
+  std::unique_ptr<const Llama> llama =
+      Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
+  Runner runner{*device, *llama};
+  std::vector<TokenizedExample> inputs = some_inputs();
+  std::vector<const TokenizedExample*> pointers = pointers_to(inputs);
+};
+
 // What the discriminator reads of an answer: behind its input, unprompted, and nothing else in the batch.
 OwnedTensor features_alone(Runner& runner, const Ids& input, const Ids& answer, int layers) {
   Ids text = input, rows;
@@ -186,12 +196,8 @@ OwnedTensor features_alone(Runner& runner, const Ids& input, const Ids& answer, 
 // Each row of a pair's features is what its input and answer alone, read without a prompt, come to; whatever
 // stands in the same batch.
 TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
-  const auto device = test::make_cpu();
-  const auto llama =
-      Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
-  Runner runner(*device, *llama);
-  const auto inputs = some_inputs();
-  const auto pointers = pointers_to(inputs);
+  TinyReader tiny;
+  auto& [device, llama, runner, inputs, pointers] = tiny;
   const std::vector<AnswerPair> pairs{pair_of(2, {10, 11, 12}, {10, 21, 22}), pair_of(0, {13}, {13}),
                                       pair_of(2, {10, 11}, {23, 24})};
   const int layers = 1;
@@ -220,12 +226,8 @@ TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
 // The answer that is chosen is the one whose own reading by the discriminator is the highest, of each
 // input's.
 TEST(Chooser, TakesTheAnswerThatTheDiscriminatorScoresHighest) {
-  const auto device = test::make_cpu();
-  const auto llama =
-      Llama::load(*device, std::make_shared<testing::MemoryWeights>(testing::tiny_config()), DType::kF32);
-  Runner runner(*device, *llama);
-  const auto inputs = some_inputs();
-  const auto pointers = pointers_to(inputs);
+  TinyReader tiny;
+  auto& [device, llama, runner, inputs, pointers] = tiny;
   DiscriminatorConfig config;
   config.width = 16;
   Discriminator d(*device, config, llama->config().hidden_size, 5);
