@@ -99,8 +99,7 @@ RopeScaling parse_rope(const Fields& top, const std::string& path, int64_t max_p
 }  // namespace
 
 LlamaConfig parse_llama_config(std::string_view text, const std::string& path) {
-  check_json(text, path);
-  const json root = json::parse(text);
+  const json root = parse_json(text, path);
   if (!root.is_object()) fail("{}: expected a JSON object, got {}", path, root.type_name());
   const Fields f(root, path);
   const std::string type = f.string("model_type", "llama");

@@ -226,16 +226,13 @@ class FolderWeights : public StoredWeights {
           "{}: no config.json in this folder; expected a Hugging Face model folder (config.json, "
           "*.safetensors, tokenizer.json)",
           folder);
-    config_ = parse_llama_config(read_text(config_path, 1 << 24), config_path);
 
     // The index names a shard for each tensor; without it there is one file.
     std::map<std::string, std::string> where;
     std::vector<std::string> shards;
     const std::string index_path = (dir / "model.safetensors.index.json").string();
     if (fs::exists(index_path)) {
-      const std::string text = read_text(index_path, int64_t{1} << 28);
-      check_json(text, index_path);
-      const nlohmann::json index = nlohmann::json::parse(text);
+      const nlohmann::json index = parse_json(read_text(index_path, int64_t{1} << 28), index_path);
       if (!index.is_object() || !index.contains("weight_map") || !index.at("weight_map").is_object())
         fail("{}: expected an object with 'weight_map'", index_path);
       for (const auto& [tensor, file] : index.at("weight_map").items()) {
@@ -268,6 +265,7 @@ class FolderWeights : public StoredWeights {
       if (!fs::exists(dir / shard, error))
         fail("{}: places '{}' in {}, which is not in this folder; fetch the missing file", index_path, tensor,
              shard);
+    config_ = parse_llama_config(read_text(config_path, 1 << 24), config_path);
     for (const std::string& shard : shards) {
       files_.push_back(std::make_unique<SafetensorsFile>((dir / shard).string()));
       for (const SafetensorsFile::Entry& e : files_.back()->entries()) {

@@ -21,9 +21,7 @@ json read_config(const std::string& path) {
   const MappedFile file(path);
   constexpr int64_t kLargest = 1 << 20;
   if (file.size() > kLargest) fail("{}: {} bytes; expected at most {}", path, file.size(), kLargest);
-  const std::string text(file.bytes().begin(), file.bytes().end());
-  check_json(text, path);
-  return json::parse(text);
+  return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path);
 }
 
 // A value of the file for a message, cut short.

@@ -12,66 +12,66 @@ namespace {
 
 using nlohmann::json;
 
-// Stops at the first problem: every callback that says false ends the parsing.
-class Checker : public nlohmann::json_sax<json> {
- public:
-  std::string problem;
+constexpr size_t kMaxDepth = 32, kShown = 200;
 
-  bool null() override { return true; }
-  bool boolean(bool) override { return true; }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
-  bool binary(binary_t&) override { return true; }
-  bool start_object(size_t) override { return descend(); }
-  bool end_object() override { return ascend(); }
-  bool start_array(size_t) override { return descend(); }
-  bool end_array() override { return ascend(); }
-  bool key(string_t& name) override {
-    if (keys_.back().insert(name).second) return true;
-    problem = fmt::format("the key '{}' stands twice in one object", name.substr(0, kShown));
-    return false;
-  }
-  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
-    // The library's message without its own tag: "at line 1, column 5: ...".
-    std::string text = e.what();
-    if (const size_t tag = text.find("] "); text.starts_with('[') && tag != std::string::npos)
-      text.erase(0, tag + 2);
-    if (text.starts_with("parse error ")) text.erase(0, 12);
-    problem = "not valid JSON " + text.substr(0, kShown);
-    return false;
+struct Refused {
+  std::string problem;
+};
+
+// Asked by the library at every key and container while it builds the value; ends the parsing by throwing.
+class Guard {
+ public:
+  bool operator()(int, json::parse_event_t event, const json& value) {
+    switch (event) {
+      case json::parse_event_t::object_start:
+      case json::parse_event_t::array_start:
+        if (keys_.size() >= kMaxDepth) throw Refused{fmt::format("nested deeper than {} levels", kMaxDepth)};
+        keys_.emplace_back();
+        break;
+      case json::parse_event_t::object_end:
+      case json::parse_event_t::array_end:
+        keys_.pop_back();
+        break;
+      case json::parse_event_t::key:
+        if (const auto& name = value.get_ref<const std::string&>(); !keys_.back().insert(name).second)
+          throw Refused{fmt::format("the key '{}' stands twice in one object", name.substr(0, kShown))};
+        break;
+      case json::parse_event_t::value:
+        break;
+    }
+    return true;
   }
 
  private:
-  static constexpr size_t kMaxDepth = 32, kShown = 200;
-  bool descend() {
-    if (keys_.size() >= kMaxDepth) {
-      problem = fmt::format("nested deeper than {} levels", kMaxDepth);
-      return false;
-    }
-    keys_.emplace_back();
-    return true;
-  }
-  bool ascend() {
-    keys_.pop_back();
-    return true;
-  }
-
   std::vector<std::set<std::string>> keys_;  // of every container around; an array's stays empty
 };
 
 }  // namespace
 
-std::string json_problem(std::string_view text) {
-  Checker checker;
-  json::sax_parse(text, &checker);
-  return checker.problem;
+std::string read_json(std::string_view text, json& into) {
+  try {
+    into =
+        json::parse(text, [guard = Guard()](int depth, json::parse_event_t event, const json& value) mutable {
+          return guard(depth, event, value);
+        });
+    return {};
+  } catch (const Refused& refused) {
+    return refused.problem;
+  } catch (const json::exception& error) {
+    // The library's message without its own tag: "at line 1, column 5: ...".
+    std::string problem = error.what();
+    if (const size_t tag = problem.find("] "); problem.starts_with('[') && tag != std::string::npos)
+      problem.erase(0, tag + 2);
+    if (problem.starts_with("parse error ")) problem.erase(0, 12);
+    return "not valid JSON " + problem.substr(0, kShown);
+  }
 }
 
-void check_json(std::string_view text, std::string_view where) {
-  if (const std::string problem = json_problem(text); !problem.empty())
+json parse_json(std::string_view text, std::string_view where) {
+  json value;
+  if (const std::string problem = read_json(text, value); !problem.empty())
     fail("{}: {}; the file is damaged or of another kind", where, problem);
+  return value;
 }
 
 }  // namespace gantrain

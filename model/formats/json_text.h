@@ -1,18 +1,19 @@
 // JSON from files that nobody vouches for.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 
 namespace gantrain {
 
-// Call it before the library parses `text`. Throws Error beginning with `where` (a file, or a part of one) if
-// the text is not valid JSON, if a key stands twice in one object (the library keeps the last one silently),
-// or if it nests deeper than 32 levels (the library copies and prints values by recursion: depth is stack).
-void check_json(std::string_view text, std::string_view where);
+// The value of `text`. Throws Error beginning with `where` (a file, or a part of one) if the text is not
+// valid JSON, if a key stands twice in one object (the library keeps the last one silently), or if it nests
+// deeper than 32 levels (the library copies and prints values by recursion: depth is stack).
+nlohmann::json parse_json(std::string_view text, std::string_view where);
 
 // The same for callers with a message of their own: what is wrong ("not valid JSON at line 1, column 5:
-// ..."), or "".
-std::string json_problem(std::string_view text);
+// ..."), or "" and the value in `into`.
+std::string read_json(std::string_view text, nlohmann::json& into);
 
 }  // namespace gantrain

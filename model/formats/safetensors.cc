@@ -49,8 +49,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(std::make_uniq
   if (text[0] != '{')
     fail("{}: byte 8: expected '{{' of the JSON header, got byte {}; not safetensors", path,
          static_cast<unsigned char>(text[0]));
-  check_json(text, path + ": header");
-  const json header = json::parse(text);
+  const json header = parse_json(text, path + ": header");
   const uint64_t data_begin = 8 + n, data_size = bytes.size() - data_begin;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") {

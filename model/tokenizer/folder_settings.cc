@@ -25,9 +25,7 @@ std::string read_text(const fs::path& path) {
 // The object in the file; an empty one where there is no file.
 json read_object(const fs::path& path) {
   if (!fs::is_regular_file(path)) return json::object();
-  const std::string text = read_text(path);
-  check_json(text, path.string());
-  const json root = json::parse(text);
+  const json root = parse_json(read_text(path), path.string());
   if (!root.is_object()) fail("{}: expected an object, got {}", path.string(), root.type_name());
   return root;
 }

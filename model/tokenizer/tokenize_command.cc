@@ -47,8 +47,7 @@ int tokenize_command(const TokenizeOptions& options, std::istream& in, std::ostr
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {
     try {
-      check_json(line, "the text");
-      const json value = json::parse(line);
+      const json value = parse_json(line, "the text");
       out << (options.decode ? decode_line(*tokenizer, value)
                              : encode_line(*tokenizer, value, options.special))
           << '\n';

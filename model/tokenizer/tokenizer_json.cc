@@ -328,8 +328,7 @@ std::unique_ptr<Tokenizer> read_tokenizer_json(const std::string& path) {
   if (file.size() > kLargestFile)
     fail("{}: {} bytes; a tokenizer has at most {}", path, file.size(), kLargestFile);
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  check_json(text, path);
-  const json root = json::parse(text);
+  const json root = parse_json(text, path);
   const Node top{&root, path + ": "};
   top.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
             "post_processor", "decoder", "model"});

@@ -100,8 +100,8 @@ CheckpointReader::CheckpointReader(const std::string& path) : file_(path) {
   };
   const std::string sums_text = get("checksums");
   if (get("checksum") != fmt::format("{:08x}", crc32c(sums_text))) damaged("the list of checksums");
-  if (!json_problem(sums_text).empty()) damaged("the list of checksums");
-  const auto sums = nlohmann::json::parse(sums_text);
+  nlohmann::json sums;
+  if (!read_json(sums_text, sums).empty()) damaged("the list of checksums");
   const auto sums_of = [&](const char* kind) {
     const auto found = sums.is_object() ? sums.find(kind) : sums.end();
     return found != sums.end() && found->is_object() ? *found : nlohmann::json::object();
@@ -118,7 +118,7 @@ CheckpointReader::CheckpointReader(const std::string& path) : file_(path) {
   for (const auto& [name, text] : texts_) {
     const auto found = text_sums.find(name);
     if (found == text_sums.end() || *found != checksum(name, text)) damaged(fmt::format("text '{}'", name));
-    check_json(text, fmt::format("{}: text '{}'", path, name));
+    parse_json(text, fmt::format("{}: text '{}'", path, name));
   }
   if (text_sums.size() != texts_.size()) damaged("the list of texts");
 }

@@ -309,10 +309,11 @@ void for_each_line(std::string_view text, const std::string& name, Each each) {
   }
 }
 
-// Refuses deep nesting and doubled keys before anything is built.
-json parse_json(std::string_view text) {
-  std::string problem = json_problem(text);
-  if (problem.empty()) return json::parse(text);
+// Refuses deep nesting and doubled keys too.
+json item_json(std::string_view text) {
+  json value;
+  std::string problem = read_json(text, value);
+  if (problem.empty()) return value;
   // The caller names the file's line.
   constexpr std::string_view kOneLine = "not valid JSON at line 1, ", kPlaced = "not valid JSON ";
   if (problem.starts_with(kOneLine))
@@ -325,14 +326,14 @@ json parse_json(std::string_view text) {
 void read_json_lines(std::string_view text, Builder& builder) {
   for_each_line(text, builder.name(), [&](int64_t line, std::string_view piece) {
     if (blank(piece)) return;
-    builder.item(line, [&] { return record_of(parse_json(piece), line, builder.odd); });
+    builder.item(line, [&] { return record_of(item_json(piece), line, builder.odd); });
   });
 }
 
 void read_json_array(std::string_view text, Builder& builder) {
   json items;
   try {
-    items = parse_json(text);
+    items = item_json(text);
   } catch (const BadItem& bad) {
     fail("{}: {}; the file is cut off or damaged", builder.name(), bad.what());
   }
