@@ -135,8 +135,9 @@ struct Trainer::State {
   int64_t phase_step = 0;  // steps taken in this phase
   int64_t averaged = 0;    // with cross-entropy alone: steps that the average took in
   Totals totals;
-  // For the alarms. -1: nothing yet.
-  double running_length = -1, running_foreign = -1, validation_ce = -1;
+  // For the alarms.
+  FollowedMean length, foreign;
+  double validation_ce = -1;  // -1: nothing yet
   std::array<double, 4>
       seen{};  // pairs and right ones, of training and of held-out inputs, fading by the step
   SignalCheck signal;
@@ -1177,22 +1178,19 @@ struct Trainer::State {
     AlarmInput in;
     if (r.phase != Phase::kWarmup) {
       in.accuracy_held_out = known(r.gate_accuracy);
-      // A step sees few samples: the alarms look at running means.
-      const auto follow = [](double& mean, double now) {
-        if (!std::isnan(now)) mean = mean < 0 ? now : 0.9 * mean + 0.1 * now;
-        return mean < 0 ? std::optional<double>() : std::optional<double>(mean);
-      };
       if (seen[0] > 0) in.accuracy_train = seen[1] / seen[0];
       in.pairs_train = seen[0];
       in.pairs_held_out = seen[2];
-      in.mean_length = follow(running_length, r.mean_length);
-      in.non_canonical = follow(running_foreign, r.non_canonical);
+      length.add(r.mean_length);
+      foreign.add(r.non_canonical);
+      in.mean_length = length.value();
+      in.non_canonical = foreign.value();
       if (validation_ce >= 0) in.cross_entropy = validation_ce;
       if (config.generator.kind != GeneratorKind::kStatic && config.generator.noise_dim > 0 &&
           r.step % kNoiseEvery == 0)
         in.noise_change = noise_change();
       // Answers of a word or two, such as labels, have no four words in a row that could repeat.
-      if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0 && running_length >= 4)
+      if (static_cast<int64_t>(texts.size()) >= kTextsKept && r.step % 10 == 0 && length.mean >= 4)
         in.self_bleu = metrics::self_bleu(std::vector<std::string>(texts.begin(), texts.end()), 4) / 100.0;
     }
     in.rms_ratio = known(r.rms_ratio);
@@ -1551,7 +1549,7 @@ void Trainer::save(CheckpointWriter& writer) const {
       {"totals",
        {t.rollout, t.features, t.discriminator, t.forward_backward, t.optimizer, t.evaluation, t.all}},
       {"counts", {t.tokens, t.sampled_tokens, t.steps_g, t.steps_d, t.steps_adversarial}},
-      {"running", {s.running_length, s.running_foreign, s.validation_ce}},
+      {"running", {s.length.mean, s.length.steps, s.foreign.mean, s.foreign.steps, s.validation_ce}},
       {"seen", s.seen},
       {"signal", {s.signal.pairs, s.signal.discriminator_steps, s.signal.accuracy, s.signal.standard_error}},
       {"data", s.data_hash()}};
@@ -1613,9 +1611,10 @@ void Trainer::load_state(const CheckpointReader& reader) {
   const auto& counts = j.at("counts");
   s.totals = {seconds.at(0), seconds.at(1), seconds.at(2), seconds.at(3), seconds.at(4), seconds.at(5),
               seconds.at(6), counts.at(0),  counts.at(1),  counts.at(2),  counts.at(3),  counts.at(4)};
-  s.running_length = j.at("running").at(0);
-  s.running_foreign = j.at("running").at(1);
-  s.validation_ce = j.at("running").at(2);
+  const auto& running = j.at("running");
+  s.length = {running.at(0), running.at(1)};
+  s.foreign = {running.at(2), running.at(3)};
+  s.validation_ce = running.at(4);
   s.seen = j.at("seen");
   const auto& signal = j.at("signal");
   s.signal = {signal.at(0), signal.at(1), signal.at(2), signal.at(3)};

@@ -1,7 +1,9 @@
 // The alarms of METHOD, section 4.5: signs that the game went wrong, each with its number.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -27,6 +29,21 @@ const char* alarm_name(AlarmKind kind);  // "accuracy_high", ...
 
 // The standard error of an accuracy, 0 to 1, measured on so many pairs.
 double accuracy_error(double accuracy, double pairs);
+
+// A measurement of which one step sees little: the mean of the first steps, then one that fades by the step.
+struct FollowedMean {
+  static constexpr int64_t kSteps = 10;
+  double mean = 0;
+  int64_t steps = 0;  // that had a value
+
+  void add(double now) {
+    if (std::isnan(now)) return;
+    ++steps;
+    mean += (now - mean) / static_cast<double>(std::min(steps, kSteps));
+  }
+  // Nothing before kSteps: a drift is held against where it started, which has to be known as well.
+  std::optional<double> value() const { return steps < kSteps ? std::nullopt : std::optional<double>(mean); }
+};
 
 // What was measured at a step; leave out what was not.
 struct AlarmInput {

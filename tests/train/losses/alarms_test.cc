@@ -23,6 +23,32 @@ AlarmInput healthy() {
           .noise_change = 0.1};
 }
 
+// Where a run started is the mean of its first steps, not the few answers of one: an odd first step raises no
+// alarm, and a drift that lasts does.
+TEST(FollowedMean, StartsWithTheMeanOfTheFirstStepsAndThenFades) {
+  FollowedMean length;
+  AlarmMonitor m;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const auto observe = [&](int64_t step, double now) {
+    length.add(now);
+    AlarmInput in;
+    in.mean_length = length.value();
+    return m.observe(step, in).size();
+  };
+  EXPECT_EQ(observe(0, 20.0), 0u);
+  EXPECT_EQ(observe(1, nan), 0u);  // no answers: no value, and none in the mean
+  for (int64_t step = 2; step < 10; ++step) EXPECT_EQ(observe(step, 30.0), 0u);
+  EXPECT_FALSE(length.value());
+  EXPECT_EQ(observe(10, 30.0), 0u);
+  ASSERT_TRUE(length.value());
+  EXPECT_DOUBLE_EQ(*length.value(), 29.0);
+  EXPECT_EQ(observe(11, 39.0), 0u);
+  EXPECT_DOUBLE_EQ(*length.value(), 30.0);
+  size_t raised = 0;
+  for (int64_t step = 12; step < 60; ++step) raised += observe(step, 39.0);
+  EXPECT_EQ(raised, 1u);  // 39 is a third above 29
+}
+
 TEST(AlarmMonitor, IsQuietInAHealthyRun) {
   AlarmMonitor m;
   for (int64_t step = 0; step < 1000; ++step) EXPECT_TRUE(m.observe(step, healthy()).empty());
