@@ -1,10 +1,21 @@
 #include "core/check.h"
 
+#include <atomic>
 #include <string_view>
 
-namespace gantrain::detail {
+#include "core/broken_contracts.h"
+
+namespace gantrain {
+namespace {
+std::atomic<int64_t> broken = 0;
+}  // namespace
+
+int64_t broken_contracts() { return broken; }
+
+namespace detail {
 
 void check_failed(const char* file, int line, const char* expression, const std::string& message) {
+  ++broken;
   // Only the path inside the project: a message must not depend on where the project was built.
   std::string_view path(file);
   for (std::string_view folder : {"/core/", "/cpu/", "/cuda/", "/model/", "/train/", "/tests/", "/bench/"}) {
@@ -17,4 +28,5 @@ void check_failed(const char* file, int line, const char* expression, const std:
   throw Error(fmt::format("{} [check failed: {} at {}:{}]", message, expression, path, line));
 }
 
-}  // namespace gantrain::detail
+}  // namespace detail
+}  // namespace gantrain

@@ -2,6 +2,8 @@
 // and read again: what lies behind the checksums must hold as well.
 #include "train/checkpoint/checkpoint.h"
 
+#include <optional>
+
 #include "tests/fuzz/fuzz.h"
 #include "train/verbs/session.h"
 
@@ -25,16 +27,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gantrain;
   static const fuzz::Scratch scratch;
   static std::string path;
-  fuzz::expect_refusal_or_success(data, size, [](std::string_view bytes) {
+  std::optional<SafetensorsFile> file;  // with which a checkpoint's reader begins
+  fuzz::expect_refusal_or_success(data, size, [&](std::string_view bytes) {
     path = scratch.hold("step-00000001.ckpt", bytes);
+    file.emplace(path);
     use(CheckpointReader(path));
   });
-  return fuzz::expect_refusal_or_success(data, size, [](std::string_view) {
-    const SafetensorsFile file(path);
+  if (!file) return 0;
+  return fuzz::expect_refusal_or_success(data, size, [&](std::string_view) {
     CheckpointWriter writer;
-    for (const SafetensorsFile::Entry& e : file.entries())
-      if (!e.name.empty() && e.name != "__metadata__") writer.add(e.name, file.tensor(e));
-    for (const auto& [key, text] : file.metadata()) {
+    for (const SafetensorsFile::Entry& e : file->entries())
+      if (!e.name.empty() && e.name != "__metadata__") writer.add(e.name, file->tensor(e));
+    for (const auto& [key, text] : file->metadata()) {
       if (!key.starts_with("json.") || key.size() == 5) continue;
       try {
         writer.add_json(key.substr(5), text);
