@@ -113,7 +113,7 @@ def main():
             fail("other arms were judged than the trained one")
         # The best of several answers by the run's discriminator, where it has one.
         runs = whole / "runs" / "tokens"
-        best = [program, "eval", "--best-of", "3", "--judges", "1", "--judge-pairs", "24", "--json", "-", "--run"]
+        best = [program, "eval", "--best-of", "3", "--choose-temperature", "1", "--judges", "1", "--judge-pairs", "24", "--json", "-", "--run"]
         chosen = subprocess.run([*best, str(runs / "lora+rloo" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
         if chosen.returncode or (found := json.loads(chosen.stdout))["best_of"] != 3 or len(found["arms"]) != 3:
             fail(f"eval --best-of: exit status {chosen.returncode}\n{chosen.stderr}")

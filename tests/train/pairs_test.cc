@@ -225,7 +225,7 @@ TEST(AnswerFeatures, AreThoseOfEachAnswerBehindItsInput) {
 
 // The answer that is chosen is the one whose own reading by the discriminator is the highest, of each
 // input's.
-TEST(Chooser, TakesTheAnswerThatTheDiscriminatorScoresHighest) {
+TEST(Chooser, TakesTheHighestScoreOrDrawsByItsOdds) {
   TinyReader tiny;
   auto& [device, llama, runner, inputs, pointers] = tiny;
   DiscriminatorConfig config;
@@ -268,8 +268,30 @@ TEST(Chooser, TakesTheAnswerThatTheDiscriminatorScoresHighest) {
           static_cast<size_t>(std::max_element(want.begin() + static_cast<std::ptrdiff_t>(begin),
                                                want.begin() + static_cast<std::ptrdiff_t>(begin + 3)) -
                               want.begin()));
-    EXPECT_EQ(chooser.choose(pointers, input_of, answers), best);
+    EXPECT_EQ(chooser.choose(pointers, input_of, answers, 1), best);
     EXPECT_EQ(best[2], 6u);  // all empty: the first
+  }
+  // At a temperature: drawn with odds exp(D / temperature), an empty answer never beside one that is not.
+  for (const double temperature : {0.05, 1.0}) {
+    Chooser chooser(runner, d, 1, 3, 32, temperature);
+    constexpr int kDraws = 500;
+    std::vector<double> share(answers.size());
+    for (uint64_t key = 0; key < kDraws; ++key) {
+      const std::vector<size_t> taken = chooser.choose(pointers, input_of, answers, key);
+      if (key < 5) {
+        EXPECT_EQ(taken, chooser.choose(pointers, input_of, answers, key));
+      }
+      for (const size_t i : taken) share[i] += 1.0 / kDraws;
+    }
+    for (const size_t begin : {0u, 3u}) {
+      double total = 0;
+      const double top = *std::max_element(want.begin() + begin, want.begin() + begin + 3);
+      for (size_t i = begin; i < begin + 3; ++i) total += std::exp((want[i] - top) / temperature);
+      for (size_t i = begin; i < begin + 3; ++i)
+        EXPECT_NEAR(share[i], std::exp((want[i] - top) / temperature) / total, 4.0 * 0.5 / std::sqrt(kDraws))
+            << i;
+    }
+    EXPECT_EQ(share[4], 0.0);
   }
 }
 

@@ -4,13 +4,21 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/rng.h"
 #include "train/play/pairs.h"
 
 namespace gantrain {
 
-Chooser::Chooser(Runner& runner, Discriminator& discriminator, int layers, int64_t among, int64_t batch)
-    : runner_(runner), discriminator_(discriminator), layers_(layers), among_(among), batch_(batch) {
-  GT_CHECK(among > 0 && batch > 0, "the best of {} answers, {} at a time", among, batch);
+Chooser::Chooser(Runner& runner, Discriminator& discriminator, int layers, int64_t among, int64_t batch,
+                 double temperature)
+    : runner_(runner),
+      discriminator_(discriminator),
+      layers_(layers),
+      among_(among),
+      batch_(batch),
+      temperature_(temperature) {
+  GT_CHECK(among > 0 && batch > 0 && temperature >= 0, "one of {} answers, {} at a time, at {}", among, batch,
+           temperature);
 }
 
 std::vector<float> Chooser::scores(ExampleSpan inputs, const std::vector<size_t>& input_of,
@@ -40,16 +48,20 @@ std::vector<float> Chooser::scores(ExampleSpan inputs, const std::vector<size_t>
 }
 
 std::vector<size_t> Chooser::choose(ExampleSpan inputs, const std::vector<size_t>& input_of,
-                                    const std::vector<std::vector<int32_t>>& answers) {
+                                    const std::vector<std::vector<int32_t>>& answers, uint64_t key) {
   const auto among = static_cast<size_t>(among_);
   GT_CHECK(answers.size() % among == 0, "{} answers in groups of {}", answers.size(), among);
-  const std::vector<float> d = scores(inputs, input_of, answers);
-  std::vector<size_t> best;
+  std::vector<float> d = scores(inputs, input_of, answers);
+  // The largest of log odds plus Gumbel noise is a draw with those odds.
+  if (temperature_ > 0)
+    for (size_t i = 0; i < d.size(); ++i)
+      d[i] = d[i] / static_cast<float>(temperature_) + gumbel(Philox{key}(0, i)[0]);
+  std::vector<size_t> taken;
   for (size_t begin = 0; begin < answers.size(); begin += among) {
     const auto first = d.begin() + static_cast<std::ptrdiff_t>(begin);
-    best.push_back(static_cast<size_t>(std::max_element(first, first + among_) - d.begin()));
+    taken.push_back(static_cast<size_t>(std::max_element(first, first + among_) - d.begin()));
   }
-  return best;
+  return taken;
 }
 
 }  // namespace gantrain

@@ -145,7 +145,7 @@ std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokeniz
       std::vector<std::vector<int32_t>> canonical;
       for (const std::vector<int32_t>& a : answers)
         canonical.push_back(canonical_tokens(tokenizer, a).value_or(a));
-      taken = settings.chooser->choose(part, input_of, canonical);
+      taken = settings.chooser->choose(part, input_of, canonical, derive_key(settings.seed, 8, at));
     }
     for (const size_t i : taken) texts.push_back(tokenizer.decode(answers[i], true));
   }

@@ -43,7 +43,7 @@ struct GenerationSettings {
   int64_t samples = 1;
   uint64_t seed = 1;
   int64_t batch = 16;          // examples whose prompts are made together
-  Chooser* chooser = nullptr;  // each the best of several
+  Chooser* chooser = nullptr;  // each one of several
 };
 std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
                                         ExampleSpan examples, Placement placement,

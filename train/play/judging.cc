@@ -290,7 +290,7 @@ std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer,
         input_of.push_back(r.input);
         answers.push_back(r.text);
       }
-      taken = chooser->choose(part, input_of, answers);
+      taken = chooser->choose(part, input_of, answers, derive_key(seed, 8, at));
     }
     for (const size_t i : taken)
       if (auto pair = make_pair(place(at + rollouts[i].input), i,

@@ -53,7 +53,7 @@ Verdict judge_features(Device& device, const std::vector<AnswerPair>& train,
                        const AnswerFeatures& held_out_features, const JudgeSettings& settings);
 
 // `count` pairs of references and the maker's answers at this temperature, over all inputs evenly: of each
-// the first answers, as many as it takes, each the best of several where there is a chooser. A pair's input
+// the first answers, as many as it takes, each one of several where there is a chooser. A pair's input
 // is its place in `inputs`. Cut as the discriminator's
 // pairs are (pairs.h); empty answers give none.
 std::vector<AnswerPair> answer_pairs(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,

@@ -28,7 +28,7 @@ struct ArmSettings {
   int64_t judge_pairs = 2000;  // held out, of `merged`; they learn from twice as many of judge_train
   ExampleSpan judge_train;
   bool judge_tokens = true, judge_features = false;  // what they read: judges of their own for each
-  Chooser* chooser = nullptr;                        // texts and judged answers are each the best of several
+  Chooser* chooser = nullptr;                        // texts and judged answers are each one of several
   int feature_layers = 0;                            // of the base, that the latter are read behind
 };
 struct ArmResult {

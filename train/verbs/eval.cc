@@ -92,7 +92,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
     if (!discriminator)
       fail_usage("--best-of: {} has no discriminator to choose by: loss.kind is ce", checkpoint.path());
     settings.chooser = &chooser.emplace(runner, *discriminator, settings.feature_layers, options.best_of,
-                                        config.train.batch);
+                                        config.train.batch, options.choose_temperature);
   }
   if (!options.drift_file.empty())
     settings.drift_text = read_text_file(options.drift_file, int64_t{64} << 20);
@@ -117,6 +117,7 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
                    {"split", options.split},
                    {"items", items.size()},
                    {"best_of", options.best_of},
+                   {"choose_temperature", options.choose_temperature},
                    {"cost",
                     {{"parameters_base", llama.parameters()},
                      {"parameters_trained", trained->parameters().count()},

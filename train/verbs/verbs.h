@@ -56,6 +56,7 @@ struct EvalOptions {
   std::vector<std::string> judged = {"none", "warm", "trained"};  // of the arms
   std::vector<std::string> judge_reads = {"tokens"};              // tokens, features: judges for each
   int64_t best_of = 1;  // answers that compete for each that is scored or judged, by the run's discriminator
+  double choose_temperature = 0;  // 0: the one with the highest score; T: with odds exp(score / T)
 };
 int run_eval(const EvalOptions& options, const DeviceFactory& devices);
 

@@ -87,6 +87,10 @@ TEST(Cli, Eval) {
       run({"eval", "-r", "r", "--judges", "2", "--judge-reads", "tokens,features", "--best-of", "4"});
   EXPECT_EQ(judged.eval.judge_reads, (std::vector<std::string>{"tokens", "features"}));
   EXPECT_EQ(judged.eval.best_of, 4);
+  EXPECT_EQ(judged.eval.choose_temperature, 0.0);
+  EXPECT_EQ(run({"eval", "-r", "r", "--best-of", "8", "--choose-temperature", "1"}).eval.choose_temperature,
+            1.0);
+  EXPECT_USAGE("give --best-of too", "eval", "-r", "r", "--choose-temperature", "1");
   EXPECT_EQ(other.eval.judge_reads, (std::vector<std::string>{"tokens"}));
   EXPECT_EQ(other.eval.best_of, 1);
   EXPECT_USAGE("expected one of tokens, features, got 'feature'; did you mean 'features'?", "eval", "-r", "r",
