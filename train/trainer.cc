@@ -1612,6 +1612,9 @@ void Trainer::load_state(const CheckpointReader& reader) {
   s.totals = {seconds.at(0), seconds.at(1), seconds.at(2), seconds.at(3), seconds.at(4), seconds.at(5),
               seconds.at(6), counts.at(0),  counts.at(1),  counts.at(2),  counts.at(3),  counts.at(4)};
   const auto& running = j.at("running");
+  if (running.size() != 5)
+    fail("{}: has {} running values, expected 5: another version wrote it, which can go on with it",
+         reader.path(), running.size());
   s.length = {running.at(0), running.at(1)};
   s.foreign = {running.at(2), running.at(3)};
   s.validation_ce = running.at(4);

@@ -122,5 +122,57 @@ class Table(unittest.TestCase):
         self.assertIn("no figure bleurt", wrong.stderr)
 
 
+# Stands for `gantrain train` and `gantrain eval`: judges name 0.6 of a prompt's answers, 0.5 of those drawn, plus the seed's hundredth.
+ODDS = """#!{python}
+import json, os, sys
+words = sys.argv[1:]
+with open(os.environ["CALLS"], "a") as calls:
+    print(" ".join(words), file=calls)
+if words[0] == "train":
+    folder = [word[7:] for word in words if word.startswith("output=")][0]
+    os.makedirs(folder)
+    file, result = os.path.join(folder, "summary.json"), {{}}
+else:
+    seed = int(words[words.index("--run") + 1].split("seed-")[1].split("/")[0])
+    file, row = words[words.index("--json") + 1], {{}}
+    drawn = "--choose-temperature" in words
+    for name in ("judge_accuracy", "judge_ranking", "feature_judge_accuracy", "feature_judge_ranking"):
+        row[name] = (0.5 if drawn else 0.6) + 0.01 * seed
+    row["distinct_3"] = 0.8
+    if drawn and words[words.index("--choose-temperature") + 1] != "0":
+        row["chosen_ce_gain"] = 0.02 + 0.001 * seed
+    result = {{"arms": [{{"ce": 1.7, "temperatures": [row]}}]}}
+with open(file, "w") as out:
+    json.dump(result, out)
+"""
+
+
+class Odds(unittest.TestCase):
+    def test_the_table_says_what_the_runs_say_and_nothing_runs_twice(self):
+        with tempfile.TemporaryDirectory() as folder:
+            program, calls = os.path.join(folder, "gantrain"), os.path.join(folder, "calls")
+            with open(program, "w", encoding="utf-8") as file:
+                file.write(ODDS.format(python=sys.executable))
+            os.chmod(program, os.stat(program).st_mode | stat.S_IXUSR)
+            command = [sys.executable, os.path.join(FOLDER, "odds"), "m.bin", "data", os.path.join(folder, "out"), "--seeds", "1,2,3"]
+            command += ["--temperatures", "1,0", "threads=2"]
+            for _ in range(2):
+                ran = subprocess.run(
+                    command, capture_output=True, text=True, env={**os.environ, "GANTRAIN": program, "CALLS": calls}, check=False
+                )
+                self.assertEqual(ran.returncode, 0, ran.stderr)
+                lines = ran.stdout.splitlines()
+                self.assertEqual(lines[2], "| all | 1.7000 [1.7000, 1.7000] | " + "0.620 [0.610, 0.630] | " * 4 + "0.800 [0.800, 0.800] |")
+                self.assertEqual(
+                    lines[3], "| one of 8 at 1 | at most 1.6780 [1.6770, 1.6790] | " + "0.520 [0.510, 0.530] | " * 4 + "0.800 [0.800, 0.800] |"
+                )
+                self.assertEqual(lines[4], "| less all | -0.0220 ± 0.0025 | " + "-0.100 ± 0.000 | " * 4 + "+0.000 ± 0.000 |")
+                self.assertTrue(lines[5].startswith("| one of 8 at 0 | unknown | 0.520"), lines[5])
+            with open(calls, encoding="utf-8") as file:
+                called = file.read().splitlines()
+            self.assertEqual(len(called), 3 * 4)
+            self.assertTrue(all("threads=2" in line for line in called if line.startswith("train")))
+
+
 if __name__ == "__main__":
     unittest.main()

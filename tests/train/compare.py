@@ -113,10 +113,15 @@ def main():
             fail("other arms were judged than the trained one")
         # The best of several answers by the run's discriminator, where it has one.
         runs = whole / "runs" / "tokens"
-        best = [program, "eval", "--best-of", "3", "--choose-temperature", "1", "--judges", "1", "--judge-pairs", "24", "--json", "-", "--run"]
-        chosen = subprocess.run([*best, str(runs / "lora+rloo" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
+        best = [program, "eval", "--best-of", "3", "--judges", "1", "--judge-pairs", "24", "--json", "-", "--run"]
+        chosen = subprocess.run([*best, str(runs / "lora+rloo" / "seed-1" / "checkpoints" / "latest"), "--choose-temperature", "1"], cwd=folder, capture_output=True, text=True)
         if chosen.returncode or (found := json.loads(chosen.stdout))["best_of"] != 3 or len(found["arms"]) != 3:
             fail(f"eval --best-of: exit status {chosen.returncode}\n{chosen.stderr}")
+        if not all(isinstance(arm["temperatures"][0].get("chosen_ce_gain"), float) for arm in found["arms"]) or found["choose_temperature"] != 1:
+            fail(f"eval --choose-temperature: {found['arms']}")
+        highest = subprocess.run([*best, str(runs / "lora+rloo" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
+        if highest.returncode or "chosen_ce_gain" in highest.stdout:
+            fail(f"eval --best-of at 0: exit status {highest.returncode}\n{highest.stderr}")
         refused = subprocess.run([*best, str(runs / "prompt" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
         if refused.returncode != 2 or "has no discriminator to choose by: loss.kind is ce" not in refused.stderr:
             fail(f"eval --best-of without a discriminator: exit status {refused.returncode}\n{refused.stderr}")

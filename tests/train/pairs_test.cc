@@ -295,6 +295,49 @@ TEST(Chooser, TakesTheHighestScoreOrDrawsByItsOdds) {
   }
 }
 
+// Three answers with probabilities p and scores D, two or three drawn, one taken: how often each is taken, by
+// going through all draws, is p times the mean of exp(gain), and log(q / p) is at least the mean of the gain.
+TEST(Chooser, ReferenceGainBoundsHowMuchLikelierAReferenceBecomes) {
+  TinyReader tiny;
+  DiscriminatorConfig config;
+  config.width = 16;
+  Discriminator discriminator(*tiny.device, config, tiny.llama->config().hidden_size, 5);
+  const double p[] = {0.5, 0.3, 0.2};
+  const float d[] = {-1.0f, 0.25f, 2.0f};
+  for (const double temperature : {0.5, 1.0})
+    for (const int n : {2, 3}) {
+      const Chooser chooser(tiny.runner, discriminator, 1, n, 4, temperature);
+      const int draws = n == 2 ? 9 : 27;
+      double q[3] = {0, 0, 0}, mean[3] = {0, 0, 0}, mean_exp[3] = {0, 0, 0};
+      for (int code = 0; code < draws; ++code) {
+        const int all[] = {code % 3, code / 3 % 3, code / 9};
+        double chance = 1, sum = 0;
+        for (int i = 0; i < n; ++i) {
+          chance *= p[all[i]];
+          sum += std::exp(d[all[i]] / temperature);
+        }
+        for (int i = 0; i < n; ++i) q[all[i]] += chance * std::exp(d[all[i]] / temperature) / sum;
+        if (code >= draws / 3) continue;  // the others: one fewer, the last of `all` being 0
+        std::vector<float> others;
+        double of_others = 1;
+        for (int i = 0; i + 1 < n; ++i) {
+          others.push_back(d[all[i]]);
+          of_others *= p[all[i]];
+        }
+        for (int y = 0; y < 3; ++y) {
+          const double gain = chooser.reference_gain(d[y], others);
+          mean[y] += of_others * gain;
+          mean_exp[y] += of_others * std::exp(gain);
+        }
+      }
+      for (int y = 0; y < 3; ++y) {
+        EXPECT_NEAR(q[y], p[y] * mean_exp[y], 1e-6) << y << " of " << n;
+        EXPECT_LE(mean[y], std::log(q[y] / p[y]) + 1e-6);
+        EXPECT_GE(mean[y], std::log(q[y] / p[y]) - 0.5);  // no empty bound
+      }
+    }
+}
+
 // ---- shortcuts
 
 constexpr int64_t kWidth = 8;

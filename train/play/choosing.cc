@@ -1,6 +1,7 @@
 #include "train/play/choosing.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/check.h"
@@ -49,19 +50,31 @@ std::vector<float> Chooser::scores(ExampleSpan inputs, const std::vector<size_t>
 
 std::vector<size_t> Chooser::choose(ExampleSpan inputs, const std::vector<size_t>& input_of,
                                     const std::vector<std::vector<int32_t>>& answers, uint64_t key) {
+  return take(scores(inputs, input_of, answers), key);
+}
+
+std::vector<size_t> Chooser::take(std::vector<float> d, uint64_t key) const {
   const auto among = static_cast<size_t>(among_);
-  GT_CHECK(answers.size() % among == 0, "{} answers in groups of {}", answers.size(), among);
-  std::vector<float> d = scores(inputs, input_of, answers);
+  GT_CHECK(d.size() % among == 0, "{} answers in groups of {}", d.size(), among);
   // The largest of log odds plus Gumbel noise is a draw with those odds.
   if (temperature_ > 0)
     for (size_t i = 0; i < d.size(); ++i)
       d[i] = d[i] / static_cast<float>(temperature_) + gumbel(Philox{key}(0, i)[0]);
   std::vector<size_t> taken;
-  for (size_t begin = 0; begin < answers.size(); begin += among) {
+  for (size_t begin = 0; begin < d.size(); begin += among) {
     const auto first = d.begin() + static_cast<std::ptrdiff_t>(begin);
     taken.push_back(static_cast<size_t>(std::max_element(first, first + among_) - d.begin()));
   }
   return taken;
+}
+
+double Chooser::reference_gain(float reference, std::span<const float> others) const {
+  GT_CHECK(temperature_ > 0 && static_cast<int64_t>(others.size()) + 1 == among_,
+           "{} answers beside a reference, {} in a group, at {}", others.size(), among_, temperature_);
+  double sum = 1.0;  // of the weights, in units of the reference's
+  for (const float d : others)
+    sum += std::exp((static_cast<double>(d) - static_cast<double>(reference)) / temperature_);
+  return std::log(static_cast<double>(among_) / sum);
 }
 
 }  // namespace gantrain

@@ -2,6 +2,7 @@
 // from whether a generator learned to earn it.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "model/runner.h"
@@ -22,6 +23,7 @@ class Chooser {
           double temperature = 0);
 
   int64_t among() const { return among_; }
+  double temperature() const { return temperature_; }
   // D of each answer (canonical tokens without an end token) to inputs[input_of[i]], cut before its ending as
   // in a pair; an empty one has -infinity.
   std::vector<float> scores(ExampleSpan inputs, const std::vector<size_t>& input_of,
@@ -30,6 +32,14 @@ class Chooser {
   // equal ones the first, and of empty ones too. `key`: the draw's randomness.
   std::vector<size_t> choose(ExampleSpan inputs, const std::vector<size_t>& input_of,
                              const std::vector<std::vector<int32_t>>& answers, uint64_t key);
+  // The same with the scores at hand.
+  std::vector<size_t> take(std::vector<float> scores, uint64_t key) const;
+  // How much likelier a reference is among what is taken than among the generator's own answers, in nats: a
+  // draw whose mean is at most log(q / p). Among N answers of p one with weight w = exp(D / temperature) is
+  // taken as q = p E[N w / (w + the weights of N - 1 draws)], and a mean of logs is at most the log of the
+  // mean. So the cross-entropy of what is taken is at most the generator's less this. `others`: the scores of
+  // N - 1 answers to the reference's input. Needs a temperature above 0.
+  double reference_gain(float reference, std::span<const float> others) const;
 
  private:
   Runner& runner_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 #include <set>
+#include <span>
 
 #include "core/rng.h"
 #include "train/metrics/accuracy.h"
@@ -145,7 +146,24 @@ std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokeniz
       std::vector<std::vector<int32_t>> canonical;
       for (const std::vector<int32_t>& a : answers)
         canonical.push_back(canonical_tokens(tokenizer, a).value_or(a));
-      taken = settings.chooser->choose(part, input_of, canonical, derive_key(settings.seed, 8, at));
+      const bool references = settings.gain != nullptr && settings.chooser->temperature() > 0;
+      if (references)
+        for (size_t b = 0; b < part.size(); ++b) {
+          std::vector<int32_t> reference = part[b]->completion;
+          reference.resize(std::min(reference.size(), static_cast<size_t>(settings.max_new)));
+          *settings.gain_tokens += static_cast<int64_t>(reference.size());
+          canonical.push_back(strip_end(reference, tokenizer.end_ids()));
+          input_of.push_back(b);
+        }
+      std::vector<float> scores = settings.chooser->scores(part, input_of, canonical);
+      if (references)
+        for (size_t b = 0; b < part.size(); ++b)
+          *settings.gain += settings.chooser->reference_gain(
+              scores[answers.size() + b],
+              std::span(scores).subspan(b * static_cast<size_t>(samples),
+                                        static_cast<size_t>(settings.chooser->among() - 1)));
+      scores.resize(answers.size());
+      taken = settings.chooser->take(std::move(scores), derive_key(settings.seed, 8, at));
     }
     for (const size_t i : taken) texts.push_back(tokenizer.decode(answers[i], true));
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,10 @@ struct GenerationSettings {
   uint64_t seed = 1;
   int64_t batch = 16;          // examples whose prompts are made together
   Chooser* chooser = nullptr;  // each one of several
+  // Filled in where the chooser draws: the sum of Chooser::reference_gain over the examples, in nats, and
+  // their completions' tokens (the first max_new of each: no answer has more).
+  double* gain = nullptr;
+  int64_t* gain_tokens = nullptr;
 };
 std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
                                         ExampleSpan examples, Placement placement,
@@ -58,6 +63,9 @@ struct TextScores {
   double self_bleu[4] = {0, 0, 0, 0};  // n = 2..5, over the first sample of each example
   double mean_length = 0;              // words
   int64_t texts = 0;
+  // Of answers drawn by a discriminator's odds: cross-entropy on the references is at most the generator's at
+  // this temperature less so many nats a token (Chooser::reference_gain). NaN: not so drawn.
+  double chosen_gain = std::numeric_limits<double>::quiet_NaN();
 };
 TextScores score_texts(ExampleSpan examples, const std::vector<std::string>& texts, int64_t samples,
                        double temperature);

@@ -1,6 +1,7 @@
 #include "train/verbs/arms.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -98,9 +99,14 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
       g.samples = settings.samples;
       g.seed = settings.seed;
       g.chooser = settings.chooser;
+      double gain = 0;
+      int64_t gain_tokens = 0;
+      g.gain = &gain;
+      g.gain_tokens = &gain_tokens;
       const std::vector<std::string> texts =
           generate_texts(runner, tokenizer, *arm.maker, part, settings.placement, g);
       r.texts.push_back(score_texts(part, texts, settings.samples, temperature));
+      if (gain_tokens > 0) r.texts.back().chosen_gain = gain / static_cast<double>(gain_tokens);
       if (r.samples.empty())
         for (size_t i = 0; i < texts.size(); i += static_cast<size_t>(settings.samples))
           r.samples.push_back(texts[i]);
@@ -202,6 +208,9 @@ std::string to_json(const ArmResult& r) {
                                  {"self_bleu_5", s.self_bleu[3]},
                                  {"length", s.mean_length},
                                  {"texts", s.texts}});
+  for (size_t i = 0; i < r.texts.size(); ++i)
+    if (std::isfinite(r.texts[i].chosen_gain))
+      j["temperatures"][i]["chosen_ce_gain"] = r.texts[i].chosen_gain;
   const auto add_verdicts = [&](const std::vector<Verdict>& verdicts, const std::string& judge) {
     for (size_t i = 0; i < verdicts.size(); ++i)
       j["temperatures"][i].update({{judge + "_accuracy", verdicts[i].accuracy},
@@ -264,6 +273,12 @@ std::string arms_table(const std::vector<ArmResult>& results) {
                                                        : std::string()));
       }
     }
+  for (const ArmResult& r : results)
+    for (const TextScores& s : r.texts)
+      if (std::isfinite(s.chosen_gain))
+        out += fmt::format(
+            "{} at T = {:.2f}: the loss of what is drawn is at most the generator's there less {:.4f}\n",
+            r.name, s.temperature, s.chosen_gain);
   return out;
 }
 
