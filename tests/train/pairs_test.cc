@@ -333,7 +333,7 @@ TEST(Chooser, ReferenceGainBoundsHowMuchLikelierAReferenceBecomes) {
       for (int y = 0; y < 3; ++y) {
         EXPECT_NEAR(q[y], p[y] * mean_exp[y], 1e-6) << y << " of " << n;
         EXPECT_LE(mean[y], std::log(q[y] / p[y]) + 1e-6);
-        EXPECT_GE(mean[y], std::log(q[y] / p[y]) - 0.5);  // no empty bound
+        EXPECT_GE(mean[y], std::log(q[y] / p[y]) - 1.5);  // of two or three a loose bound, no empty one
       }
     }
 }
