@@ -168,6 +168,9 @@ class Odds(unittest.TestCase):
                 )
                 self.assertEqual(lines[4], "| less all | -0.0220 ± 0.0025 | " + "-0.100 ± 0.000 | " * 4 + "+0.000 ± 0.000 |")
                 self.assertTrue(lines[5].startswith("| one of 8 at 0 | unknown | 0.520"), lines[5])
+            with open(os.path.join(folder, "out", "results.csv"), encoding="utf-8") as file:
+                kept = file.read().splitlines()
+            self.assertEqual((len(kept), kept[4]), (1 + 3 * 3, "1,1 of 8 at 1,1.7,0.021,0.51,0.51,0.51,0.51,0.8"))
             with open(calls, encoding="utf-8") as file:
                 called = file.read().splitlines()
             self.assertEqual(len(called), 3 * 4)
