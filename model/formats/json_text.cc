@@ -50,10 +50,7 @@ class Guard {
 
 std::string read_json(std::string_view text, json& into) {
   try {
-    into =
-        json::parse(text, [guard = Guard()](int depth, json::parse_event_t event, const json& value) mutable {
-          return guard(depth, event, value);
-        });
+    into = json::parse(text, Guard());
     return {};
   } catch (const Refused& refused) {
     return refused.problem;
