@@ -523,7 +523,7 @@ std::vector<float> outputs(const std::string& path) {
 }
 
 TEST_F(FormatsWeights, SlowAgainstTheGgufAndSafetensorsPackages) {
-  const fs::path source = GANTRAIN_SOURCE_DIR;
+  const fs::path source = test::source_folder();
   const fs::path stories = test::data_folder() / "ci" / "stories260K" / "stories260K.bin";
   std::string command = fmt::format("'{}' witness '{}' '{}'", (source / "tools/venv").string(),
                                     (source / "tests/model/make_gguf_fixture.py").string(), folder_.path());

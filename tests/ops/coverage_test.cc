@@ -10,13 +10,15 @@
 #include <sstream>
 #include <string>
 
+#include "tests/support/paths.h"
+
 namespace gantrain {
 namespace {
 
 // All of a folder's files that end like this, one after the other.
 std::string sources(const std::string& folder, const std::string& ending) {
   std::ostringstream all;
-  for (const auto& entry : std::filesystem::directory_iterator(GANTRAIN_SOURCE_DIR "/" + folder))
+  for (const auto& entry : std::filesystem::directory_iterator(test::source_folder() / folder))
     if (entry.path().string().ends_with(ending)) all << std::ifstream(entry.path()).rdbuf();
   return all.str();
 }

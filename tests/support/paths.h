@@ -1,17 +1,14 @@
-// Where tests find the project's data folder.
+// Where tests find the project's sources and its data folder.
 #pragma once
 
-#include <cstdlib>
 #include <filesystem>
 
 namespace gantrain::test {
 
 // The data folder: $GANTRAIN_DATA, else shared/data beside the source folder. It may be missing: a test that
 // needs it skips, saying so.
-inline std::filesystem::path data_folder() {
-  if (const char* set = std::getenv("GANTRAIN_DATA"); set && *set) return set;
-  return std::filesystem::path(GANTRAIN_SOURCE_DIR).parent_path() / "shared" / "data";
-}
+std::filesystem::path data_folder();
+std::filesystem::path source_folder();
 
 }  // namespace gantrain::test
 

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "core/check.h"
+#include "tests/support/paths.h"
 #include "train/suggest.h"
 #include "train/text.h"
 
@@ -244,7 +245,7 @@ TEST(Config, Bytes) {
 }
 
 TEST(Config, DocumentationIsUpToDate) {
-  const std::filesystem::path page = std::filesystem::path(GANTRAIN_SOURCE_DIR) / "docs/configuration.md";
+  const std::filesystem::path page = test::source_folder() / "docs/configuration.md";
   if (std::getenv("GANTRAIN_UPDATE_DOCS")) std::ofstream(page) << config_markdown();
   EXPECT_HAS(config_markdown(), "| `dtype` | `\"auto\"` | one of auto\\|f32\\|bf16 | ");
   EXPECT_TRUE(read_text_file(page, 1 << 20) == config_markdown())
