@@ -48,10 +48,10 @@ class Guard {
 
 }  // namespace
 
-std::string read_json(std::string_view text, json& into) {
+std::string read_json(std::string_view text, json& into, bool explain) {
   try {
-    into = json::parse(text, Guard());
-    return {};
+    into = json::parse(text, Guard(), /*allow_exceptions=*/explain);
+    return into.is_discarded() ? "not valid JSON" : "";
   } catch (const Refused& refused) {
     return refused.problem;
   } catch (const json::exception& error) {

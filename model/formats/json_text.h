@@ -13,7 +13,8 @@ namespace gantrain {
 nlohmann::json parse_json(std::string_view text, std::string_view where);
 
 // The same for callers with a message of their own: what is wrong ("not valid JSON at line 1, column 5:
-// ..."), or "" and the value in `into`.
-std::string read_json(std::string_view text, nlohmann::json& into);
+// ..."), or "" and the value in `into`. Without `explain`, "not valid JSON" is all that is said of the
+// syntax, several times sooner.
+std::string read_json(std::string_view text, nlohmann::json& into, bool explain = true);
 
 }  // namespace gantrain

@@ -21,11 +21,26 @@ constexpr int64_t kMaxFileBytes = int64_t{4} << 30;
 constexpr size_t kMaxLineBytes = size_t{16} << 20;
 constexpr size_t kMaxColumns = 4096;
 
-// An item that cannot be used: `reason` is the report's row, what() the whole story without file and line.
-struct BadItem : std::runtime_error {
-  BadItem(std::string reason_in, const std::string& message)
-      : std::runtime_error(message), reason(std::move(reason_in)) {}
-  std::string reason;
+// Why an item cannot be used: `reason` is the report's row, `story` the rest without file and line. The story
+// is only told where someone will read it: a file may hold millions of items to be dropped.
+class Problem {
+ public:
+  explicit Problem(bool told) : told_(told) {}
+  bool told() const { return told_; }
+  // Notes it, and is false: what a reader of parts gives back. `tell` makes the story.
+  template <typename Tell>
+  bool operator()(const char* reason, Tell tell) {
+    reason_ = reason;
+    if (told_) story_ = tell();
+    return false;
+  }
+  const char* reason() const { return reason_; }
+  const std::string& story() const { return story_; }
+
+ private:
+  bool told_;
+  const char* reason_ = "";
+  std::string story_;
 };
 
 // One item as named fields, before templates.
@@ -58,60 +73,74 @@ const char* kind_of(const json& value) {
   return "a string";
 }
 
-std::string string_of(const json& value, const std::string& what) {
+// `what()` names the place.
+template <typename What>
+bool string_of(const json& value, What what, std::string& into, Problem& problem) {
   if (!value.is_string())
-    throw BadItem("field is no string", fmt::format("{}: expected a string, got {}", what, kind_of(value)));
-  std::string text = value.get<std::string>();
-  if (text.find('\0') != std::string::npos)
-    throw BadItem("NUL character", fmt::format("{} holds a NUL character (\\u0000)", what));
-  return text;
+    return problem("field is no string",
+                   [&] { return fmt::format("{}: expected a string, got {}", what(), kind_of(value)); });
+  into = value.get_ref<const std::string&>();
+  if (into.find('\0') != std::string::npos)
+    return problem("NUL character",
+                   [&] { return fmt::format("{} holds a NUL character (\\u0000)", what()); });
+  return true;
 }
 
-std::vector<ChatTurn> turns_of(const json& value) {
+bool turns_of(const json& value, std::vector<ChatTurn>& turns, Problem& problem) {
+  constexpr const char* kReason = "bad messages";
   if (!value.is_array())
-    throw BadItem("bad messages", fmt::format("\"messages\": expected a list, got {}", kind_of(value)));
-  std::vector<ChatTurn> turns;
+    return problem(kReason,
+                   [&] { return fmt::format("\"messages\": expected a list, got {}", kind_of(value)); });
   for (const json& turn : value) {
-    const std::string place = fmt::format("\"messages\"[{}]", turns.size());
+    const auto place = [&](const char* part) {
+      return [&turns, part] { return fmt::format("\"messages\"[{}]{}", turns.size(), part); };
+    };
     if (!turn.is_object() || !turn.contains("role") || !turn.contains("content"))
-      throw BadItem("bad messages", fmt::format("{}: expected {{\"role\", \"content\"}}, got {}", place,
-                                                turn.is_object() ? "an object without them" : kind_of(turn)));
-    turns.push_back(
-        {string_of(turn["role"], place + ".role"), string_of(turn["content"], place + ".content")});
-    const std::string& role = turns.back().role;
-    if (role != "system" && role != "user" && role != "assistant")
-      throw BadItem("bad messages",
-                    fmt::format("{}: expected role system, user or assistant, got \"{}\"", place, role));
+      return problem(kReason, [&] {
+        return fmt::format("{}: expected {{\"role\", \"content\"}}, got {}", place("")(),
+                           turn.is_object() ? "an object without them" : kind_of(turn));
+      });
+    ChatTurn read;
+    if (!string_of(turn["role"], place(".role"), read.role, problem) ||
+        !string_of(turn["content"], place(".content"), read.content, problem))
+      return false;
+    if (read.role != "system" && read.role != "user" && read.role != "assistant")
+      return problem(kReason, [&] {
+        return fmt::format("{}: expected role system, user or assistant, got \"{}\"", place("")(), read.role);
+      });
+    turns.push_back(std::move(read));
   }
   if (turns.size() < 2 || turns.back().role != "assistant")
-    throw BadItem("bad messages", "\"messages\": expected the last of at least two to be the assistant's");
-  return turns;
+    return problem(kReason, [] {
+      return std::string("\"messages\": expected the last of at least two to be the assistant's");
+    });
+  return true;
 }
 
 // Fields that are neither strings nor integers are left out of `fields`; a template that asks for one says
 // so.
-Record record_of(const json& item, int64_t line, std::map<std::string, std::string>& odd) {
+bool record_of(const json& item, Record& record, std::map<std::string, std::string>& odd, Problem& problem) {
   if (!item.is_object())
-    throw BadItem("not a JSON object", fmt::format("expected a JSON object, got {}", kind_of(item)));
-  Record record;
-  record.line = line;
-  odd.clear();
+    return problem("not a JSON object",
+                   [&] { return fmt::format("expected a JSON object, got {}", kind_of(item)); });
   for (const auto& [name, value] : item.items()) {
     if (name == "messages") {
-      record.messages = turns_of(value);
+      if (!turns_of(value, record.messages.emplace(), problem)) return false;
     } else if (name == "references" && value.is_array()) {
-      for (const json& reference : value)
-        record.references.push_back(
-            string_of(reference, fmt::format("\"references\"[{}]", record.references.size())));
+      for (const json& reference : value) {
+        const auto place = [&] { return fmt::format("\"references\"[{}]", record.references.size() - 1); };
+        if (!string_of(reference, place, record.references.emplace_back(), problem)) return false;
+      }
     } else if (value.is_string()) {
-      record.fields[name] = string_of(value, fmt::format("\"{}\"", name));
+      const auto place = [&, &key = name] { return fmt::format("\"{}\"", key); };
+      if (!string_of(value, place, record.fields[name], problem)) return false;
     } else if (value.is_number_integer()) {
       record.fields[name] = value.dump();  // {"label": 1}: one spelling only, so no harm
     } else {
       odd[name] = kind_of(value);
     }
   }
-  return record;
+  return true;
 }
 
 // Turns records into examples: label map, templates, the shapes that need none.
@@ -127,25 +156,24 @@ class Builder {
   const std::string& name() const { return name_; }
   std::map<std::string, std::string> odd;  // of the record at hand: field -> what it is instead of a string
 
-  // Runs `make` (which gives a Record) for the item at `line`, and keeps, drops or refuses what comes.
+  // Runs make(record, problem) for the item at `line`, and keeps, drops or refuses what comes.
   template <typename Make>
   void item(int64_t line, Make make) {
     ++report_.read;
     odd.clear();
-    try {
-      Record record = make();
-      record.line = line;
-      Example example = build(record);
-      if (blank(example.completion)) {
-        report_.drop("empty completion", line);
-        return;
-      }
+    Record record;
+    record.line = line;
+    Example example;
+    Problem problem(config_.bad_items == BadItems::kError);
+    if (!make(record, problem) || !build(record, example, problem)) {
+      if (problem.told())
+        fail("{}:{}: {} (data.bad_items=drop leaves such items out)", name_, line, problem.story());
+      report_.drop(problem.reason(), line);
+    } else if (blank(example.completion)) {
+      report_.drop("empty completion", line);
+    } else {
       examples_.push_back(std::move(example));
       ++report_.kept;
-    } catch (const BadItem& bad) {
-      if (config_.bad_items == BadItems::kError)
-        fail("{}:{}: {} (data.bad_items=drop leaves such items out)", name_, line, bad.what());
-      report_.drop(bad.reason, line);
     }
   }
 
@@ -161,17 +189,28 @@ class Builder {
   }
 
  private:
-  std::string lookup(const Record& record, const std::string& column, const char* asked_by) const {
+  // The column's text in `record`, or null and the problem.
+  const std::string* lookup(const Record& record, const std::string& column, const char* asked_by,
+                            Problem& problem) const {
     const auto found = record.fields.find(column);
-    if (found != record.fields.end()) return found->second;
+    if (found != record.fields.end()) return &found->second;
     if (const size_t number = column_number(column); number > 0 && number <= record.numbered.size())
-      return record.numbered[number - 1];
-    if (const auto other = odd.find(column); other != odd.end())
-      throw BadItem("field is no string",
-                    fmt::format("\"{}\": expected a string, got {}", column, other->second));
-    const std::vector<std::string> known = names(record);
-    throw BadItem("missing column", fmt::format("no column '{}' ({}){}; there are: {}", column, asked_by,
-                                                did_you_mean(column, known), joined(known)));
+      return &record.numbered[number - 1];
+    if (odd.contains(column)) {
+      is_odd(column, problem);
+      return nullptr;
+    }
+    problem("missing column", [&] {
+      const std::vector<std::string> known = names(record);
+      return fmt::format("no column '{}' ({}){}; there are: {}", column, asked_by,
+                         did_you_mean(column, known), joined(known));
+    });
+    return nullptr;
+  }
+
+  bool is_odd(const std::string& column, Problem& problem) const {
+    return problem("field is no string",
+                   [&] { return fmt::format("\"{}\": expected a string, got {}", column, odd.at(column)); });
   }
 
   static std::vector<std::string> names(const Record& record) {
@@ -183,37 +222,68 @@ class Builder {
     return out;
   }
 
-  Example build(Record& record) const {
-    if (!config_.label_map.empty()) map_label(record);
-    Example example;
+  bool build(Record& record, Example& example, Problem& problem) const {
+    if (!config_.label_map.empty() && !map_label(record, problem)) return false;
     example.line = record.line;
+    // Each is read where the record has it; one that is there and no string spoils the item.
+    bool odd_field = false;
     const auto field = [&](const char* name) -> const std::string* {
       const auto found = record.fields.find(name);
-      if (found == record.fields.end() && odd.contains(name))
-        throw BadItem("field is no string",
-                      fmt::format("\"{}\": expected a string, got {}", name, odd.at(name)));
-      return found == record.fields.end() ? nullptr : &found->second;
+      if (found != record.fields.end()) return &found->second;
+      if (!odd_field && odd.contains(name)) odd_field = !is_odd(name, problem);
+      return nullptr;
     };
     const bool chat = config_.chat_template != ChatTemplateChoice::kNone;
+    const auto fill = [&](const TextTemplate& from, const char* key, std::string& into) {
+      return from.fill([&](const std::string& column) { return lookup(record, column, key, problem); }, into);
+    };
     if (prompt_ || completion_) {
-      if (prompt_)
-        example.prompt = prompt_->fill(
-            [&](const std::string& column) { return lookup(record, column, "data.prompt_template"); });
-      else if (const std::string* given = field("prompt"))
+      if (prompt_) {
+        if (!fill(*prompt_, "data.prompt_template", example.prompt)) return false;
+      } else if (const std::string* given = field("prompt")) {
         example.prompt = *given;
-      example.completion = completion_ ? completion_->fill([&](const std::string& column) {
-        return lookup(record, column, "data.completion_template");
-      })
-                                       : lookup(record, "completion", "data.completion_template is empty");
+      }
+      if (odd_field) return false;
+      if (completion_) {
+        if (!fill(*completion_, "data.completion_template", example.completion)) return false;
+      } else {
+        const std::string* given = lookup(record, "completion", "data.completion_template is empty", problem);
+        if (!given) return false;
+        example.completion = *given;
+      }
     } else if (record.messages) {
       if (!chat)
-        throw BadItem(
-            "messages without a chat template",
-            "the item is a chat (\"messages\"); choose data.chat_template: auto, chatml, llama2 or llama3");
+        return problem("messages without a chat template", [] {
+          return std::string(
+              "the item is a chat (\"messages\"); choose data.chat_template: auto, chatml, llama2 or llama3");
+        });
       example.messages = std::move(*record.messages);
       example.completion = std::move(example.messages.back().content);
       example.messages.pop_back();
-    } else if (field("prompt") && field("completion")) {
+    } else if (!shaped(field, chat, example)) {
+      if (odd_field) return false;
+      return problem("unknown shape", [&] {
+        return fmt::format(
+            "expected prompt and completion, messages, instruction and output, input and "
+            "output, or text; got: {}. Set data.prompt_template and data.completion_template",
+            joined(names(record)));
+      });
+    }
+    if (odd_field) return false;
+    for (std::string& reference : record.references)
+      if (reference != example.completion && !blank(reference))
+        example.references.push_back(std::move(reference));
+    if (blank(example.completion) && !example.references.empty()) {
+      example.completion = example.references.front();
+      example.references.erase(example.references.begin());
+    }
+    return true;
+  }
+
+  // The shapes that need no template; field(name) is null for one that is not there.
+  template <typename Field>
+  static bool shaped(Field field, bool chat, Example& example) {
+    if (field("prompt") && field("completion")) {
       example.prompt = *field("prompt");
       example.completion = *field("completion");
     } else if (field("instruction") && field("output")) {
@@ -225,37 +295,28 @@ class Builder {
     } else if (field("text")) {
       example.completion = *field("text");
     } else {
-      throw BadItem(
-          "unknown shape",
-          fmt::format("expected prompt and completion, messages, instruction and output, input and "
-                      "output, or text; got: {}. Set data.prompt_template and data.completion_template",
-                      joined(names(record))));
+      return false;
     }
-    for (std::string& reference : record.references)
-      if (reference != example.completion && !blank(reference))
-        example.references.push_back(std::move(reference));
-    if (blank(example.completion) && !example.references.empty()) {
-      example.completion = example.references.front();
-      example.references.erase(example.references.begin());
-    }
-    return example;
+    return true;
   }
 
-  void map_label(Record& record) const {
-    const std::string value = lookup(record, config_.label_column, "data.label_column");
-    const auto found = config_.label_map.find(value);
-    if (found == config_.label_map.end()) {
-      std::vector<std::string> known;
-      for (const auto& [label, text] : config_.label_map) known.push_back(label);
-      throw BadItem("label not in data.label_map",
-                    fmt::format("label \"{}\" is not in data.label_map; it has: {}", value.substr(0, 80),
-                                joined(known)));
-    }
+  bool map_label(Record& record, Problem& problem) const {
+    const std::string* value = lookup(record, config_.label_column, "data.label_column", problem);
+    if (!value) return false;
+    const auto found = config_.label_map.find(*value);
+    if (found == config_.label_map.end())
+      return problem("label not in data.label_map", [&] {
+        std::vector<std::string> known;
+        for (const auto& [label, text] : config_.label_map) known.push_back(label);
+        return fmt::format("label \"{}\" is not in data.label_map; it has: {}", value->substr(0, 80),
+                           joined(known));
+      });
     record.fields[config_.label_column] = found->second;
     // A template may name the column by its number too.
     if (const size_t number = column_number(config_.label_column);
         number > 0 && number <= record.numbered.size())
       record.numbered[number - 1] = found->second;
+    return true;
   }
 
   // 3 for "3", 0 for a name.
@@ -310,37 +371,41 @@ void for_each_line(std::string_view text, const std::string& name, Each each) {
 }
 
 // Refuses deep nesting and doubled keys too.
-json item_json(std::string_view text) {
-  json value;
-  std::string problem = read_json(text, value);
-  if (problem.empty()) return value;
-  // The caller names the file's line.
-  constexpr std::string_view kOneLine = "not valid JSON at line 1, ", kPlaced = "not valid JSON ";
-  if (problem.starts_with(kOneLine))
-    problem = fmt::format("at {}", problem.substr(kOneLine.size()));
-  else if (problem.starts_with(kPlaced))
-    problem.erase(0, kPlaced.size());
-  throw BadItem("not JSON", fmt::format("not JSON: {}", problem));
+bool item_json(std::string_view text, json& value, Problem& problem) {
+  std::string found = read_json(text, value, problem.told());
+  if (found.empty()) return true;
+  return problem("not JSON", [&] {
+    // The caller names the file's line.
+    constexpr std::string_view kOneLine = "not valid JSON at line 1, ", kPlaced = "not valid JSON ";
+    if (found.starts_with(kOneLine))
+      found = fmt::format("at {}", found.substr(kOneLine.size()));
+    else if (found.starts_with(kPlaced))
+      found.erase(0, kPlaced.size());
+    return fmt::format("not JSON: {}", found);
+  });
 }
 
 void read_json_lines(std::string_view text, Builder& builder) {
   for_each_line(text, builder.name(), [&](int64_t line, std::string_view piece) {
     if (blank(piece)) return;
-    builder.item(line, [&] { return record_of(item_json(piece), line, builder.odd); });
+    builder.item(line, [&](Record& record, Problem& problem) {
+      json item;
+      return item_json(piece, item, problem) && record_of(item, record, builder.odd, problem);
+    });
   });
 }
 
 void read_json_array(std::string_view text, Builder& builder) {
   json items;
-  try {
-    items = item_json(text);
-  } catch (const BadItem& bad) {
-    fail("{}: {}; the file is cut off or damaged", builder.name(), bad.what());
-  }
+  Problem problem(true);
+  if (!item_json(text, items, problem))
+    fail("{}: {}; the file is cut off or damaged", builder.name(), problem.story());
   int64_t number = 0;
   for (const json& item : items) {
     ++number;
-    builder.item(number, [&] { return record_of(item, number, builder.odd); });
+    builder.item(number, [&](Record& record, Problem& refused) {
+      return record_of(item, record, builder.odd, refused);
+    });
   }
 }
 
@@ -434,15 +499,14 @@ void read_table(std::string_view text, DataFormat format, const DataConfig& conf
       return;
     }
     if (width == 0) width = row.cells.size();  // no header, no names: the first row says how many
-    builder.item(row.line, [&] {
-      if (!row.problem.empty()) throw BadItem("bad quoting", row.problem);
+    builder.item(row.line, [&](Record& record, Problem& problem) {
+      if (!row.problem.empty()) return problem("bad quoting", [&] { return row.problem; });
       if (row.cells.size() != width)
-        throw BadItem("wrong number of columns",
-                      fmt::format("expected {} columns, got {}", width, row.cells.size()));
-      Record record;
+        return problem("wrong number of columns",
+                       [&] { return fmt::format("expected {} columns, got {}", width, row.cells.size()); });
       record.numbered = row.cells;
       for (size_t i = 0; i < columns.size(); ++i) record.fields[columns[i]] = row.cells[i];
-      return record;
+      return true;
     });
   };
   char delimiter = format == DataFormat::kTsv ? '\t' : ',';
@@ -477,15 +541,16 @@ void read_pattern_lines(std::string_view text, const DataConfig& config, Builder
   }
   for_each_line(text, builder.name(), [&](int64_t line, std::string_view rest) {
     if (blank(rest)) return;
-    builder.item(line, [&] {
-      Record record;
+    builder.item(line, [&](Record& record, Problem& problem) {
+      constexpr const char* kReason = "line does not fit the pattern";
       const std::vector<TextTemplate::Piece>& pieces = pattern.pieces();
       for (size_t i = 0; i < pieces.size(); ++i) {
         if (!pieces[i].column) {
           if (!rest.starts_with(pieces[i].text))
-            throw BadItem("line does not fit the pattern",
-                          fmt::format("expected \"{}\" (data.line_pattern \"{}\"), got \"{}\"",
-                                      pieces[i].text, config.line_pattern, rest.substr(0, 40)));
+            return problem(kReason, [&] {
+              return fmt::format("expected \"{}\" (data.line_pattern \"{}\"), got \"{}\"", pieces[i].text,
+                                 config.line_pattern, rest.substr(0, 40));
+            });
           rest.remove_prefix(pieces[i].text.size());
           continue;
         }
@@ -493,19 +558,20 @@ void read_pattern_lines(std::string_view text, const DataConfig& config, Builder
         if (i + 1 < pieces.size()) {
           end = rest.find(pieces[i + 1].text);
           if (end == std::string_view::npos)
-            throw BadItem(
-                "line does not fit the pattern",
-                fmt::format("expected \"{}\" after {{{}}} (data.line_pattern \"{}\"), got \"{}\"",
-                            pieces[i + 1].text, pieces[i].text, config.line_pattern, rest.substr(0, 40)));
+            return problem(kReason, [&] {
+              return fmt::format("expected \"{}\" after {{{}}} (data.line_pattern \"{}\"), got \"{}\"",
+                                 pieces[i + 1].text, pieces[i].text, config.line_pattern, rest.substr(0, 40));
+            });
         }
         record.fields[pieces[i].text] = std::string(rest.substr(0, end));
         record.numbered.emplace_back(rest.substr(0, end));
         rest.remove_prefix(end);
       }
       if (!rest.empty())
-        throw BadItem("line does not fit the pattern",
-                      fmt::format("text after the end of data.line_pattern: \"{}\"", rest.substr(0, 40)));
-      return record;
+        return problem(kReason, [&] {
+          return fmt::format("text after the end of data.line_pattern: \"{}\"", rest.substr(0, 40));
+        });
+      return true;
     });
   });
 }

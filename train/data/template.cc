@@ -1,5 +1,7 @@
 #include "train/data/template.h"
 
+#include <set>
+
 #include "core/check.h"
 
 namespace gantrain {
@@ -32,9 +34,24 @@ TextTemplate::TextTemplate(std::string_view text, const std::string& name) {
   flush();
 }
 
-std::string TextTemplate::fill(const std::function<std::string(const std::string& column)>& lookup) const {
+bool TextTemplate::fill(const std::function<const std::string*(const std::string& column)>& lookup,
+                        std::string& into) const {
+  for (const Piece& piece : pieces_) {
+    const std::string* text = piece.column ? lookup(piece.text) : &piece.text;
+    if (!text) return false;
+    into += *text;
+  }
+  return true;
+}
+
+std::string prompt_of_text(const std::string& text, const std::string& prompt_template) {
+  const TextTemplate t(prompt_template, "data.prompt_template");
+  std::set<std::string> columns;
+  for (const TextTemplate::Piece& piece : t.pieces())
+    if (piece.column) columns.insert(piece.text);
+  if (columns.size() != 1) return text;
   std::string out;
-  for (const Piece& piece : pieces_) out += piece.column ? lookup(piece.text) : piece.text;
+  t.fill([&](const std::string&) { return &text; }, out);
   return out;
 }
 

@@ -1,8 +1,6 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <optional>
-#include <set>
 
 #include "core/rng.h"
 #include "model/adapters/merge.h"
@@ -193,18 +191,11 @@ int run_export(const ExportOptions& options, const DeviceFactory& devices) {
 
   Runner runner(device, llama);
   GeneratorPrompts maker(runner, *generator, config.generator);
-  std::optional<TextTemplate> filled;
-  if (!config.data.prompt_template.empty()) {
-    TextTemplate t(config.data.prompt_template, "data.prompt_template");
-    std::set<std::string> columns;
-    for (const TextTemplate::Piece& piece : t.pieces())
-      if (piece.column) columns.insert(piece.text);
-    if (columns.size() == 1) filled = std::move(t);
-  }
   for (size_t i = 0; i < inputs.size(); ++i) {
     TokenizedExample example;
-    const std::string text = filled ? filled->fill([&](const std::string&) { return inputs[i]; }) : inputs[i];
-    if (per_input) example.prompt = tokenize_prompt(text, *session.tokenizer, config.data);
+    if (per_input)
+      example.prompt = tokenize_prompt(prompt_of_text(inputs[i], config.data.prompt_template),
+                                       *session.tokenizer, config.data);
     example.line = static_cast<int64_t>(i) + 1;
     const std::vector<const TokenizedExample*> one{&example};
     // The noise of `gantrain generate --seed` in front of its i-th prompt.

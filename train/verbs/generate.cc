@@ -3,8 +3,6 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <optional>
-#include <set>
 
 #include "core/rng.h"
 #include "train/checkpoint/run_folder.h"
@@ -76,20 +74,10 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
   params.top_p = static_cast<float>(options.top_p);
   params.max_new = static_cast<int32_t>(options.max_new);
   params.stop = tokenizer.end_ids();
-  // A template of one column is filled with the text. One of several cannot be: there the text is the whole
-  // prompt.
-  std::optional<TextTemplate> filled;
-  if (checkpoint && !options.raw && !data.prompt_template.empty()) {
-    TextTemplate t(data.prompt_template, "data.prompt_template");
-    std::set<std::string> columns;
-    for (const TextTemplate::Piece& piece : t.pieces())
-      if (piece.column) columns.insert(piece.text);
-    if (columns.size() == 1) filled = std::move(t);
-  }
   for (size_t i = 0; i < prompts.size(); ++i) {
     TokenizedExample example;
     const std::string text =
-        filled ? filled->fill([&](const std::string&) { return prompts[i]; }) : prompts[i];
+        checkpoint && !options.raw ? prompt_of_text(prompts[i], data.prompt_template) : prompts[i];
     example.prompt = tokenize_prompt(text, tokenizer, data);
     example.prompt_text = prompts[i];
     example.line = static_cast<int64_t>(i) + 1;

@@ -115,6 +115,70 @@ TEST(Reader, DropInsteadOfError) {
              "none of the 1 items can be used: 1 empty completion");
 }
 
+// Dropped or refused, an item is judged by the same rules: each of these is refused in words, and dropped
+// under its reason from beside one that is kept.
+TEST(Reader, DroppedItemsAreThoseThatAreRefused) {
+  DataConfig plain, labels = templates("{text}", "{label}"), chat, lines;
+  labels.label_map = {{"0", "no"}, {"1", "yes"}};
+  labels.label_column = "label";
+  chat.chat_template = ChatTemplateChoice::kChatML;
+  lines.line_pattern = "{label}: {text}.";
+  lines.prompt_template = "{text}";
+  lines.completion_template = "{label}";
+  const std::string good_chat =
+      R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})";
+  struct Case {
+    DataFormat format;
+    DataConfig config;
+    std::string good, bad, reason, words;
+  };
+  const Case cases[] = {
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", R"({"text": )", "not JSON", "not JSON: at column"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", R"({"text": "a", "text": "b"})", "not JSON",
+       "the key 'text' stands twice"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", std::string(40, '['), "not JSON", "deeper than 32"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", "7", "not a JSON object", "got a number"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", R"({"other": "a"})", "unknown shape", "got: other"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", R"({"text": "a\u0000"})", "NUL character",
+       "\"text\" holds a NUL"},
+      // A shape that fits does not excuse a field that was read before it and is no string.
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", R"({"prompt": 0.5, "text": "a"})", "field is no string",
+       "\"prompt\": expected a string, got a number"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", R"({"text": "a", "references": ["b", 1]})",
+       "field is no string", "\"references\"[1]: expected a string"},
+      {DataFormat::kJsonl, plain, R"({"text": "a"})", good_chat, "messages without a chat template",
+       "choose data.chat_template"},
+      {DataFormat::kJsonl, chat, good_chat, R"({"messages": []})", "bad messages",
+       "the last of at least two"},
+      {DataFormat::kJsonl, chat, good_chat, R"({"messages": [{"role": "user", "content": 1}]})",
+       "field is no string", "\"messages\"[0].content: expected a string"},
+      {DataFormat::kJsonl, labels, R"({"text": "a", "label": 1})", R"({"text": "a"})", "missing column",
+       "no column 'label' (data.label_column)"},
+      {DataFormat::kJsonl, labels, R"({"text": "a", "label": 1})", R"({"text": "a", "label": 2})",
+       "label not in data.label_map", "label \"2\" is not in data.label_map; it has: 0, 1"},
+      {DataFormat::kJsonl, labels, R"({"text": "a", "label": 1})", R"({"text": [], "label": 1})",
+       "field is no string", "\"text\": expected a string, got a list"},
+      {DataFormat::kCsv, plain, "prompt,completion\na,b", "a,\"b\"c", "bad quoting",
+       "text after a closing quote in column 2"},
+      {DataFormat::kCsv, plain, "prompt,completion\na,b", "a", "wrong number of columns",
+       "expected 2 columns, got 1"},
+      {DataFormat::kLines, lines, "l: t.", "l, t.", "line does not fit the pattern", "expected \": \" after"},
+      {DataFormat::kLines, lines, "l: t.", "l: t. u", "line does not fit the pattern", "text after the end"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.bad);
+    const std::string text = c.good + "\n" + c.bad + "\n";
+    EXPECT_HAS(read(text, c.format, c.config).error, c.words);
+    DataConfig dropping = c.config;
+    dropping.bad_items = BadItems::kDrop;
+    const Read r = read(text, c.format, dropping);
+    EXPECT_EQ(r.error, "");
+    EXPECT_EQ(r.report.kept, 1);
+    ASSERT_TRUE(r.report.dropped.contains(c.reason)) << to_string(r.report);
+    EXPECT_EQ(r.report.dropped.at(c.reason).items, 1);
+  }
+}
+
 TEST(Reader, TemplatesAndFields) {
   const std::string text = "{\"question\": \"2+2?\", \"answer\": 4, \"score\": 0.5}\n";
   const Read r = read(text, DataFormat::kJsonl, templates("Q: {question} {{!}}\nA:", " {answer}"));
