@@ -125,6 +125,25 @@ def main():
         refused = subprocess.run([*best, str(runs / "prompt" / "seed-1" / "checkpoints" / "latest")], cwd=folder, capture_output=True, text=True)
         if refused.returncode != 2 or "has no discriminator to choose by: loss.kind is ce" not in refused.stderr:
             fail(f"eval --best-of without a discriminator: exit status {refused.returncode}\n{refused.stderr}")
+        # generate: six answers compete, two by two, three by three and all at once; the best is the same one, and one of those
+        # that come without a choice.
+        def generated(*flags, seed=3):
+            ask = [program, "generate", "--checkpoint", str(runs / "lora+rloo" / "seed-1" / "checkpoints" / "latest"), "--prompt", "a", "--max-new", "6", "--seed", str(seed), "--json", *flags]
+            ran = subprocess.run(ask, cwd=folder, check=True, capture_output=True, text=True)
+            return [json.loads(line) for line in ran.stdout.splitlines()]
+
+        def best_one(lines):
+            return max(lines, key=lambda line: -1e9 if line["score"] is None else line["score"])
+
+        plain, single = generated("--samples", "6"), generated("--best-of", "6")
+        two, three = generated("--samples", "3", "--best-of", "2"), generated("--samples", "2", "--best-of", "3")
+        if [len(plain), len(single), len(two), len(three)] != [6, 1, 3, 2] or "score" in plain[0]:
+            fail("generate --best-of: as many answers as --samples asks for, and a score for each")
+        if single[0] != best_one(two) or single[0] != best_one(three) or single[0]["ids"] not in [line["ids"] for line in plain]:
+            fail(f"generate --best-of: {single}, {two}, {three} of {plain}")
+        drawn = [generated("--best-of", "6", "--choose-temperature", "100", seed=seed) == generated("--best-of", "6", seed=seed) for seed in range(4, 12)]
+        if all(drawn):
+            fail("generate --choose-temperature 100: always the highest of six, in eight draws")
         peft = json.loads((whole / "peft" / "wide--seed-2.json").read_text())
         if peft["train_info"]["status"] != "success" or peft["train_info"]["num_trainable_params"] <= 0:
             fail(f"peft: {peft['train_info']}")

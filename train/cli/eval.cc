@@ -46,15 +46,7 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
       ->delimiter(',')
       ->allow_extra_args(false);
   verb.add_option("--judge-reads", o.judge_reads, kJudgeReadsHelp)->delimiter(',')->allow_extra_args(false);
-  verb.add_option("--best-of", o.best_of,
-                  "of so many sampled answers the one that the run's discriminator scores highest is what is "
-                  "scored and judged")
-      ->capture_default_str();
-  verb.add_option(
-          "--choose-temperature", o.choose_temperature,
-          "with --best-of: 0 takes the highest score; T draws with odds exp(score / T), at 1 those that "
-          "the discriminator itself gives an answer of being the reference's equal")
-      ->capture_default_str();
+  add_choosing_flags(verb, o.choosing);
   verb.add_option("settings", o.overrides, "key=value settings over the run's own");
   return [flags, run = verbs.eval] {
     EvalOptions& options = flags->options;
@@ -66,11 +58,8 @@ Action add_eval(CLI::App& program, const VerbTable& verbs) {
       check_choice("--judge-arms", arm, {"none", "warm", "trained"});
     for (const std::string& what : options.judge_reads)
       check_choice("--judge-reads", what, {"tokens", "features"});
-    check_range("--best-of", static_cast<double>(options.best_of), 1, 256);
-    check_range("--choose-temperature", options.choose_temperature, 0.0, 100.0);
-    if (options.choose_temperature > 0 && options.best_of == 1)
-      fail_usage("eval: --choose-temperature draws among several answers; give --best-of too");
-    if (flags->no_generate && options.best_of > 1)
+    check_choosing("eval", options.choosing);
+    if (flags->no_generate && options.choosing.best_of > 1)
       fail_usage("eval: --best-of chooses among generated answers; leave --no-generate out");
     check_range("--judges", static_cast<double>(options.judges), 0, 1000);
     check_range("--judge-pairs", static_cast<double>(options.judge_pairs), 1, 1e9);

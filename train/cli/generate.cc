@@ -37,7 +37,9 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
   verb.add_option("--top-p", o.top_p, "sample from the likeliest tokens of this total probability; 1: all")
       ->capture_default_str();
   verb.add_option("-s,--seed", o.seed, "the same seed gives the same text")->capture_default_str();
-  verb.add_flag("--json", o.json, "one JSON object a line: prompt, ids, text, finish reason");
+  add_choosing_flags(verb, o.choosing);
+  verb.add_flag("--json", o.json,
+                "one JSON object a line: prompt, ids, text, finish reason, with --best-of the score");
   verb.add_flag("--raw", o.raw,
                 "with --checkpoint: the text is the whole prompt; else it fills the run's prompt_template");
   verb.add_option("--chat-template", o.chat_template,
@@ -57,6 +59,13 @@ Action add_generate(CLI::App& program, const VerbTable& verbs) {
     check_range("--max-new", static_cast<double>(options.max_new), 1, 1 << 20);
     check_range("--samples", static_cast<double>(options.samples), 1, 65536);
     check_range("--temperature", options.temperature, 0.0, 100.0);
+    check_choosing("generate", options.choosing);
+    if (options.choosing.best_of > 1) {
+      if (options.checkpoint.empty())
+        fail_usage("generate: --best-of chooses by the discriminator of a run; give --checkpoint");
+      if (options.temperature == 0)
+        fail_usage("generate: --temperature 0 gives one answer alone; --best-of chooses among sampled ones");
+    }
     check_range("--top-k", static_cast<double>(options.top_k), 0, 1 << 24);
     check_range("--top-p", options.top_p, 1e-6, 1.0);
     check_range("--seed", static_cast<double>(options.seed), 0, 9.3e18);

@@ -68,6 +68,24 @@ void need(bool given, const char* verb, const char* flag) {
   if (!given) fail_usage("{}: {} is needed (gantrain {} --help)", verb, flag, verb);
 }
 
+void add_choosing_flags(CLI::App& verb, ChoosingOptions& options) {
+  verb.add_option("--best-of", options.best_of,
+                  "of so many sampled answers take the one that the run's discriminator scores highest")
+      ->capture_default_str();
+  verb.add_option(
+          "--choose-temperature", options.temperature,
+          "with --best-of: 0 takes the highest score; T draws with odds exp(score / T), at 1 those that "
+          "the discriminator itself gives an answer of being the reference's equal")
+      ->capture_default_str();
+}
+
+void check_choosing(const char* verb, const ChoosingOptions& options) {
+  check_range("--best-of", static_cast<double>(options.best_of), 1, 256);
+  check_range("--choose-temperature", options.temperature, 0.0, 100.0);
+  if (options.temperature > 0 && options.best_of == 1)
+    fail_usage("{}: --choose-temperature draws among several answers; give --best-of too", verb);
+}
+
 void check_range(const char* flag, double value, double low, double high) {
   if (!(value >= low && value <= high))
     fail_usage("{}: expected a number from {} to {}, got {}", flag, low, high, value);

@@ -48,6 +48,10 @@ BasePacking packing_choice(const std::string& packing);
 void add_device_flags(CLI::App& verb, DeviceFlags& flags, const char* default_dtype);
 DeviceChoice device_choice(const DeviceFlags& flags);
 DTypeChoice dtype_choice(const DeviceFlags& flags);
+// --best-of and --choose-temperature; the second throws a usage Error where they are out of range or do not
+// go together.
+void add_choosing_flags(CLI::App& verb, ChoosingOptions& options);
+void check_choosing(const char* verb, const ChoosingOptions& options);
 
 // Throws a usage Error, with a suggestion, unless `value` is one of `choices`.
 void check_choice(const char* flag, const std::string& value, const std::vector<std::string>& choices);

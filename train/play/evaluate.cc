@@ -106,16 +106,15 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
   return scores;
 }
 
-std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
-                                        ExampleSpan examples, Placement placement,
-                                        const GenerationSettings& settings) {
+GeneratedTexts generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
+                              ExampleSpan examples, Placement placement, const GenerationSettings& settings) {
   SamplingParams params;
   params.temperature = settings.temperature;
   params.top_k = settings.top_k;
   params.top_p = settings.top_p;
   params.max_new = settings.max_new;
   params.stop = tokenizer.end_ids();
-  std::vector<std::string> texts;
+  GeneratedTexts out;
   for (size_t at = 0; at < examples.size(); at += static_cast<size_t>(settings.batch)) {
     const ExampleSpan part =
         examples.subspan(at, std::min(examples.size() - at, static_cast<size_t>(settings.batch)));
@@ -146,28 +145,28 @@ std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokeniz
       std::vector<std::vector<int32_t>> canonical;
       for (const std::vector<int32_t>& a : answers)
         canonical.push_back(canonical_tokens(tokenizer, a).value_or(a));
-      const bool references = settings.gain != nullptr && settings.chooser->temperature() > 0;
+      const bool references = settings.chooser->temperature() > 0;
       if (references)
         for (size_t b = 0; b < part.size(); ++b) {
           std::vector<int32_t> reference = part[b]->completion;
           reference.resize(std::min(reference.size(), static_cast<size_t>(settings.max_new)));
-          *settings.gain_tokens += static_cast<int64_t>(reference.size());
+          out.gain_tokens += static_cast<int64_t>(reference.size());
           canonical.push_back(strip_end(reference, tokenizer.end_ids()));
           input_of.push_back(b);
         }
       std::vector<float> scores = settings.chooser->scores(part, input_of, canonical);
       if (references)
         for (size_t b = 0; b < part.size(); ++b)
-          *settings.gain += settings.chooser->reference_gain(
+          out.gain += settings.chooser->reference_gain(
               scores[answers.size() + b],
               std::span(scores).subspan(b * static_cast<size_t>(samples),
                                         static_cast<size_t>(settings.chooser->among() - 1)));
       scores.resize(answers.size());
       taken = settings.chooser->take(std::move(scores), derive_key(settings.seed, 8, at));
     }
-    for (const size_t i : taken) texts.push_back(tokenizer.decode(answers[i], true));
+    for (const size_t i : taken) out.texts.push_back(tokenizer.decode(answers[i], true));
   }
-  return texts;
+  return out;
 }
 
 TextScores score_texts(ExampleSpan examples, const std::vector<std::string>& texts, int64_t samples,

@@ -34,8 +34,6 @@ std::vector<double> label_scores(Runner& runner, PromptMaker& maker, ExampleSpan
 // completion: the labels of a classification task. Empty otherwise.
 std::vector<std::vector<int32_t>> find_labels(ExampleSpan train, size_t limit = 16);
 
-// Answers as text, `samples` an example (example-major), end tokens removed. Draws depend on (seed, example,
-// sample).
 struct GenerationSettings {
   float temperature = 1.0f;
   int32_t top_k = 0;
@@ -45,14 +43,17 @@ struct GenerationSettings {
   uint64_t seed = 1;
   int64_t batch = 16;          // examples whose prompts are made together
   Chooser* chooser = nullptr;  // each one of several
-  // Filled in where the chooser draws: the sum of Chooser::reference_gain over the examples, in nats, and
-  // their completions' tokens (the first max_new of each: no answer has more).
-  double* gain = nullptr;
-  int64_t* gain_tokens = nullptr;
 };
-std::vector<std::string> generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
-                                        ExampleSpan examples, Placement placement,
-                                        const GenerationSettings& settings);
+struct GeneratedTexts {
+  std::vector<std::string> texts;  // `samples` an example (example-major), end tokens removed
+  // Where a chooser draws: the sum of Chooser::reference_gain over the examples, in nats, and their
+  // completions' tokens (the first max_new of each: no answer has more).
+  double gain = 0;
+  int64_t gain_tokens = 0;
+};
+// Draws depend on (seed, example, sample).
+GeneratedTexts generate_texts(Runner& runner, const Tokenizer& tokenizer, PromptMaker& maker,
+                              ExampleSpan examples, Placement placement, const GenerationSettings& settings);
 
 // Quality and diversity of one arm at one temperature. Scores in percent, distinct as shares.
 struct TextScores {

@@ -99,11 +99,7 @@ ArmResult evaluate_arm(Runner& runner, const Tokenizer& tokenizer, const Arm& ar
       g.samples = settings.samples;
       g.seed = settings.seed;
       g.chooser = settings.chooser;
-      double gain = 0;
-      int64_t gain_tokens = 0;
-      g.gain = &gain;
-      g.gain_tokens = &gain_tokens;
-      const std::vector<std::string> texts =
+      const auto [texts, gain, gain_tokens] =
           generate_texts(runner, tokenizer, *arm.maker, part, settings.placement, g);
       r.texts.push_back(score_texts(part, texts, settings.samples, temperature));
       if (gain_tokens > 0) r.texts.back().chosen_gain = gain / static_cast<double>(gain_tokens);

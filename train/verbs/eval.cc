@@ -2,11 +2,9 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "model/runner.h"
 #include "train/checkpoint/run_folder.h"
-#include "train/networks/discriminator.h"
 #include "train/plan/memory_plan.h"
 #include "train/text.h"
 #include "train/verbs/arms.h"
@@ -85,15 +83,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
   settings.feature_layers = feature_layers(config.discriminator, llama.config().num_layers);
   if (options.judges > 0 && train_items.empty())
     fail_usage("--judges needs the run's training items to learn from: leave --data out, or set data.train");
-  std::unique_ptr<Discriminator> discriminator;
-  std::optional<Chooser> chooser;
-  if (options.best_of > 1) {
-    discriminator = load_discriminator(checkpoint, config, device, llama);
-    if (!discriminator)
-      fail_usage("--best-of: {} has no discriminator to choose by: loss.kind is ce", checkpoint.path());
-    settings.chooser = &chooser.emplace(runner, *discriminator, settings.feature_layers, options.best_of,
-                                        config.train.batch, options.choose_temperature);
-  }
+  const RunChooser choosing = load_chooser(checkpoint, config, runner, options.choosing);
+  settings.chooser = choosing.chooser.get();
   if (!options.drift_file.empty())
     settings.drift_text = read_text_file(options.drift_file, int64_t{64} << 20);
 
@@ -116,8 +107,8 @@ int run_eval(const EvalOptions& options, const DeviceFactory& devices) {
                    {"base_unchanged", true},
                    {"split", options.split},
                    {"items", items.size()},
-                   {"best_of", options.best_of},
-                   {"choose_temperature", options.choose_temperature},
+                   {"best_of", options.choosing.best_of},
+                   {"choose_temperature", options.choosing.temperature},
                    {"cost",
                     {{"parameters_base", llama.parameters()},
                      {"parameters_trained", trained->parameters().count()},

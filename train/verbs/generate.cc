@@ -1,17 +1,22 @@
 #include "model/generate.h"
 
+#include <cmath>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "core/rng.h"
 #include "train/checkpoint/run_folder.h"
 #include "train/data/template.h"
+#include "train/play/pairs.h"
 #include "train/verbs/dataset.h"
 #include "train/verbs/session.h"
 
 namespace gantrain {
 namespace {
+
+constexpr int64_t kMostSamples = 4096;  // sampled answers a prompt
 
 ChatTemplateChoice chat_choice(const std::string& name) {
   for (const auto& [known, choice] : {std::pair("none", ChatTemplateChoice::kNone),
@@ -38,8 +43,10 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
   }
   if (prompts.empty()) fail_usage("no prompt; give --prompt TEXT or --input FILE");
   if (options.max_new < 1) fail_usage("--max-new: expected at least 1, got {}", options.max_new);
-  if (options.samples < 1 || options.samples > 4096)
-    fail_usage("--samples: expected 1 to 4096, got {}", options.samples);
+  const int64_t candidates = options.samples * options.choosing.best_of;
+  if (options.samples < 1 || candidates > kMostSamples)
+    fail_usage("--samples: expected 1 to {}, got {}{}", kMostSamples / options.choosing.best_of,
+               options.samples, options.choosing.best_of > 1 ? ", each of --best-of" : "");
 
   std::unique_ptr<CheckpointReader> checkpoint;
   TrainConfig config;
@@ -68,6 +75,8 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
   if (!options.adapter.empty())
     maker = std::make_unique<PeftPrompts>(*session.device, llama.config(),
                                           read_peft(options.adapter, llama.config()));
+  RunChooser choosing;
+  if (checkpoint) choosing = load_chooser(*checkpoint, config, runner, options.choosing);
   SamplingParams params;
   params.temperature = static_cast<float>(options.temperature);
   params.top_k = static_cast<int32_t>(options.top_k);
@@ -94,23 +103,39 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
     request.context = std::move(context.tokens);
     if (request.context.empty() && request.prompt_count == 0)
       fail("prompt {}: no token to start from; give a text, or a model with a BOS token", i + 1);
-    for (int64_t s = 0; s < options.samples; ++s)
-      request.keys.push_back(
-          derive_key(static_cast<uint64_t>(options.seed), 3, i * 4096 + static_cast<uint64_t>(s)));
-    for (const GeneratedSequence& g : generate(*session.device, llama, made.view(), std::span(&request, 1),
-                                               params, kDecodedTogether, {}, made.adapter)) {
-      std::vector<int32_t> ids = g.tokens;
-      if (g.finish == FinishReason::kStop) ids.pop_back();
-      const std::string text = tokenizer.decode_text(ids, true);
+    for (int64_t s = 0; s < candidates; ++s)
+      request.keys.push_back(derive_key(static_cast<uint64_t>(options.seed), 3,
+                                        i * static_cast<uint64_t>(kMostSamples) + static_cast<uint64_t>(s)));
+    const std::vector<GeneratedSequence> answers =
+        generate(*session.device, llama, made.view(), std::span(&request, 1), params, kDecodedTogether, {},
+                 made.adapter);
+    std::vector<std::vector<int32_t>> texts;  // the answers' tokens without their end
+    for (const GeneratedSequence& g : answers) {
+      texts.push_back(g.tokens);
+      if (g.finish == FinishReason::kStop) texts.back().pop_back();
+    }
+    std::vector<size_t> taken(answers.size());
+    std::iota(taken.begin(), taken.end(), size_t{0});
+    std::vector<float> scores;
+    if (choosing.chooser) {
+      std::vector<std::vector<int32_t>> canonical;
+      for (const std::vector<int32_t>& t : texts)
+        canonical.push_back(canonical_tokens(tokenizer, t).value_or(t));
+      scores = choosing.chooser->scores(one, std::vector<size_t>(texts.size(), 0), canonical);
+      taken = choosing.chooser->take(scores, derive_key(static_cast<uint64_t>(options.seed), 8, i));
+    }
+    for (const size_t k : taken) {
+      const std::string written = tokenizer.decode_text(texts[k], true);
       if (options.json) {
-        fmt::print("{}\n",
-                   nlohmann::json{{"prompt", prompts[i]},
-                                  {"ids", g.tokens},
-                                  {"text", text},
-                                  {"finish_reason", g.finish == FinishReason::kStop ? "stop" : "length"}}
-                       .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+        nlohmann::json line{{"prompt", prompts[i]},
+                            {"ids", answers[k].tokens},
+                            {"text", written},
+                            {"finish_reason", answers[k].finish == FinishReason::kStop ? "stop" : "length"}};
+        // An empty answer has no score.
+        if (!scores.empty()) line["score"] = std::isfinite(scores[k]) ? nlohmann::json(scores[k]) : nullptr;
+        fmt::print("{}\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
       } else {
-        fmt::print("{}\n", text);
+        fmt::print("{}\n", written);
       }
       std::fflush(stdout);
     }

@@ -88,6 +88,20 @@ std::string state_text(const CheckpointReader& checkpoint, const char* field) {
 
 }  // namespace
 
+RunChooser load_chooser(const CheckpointReader& checkpoint, const TrainConfig& config, Runner& runner,
+                        const ChoosingOptions& options) {
+  RunChooser r;
+  if (options.best_of == 1) return r;
+  const Llama& llama = runner.llama();
+  r.discriminator = load_discriminator(checkpoint, config, runner.device(), llama);
+  if (!r.discriminator)
+    fail_usage("--best-of: {} has no discriminator to choose by: loss.kind is ce", checkpoint.path());
+  r.chooser = std::make_unique<Chooser>(runner, *r.discriminator,
+                                        feature_layers(config.discriminator, llama.config().num_layers),
+                                        options.best_of, config.train.batch, options.temperature);
+  return r;
+}
+
 TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides) {
   return parse_train_config(state_text(checkpoint, "config"), checkpoint.path() + " (configuration)",
                             overrides);

@@ -6,6 +6,7 @@
 #include "train/checkpoint/checkpoint.h"
 #include "train/networks/discriminator.h"
 #include "train/networks/generator.h"
+#include "train/play/choosing.h"
 #include "train/play/generator_prompts.h"
 #include "train/verbs/verbs.h"
 
@@ -35,6 +36,14 @@ std::unique_ptr<Generator> load_generator(const CheckpointReader& checkpoint, co
 std::unique_ptr<Discriminator> load_discriminator(const CheckpointReader& checkpoint,
                                                   const TrainConfig& config, Device& device,
                                                   const Llama& llama);
+
+// What answers compete by; no chooser where best_of is 1. Throws Error if the run has no discriminator.
+struct RunChooser {
+  std::unique_ptr<Discriminator> discriminator;
+  std::unique_ptr<Chooser> chooser;
+};
+RunChooser load_chooser(const CheckpointReader& checkpoint, const TrainConfig& config, Runner& runner,
+                        const ChoosingOptions& options);
 
 // The configuration a checkpoint was trained with.
 TrainConfig checkpoint_config(const CheckpointReader& checkpoint, const std::vector<std::string>& overrides);

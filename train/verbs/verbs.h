@@ -41,6 +41,12 @@ struct TrainOptions {
 int run_train(const TrainOptions& options, const DeviceFactory& devices,
               const CommunicatorFactory& communicators);
 
+// Answers compete for each that is given, by the run's discriminator.
+struct ChoosingOptions {
+  int64_t best_of = 1;
+  double temperature = 0;  // 0: the one with the highest score; T: with odds exp(score / T)
+};
+
 struct EvalOptions {
   std::string run;                     // a run folder or a checkpoint file
   std::vector<std::string> overrides;  // over the run's own configuration
@@ -55,8 +61,7 @@ struct EvalOptions {
   int64_t judge_pairs = 2000;  // held-out pairs of a reference and an answer that they are asked about
   std::vector<std::string> judged = {"none", "warm", "trained"};  // of the arms
   std::vector<std::string> judge_reads = {"tokens"};              // tokens, features: judges for each
-  int64_t best_of = 1;  // answers that compete for each that is scored or judged, by the run's discriminator
-  double choose_temperature = 0;  // 0: the one with the highest score; T: with odds exp(score / T)
+  ChoosingOptions choosing;                                       // of what is scored and judged
 };
 int run_eval(const EvalOptions& options, const DeviceFactory& devices);
 
@@ -89,6 +94,7 @@ struct GenerateOptions {
   double temperature = 1.0, top_p = 1.0;
   int64_t top_k = 0;
   int64_t seed = 1;
+  ChoosingOptions choosing;  // with a run
   bool json = false;
   std::string chat_template = "none";  // none, auto, chatml, llama2, llama3: each prompt is a user's turn
   std::string system;

@@ -86,13 +86,13 @@ TEST(Cli, Eval) {
   const Ran judged =
       run({"eval", "-r", "r", "--judges", "2", "--judge-reads", "tokens,features", "--best-of", "4"});
   EXPECT_EQ(judged.eval.judge_reads, (std::vector<std::string>{"tokens", "features"}));
-  EXPECT_EQ(judged.eval.best_of, 4);
-  EXPECT_EQ(judged.eval.choose_temperature, 0.0);
-  EXPECT_EQ(run({"eval", "-r", "r", "--best-of", "8", "--choose-temperature", "1"}).eval.choose_temperature,
+  EXPECT_EQ(judged.eval.choosing.best_of, 4);
+  EXPECT_EQ(judged.eval.choosing.temperature, 0.0);
+  EXPECT_EQ(run({"eval", "-r", "r", "--best-of", "8", "--choose-temperature", "1"}).eval.choosing.temperature,
             1.0);
   EXPECT_USAGE("give --best-of too", "eval", "-r", "r", "--choose-temperature", "1");
   EXPECT_EQ(other.eval.judge_reads, (std::vector<std::string>{"tokens"}));
-  EXPECT_EQ(other.eval.best_of, 1);
+  EXPECT_EQ(other.eval.choosing.best_of, 1);
   EXPECT_USAGE("expected one of tokens, features, got 'feature'; did you mean 'features'?", "eval", "-r", "r",
                "--judge-reads", "feature");
   EXPECT_USAGE("expected a number from 1 to 256", "eval", "-r", "r", "--best-of", "0");
@@ -126,6 +126,14 @@ TEST(Cli, Generate) {
   EXPECT_USAGE("--model or --checkpoint is needed", "generate", "--prompt", "x");
   EXPECT_USAGE("--prompt or --input is needed", "generate", "--model", m);
   EXPECT_USAGE("one or the other", "generate", "-m", m, "-p", "x", "-i", "f");
+  const Ran chosen = run({"generate", "-c", "r", "-p", "x", "--best-of", "8", "--choose-temperature", "1"});
+  EXPECT_EQ(chosen.generate.choosing.best_of, 8);
+  EXPECT_EQ(chosen.generate.choosing.temperature, 1.0);
+  EXPECT_EQ(ran.generate.choosing.best_of, 1);
+  EXPECT_USAGE("give --checkpoint", "generate", "-m", m, "-p", "x", "--best-of", "2");
+  EXPECT_USAGE("--best-of chooses among sampled ones", "generate", "-c", "r", "-p", "x", "--best-of", "2",
+               "-t", "0");
+  EXPECT_USAGE("give --best-of too", "generate", "-c", "r", "-p", "x", "--choose-temperature", "1");
   EXPECT_USAGE("--temperature: expected a number from 0 to 100, got -1", "generate", "-m", m, "-p", "x", "-t",
                "-1");
   EXPECT_USAGE("--top-p", "generate", "-m", m, "-p", "x", "--top-p", "nan");
