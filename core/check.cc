@@ -17,14 +17,9 @@ namespace detail {
 void check_failed(const char* file, int line, const char* expression, const std::string& message) {
   ++broken;
   // Only the path inside the project: a message must not depend on where the project was built.
-  std::string_view path(file);
-  for (std::string_view folder : {"/core/", "/cpu/", "/cuda/", "/model/", "/train/", "/tests/", "/bench/"}) {
-    const size_t at = path.rfind(folder);
-    if (at != std::string_view::npos) {
-      path.remove_prefix(at + 1);
-      break;
-    }
-  }
+  std::string_view path(file), root(__FILE__);
+  root.remove_suffix(std::string_view("core/check.cc").size());
+  if (path.starts_with(root)) path.remove_prefix(root.size());
   throw Error(fmt::format("{} [check failed: {} at {}:{}]", message, expression, path, line));
 }
 

@@ -20,7 +20,7 @@ TEST(Check, BrokenContractsAreCountedWhoeverCatchesThem) {
     broken();
     FAIL() << "nothing was thrown";
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "expected 3 [check failed: 1 + 1 == 3 at core/check_test.cc:18]");
+    EXPECT_STREQ(error.what(), "expected 3 [check failed: 1 + 1 == 3 at tests/core/check_test.cc:18]");
   }
   EXPECT_EQ(broken_contracts(), before + 1);
 }
