@@ -151,11 +151,13 @@ def main():
         if "wide" not in page or "<svg" not in page or "http://" in page.replace("http://www.w3.org", ""):
             fail("report.html is no page, or needs something beside itself")
 
-        # Stopped after the first run was there; then to its end; then once more.
+        # Stopped when the tables of its first run were there; then to its end; then once more.
         words = [*SHARED, *ASKED, "-o", "stopped"]
         child = subprocess.Popen([program, "compare", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while child.poll() is None and not list((folder / "stopped").glob("runs/*/*/*/summary.json")):
+        while child.poll() is None and not (folder / "stopped" / "results.md").exists():
             time.sleep(0.01)
+        if child.poll() is not None:
+            fail("no tables before the last run's end")
         child.send_signal(signal.SIGTERM)
         said = child.communicate()[1]
         if child.returncode != 143 or "the same command goes on" not in said:

@@ -21,6 +21,7 @@
 #include <deque>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <thread>
 
 #include "core/check.h"
@@ -188,16 +189,16 @@ class Comparison {
     }
     for (const Job& job : jobs_) prepare(job);
     const Signals signals;
-    int code = run_all(jobs_);
+    int code = run_from(0);
     if (code == 0 && options_.seconds > 0) {
-      std::vector<Job> timed;
-      for (const Job& job : jobs_)
-        if (job.arm.trains && job.status != "failed") timed.push_back(timed_job(job));
-      for (const Job& job : timed) prepare(job);
-      code = run_all(timed);
-      jobs_.insert(jobs_.end(), std::make_move_iterator(timed.begin()), std::make_move_iterator(timed.end()));
+      const size_t at_equal_tokens = jobs_.size();
+      for (size_t i = 0; i < at_equal_tokens; ++i)
+        if (jobs_[i].arm.trains && jobs_[i].status != "failed") jobs_.push_back(timed_job(jobs_[i]));
+      for (size_t i = at_equal_tokens; i < jobs_.size(); ++i) prepare(jobs_[i]);
+      code = run_from(at_equal_tokens);
     }
-    write();
+    fmt::print("{}", write());
+    fmt::print(stderr, "\nwritten: {}/results.md, .csv, .json and peft/\n", output_.string());
     if (code != 0) {
       fmt::print(stderr, "stopped; the same command goes on from here\n");
       return code;
@@ -323,8 +324,9 @@ class Comparison {
     fs::create_directories(job.folder);
   }
 
-  // Runs what is not there yet, `jobs` at a time. 0, or 128 + the signal that stopped it.
-  int run_all(std::vector<Job>& jobs) {
+  // Runs what is not there yet of jobs_ from `first` on, `jobs` at a time, and writes the tables of what is
+  // there after each: a comparison that is killed leaves them. 0, or 128 + the signal that stopped it.
+  int run_from(size_t first) {
     struct Running {
       Job* job;
       bool evaluates;
@@ -333,7 +335,7 @@ class Comparison {
     std::deque<Job*> waiting;
     std::map<pid_t, Running> running;
     int64_t done = 0;
-    for (Job& job : jobs) {
+    for (Job& job : std::span(jobs_).subspan(first)) {
       if (trained(job) && measured(job, options_)) {
         finish(job);
         ++done;
@@ -341,8 +343,8 @@ class Comparison {
         waiting.push_back(&job);
       }
     }
-    Progress progress("compare", static_cast<int64_t>(jobs.size()), done);
-    if (done > 0) progress.say(fmt::format("{} of {} runs are there already", done, jobs.size()));
+    Progress progress("compare", static_cast<int64_t>(jobs_.size() - first), done);
+    if (done > 0) progress.say(fmt::format("{} of {} runs are there already", done, jobs_.size() - first));
     const auto launch = [&](Job& job) {
       const bool evaluates = trained(job);
       const pid_t child =
@@ -386,6 +388,7 @@ class Comparison {
         continue;
       }
       if (code == 0) finish(job);
+      write();
       progress.say(fmt::format("{}, seed {}: {}{}", job.arm.name, job.seed, job.status,
                                job.reason.empty() ? "" : ": " + job.reason));
       progress.update(++done, fmt::format("{} at equal {}", job.arm.name, job.budget));
@@ -399,7 +402,8 @@ class Comparison {
     job.status = job.reason.empty() ? "done" : "collapsed";
   }
 
-  void write() const {
+  // The tables of the runs that have ended; gives results.md back.
+  std::string write() const {
     json runs = json::array();
     for (const Job& job : jobs_) {
       if (job.status == "waiting") continue;
@@ -454,8 +458,7 @@ class Comparison {
                comparison.dump(2, ' ', false, json::error_handler_t::replace) + "\n");
     write_text(output_ / "results.csv", compare_csv(comparison));
     write_text(output_ / "results.md", markdown);
-    fmt::print("{}", markdown);
-    fmt::print(stderr, "\nwritten: {}/results.md, .csv, .json and peft/\n", output_.string());
+    return markdown;
   }
 
   static std::string file_time(const fs::path& file) {
