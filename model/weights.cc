@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "model/formats/gguf.h"
 #include "model/formats/json_text.h"
@@ -156,6 +157,10 @@ class StoredWeights : public Weights {
   // Holds what was found against what a model of this shape has; lists everything that is wrong at once.
   void accept(std::map<std::string, Stored, std::less<>> found,
               const std::map<std::string, std::string>& file_names = {}) {
+    // Where there are fewer tensors than layers a list of those that are missing would tell nothing.
+    if (std::cmp_less(found.size(), config_.num_layers))
+      fail("{}: the configuration has {} layers, and there are {} tensors; do both come from one model?",
+           path_, config_.num_layers, found.size());
     std::vector<std::string> missing, misshapen, unexpected;
     auto shown = [&](const std::string& name) {
       const auto it = file_names.find(name);

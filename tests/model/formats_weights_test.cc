@@ -228,6 +228,18 @@ TEST_F(FormatsWeights, MissingMisshapenAndUnexpectedAreListedTogether) {
     EXPECT_NE(message.find(part), std::string::npos) << part << " in " << message;
 }
 
+// A list of what is missing would have 20 of 9,200 names.
+TEST_F(FormatsWeights, FewerTensorsThanLayersAreRefusedAtOnce) {
+  const Model m(small_config());
+  LlamaConfig c = m.config;
+  c.num_layers = 1000;
+  write_config(c);
+  write_safetensors(folder_.file("model.safetensors"), m.named());
+  GT_EXPECT_MESSAGE(
+      refusal(), folder_.path(),
+      fmt::format("the configuration has 1000 layers, and there are {} tensors", m.named().size()));
+}
+
 TEST_F(FormatsWeights, HarmlessTensorsAreNoted) {
   LlamaConfig c = small_config();
   c.tie_word_embeddings = true;
