@@ -142,9 +142,7 @@ GeneratedTexts generate_texts(Runner& runner, const Tokenizer& tokenizer, Prompt
     std::vector<size_t> taken(answers.size());
     std::iota(taken.begin(), taken.end(), size_t{0});
     if (settings.chooser) {
-      std::vector<std::vector<int32_t>> canonical;
-      for (const std::vector<int32_t>& a : answers)
-        canonical.push_back(canonical_tokens(tokenizer, a).value_or(a));
+      std::vector<std::vector<int32_t>> canonical = canonical_answers(tokenizer, answers);
       const bool references = settings.chooser->temperature() > 0;
       if (references)
         for (size_t b = 0; b < part.size(); ++b) {

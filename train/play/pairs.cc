@@ -31,6 +31,14 @@ std::optional<std::vector<int32_t>> canonical_tokens(const Tokenizer& tokenizer,
   return std::vector<int32_t>(again.begin() + static_cast<std::ptrdiff_t>(anchor.size()), again.end());
 }
 
+std::vector<std::vector<int32_t>> canonical_answers(const Tokenizer& tokenizer,
+                                                    std::span<const std::vector<int32_t>> answers) {
+  std::vector<std::vector<int32_t>> out;
+  for (const std::vector<int32_t>& answer : answers)
+    out.push_back(canonical_tokens(tokenizer, answer).value_or(answer));
+  return out;
+}
+
 std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenizer& tokenizer,
                               const Prompts& prompts, ExampleSpan inputs, Placement placement,
                               std::span<const RolloutGroup> groups, int64_t max_new, bool gumbel,

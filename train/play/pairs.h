@@ -6,6 +6,8 @@
 #pragma once
 
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "model/generate.h"
 #include "model/tokenizer/tokenizer.h"
@@ -42,6 +44,11 @@ std::vector<Rollout> roll_out(Device& device, const Llama& llama, const Tokenize
 // valid UTF-8.
 std::optional<std::vector<int32_t>> canonical_tokens(const Tokenizer& tokenizer,
                                                      const std::vector<int32_t>& tokens);
+
+// The same of each of `answers`, and the answer itself where its text is not valid UTF-8: what a
+// discriminator is asked about.
+std::vector<std::vector<int32_t>> canonical_answers(const Tokenizer& tokenizer,
+                                                    std::span<const std::vector<int32_t>> answers);
 
 // A pair as the discriminator reads it: the first `length` tokens of both answers to input `input`.
 struct AnswerPair {

@@ -118,10 +118,8 @@ int run_generate(const GenerateOptions& options, const DeviceFactory& devices) {
     std::iota(taken.begin(), taken.end(), size_t{0});
     std::vector<float> scores;
     if (choosing.chooser) {
-      std::vector<std::vector<int32_t>> canonical;
-      for (const std::vector<int32_t>& t : texts)
-        canonical.push_back(canonical_tokens(tokenizer, t).value_or(t));
-      scores = choosing.chooser->scores(one, std::vector<size_t>(texts.size(), 0), canonical);
+      scores = choosing.chooser->scores(one, std::vector<size_t>(texts.size(), 0),
+                                        canonical_answers(tokenizer, texts));
       taken = choosing.chooser->take(scores, derive_key(static_cast<uint64_t>(options.seed), 8, i));
     }
     for (const size_t k : taken) {
