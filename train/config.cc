@@ -470,8 +470,9 @@ std::vector<Key> make_keys() {
                "weight of the cross-entropy beside the adversarial loss"),
       real_key("loss.alpha_end", GT_AT(loss.alpha_end), 0.0, 100.0,
                "alpha at the last step (cosine between)"),
-      real_key("loss.beta", GT_AT(loss.beta), 0.0, 100.0,
-               "weight of the KL divergence from the warmed-up generator"),
+      real_key("loss.beta", GT_AT(loss.beta), -1.0, 100.0,
+               "weight of the KL divergence from the warmed-up generator; -1: 1 where the adversary is alone "
+               "after a warm-up (loss.alpha = loss.alpha_end = 0), else 0.005"),
       integer_key("loss.samples", GT_AT(loss.samples), 1, 256, "sampled answers N an input"),
       choice_key("loss.weighting", GT_AT(loss.weighting), {"leave_one_out", "softmax"},
                  "rloo: how rewards become weights"),
@@ -720,6 +721,11 @@ void resolve(TrainConfig& c) {
   if (c.optimizer.lr_end < 0.0) c.optimizer.lr_end = c.optimizer.lr / (table && adversary ? 3.0 : 5.0);
   if (c.optimizer.lr_ce == 0.0)
     c.optimizer.lr_ce = c.method == Method::kFull ? 5e-5 : table ? 1e-2 : prefix ? 5e-3 : 1e-3;
+  // Alone, at the weight at which its best answerer is the references' distribution (docs/method.md): with
+  // less it goes where the discriminator was never asked. Beside cross-entropy, which has to move the
+  // generator away from the warmed-up one, with little.
+  if (c.loss.beta < 0.0)
+    c.loss.beta = c.loss.alpha == 0.0 && c.loss.alpha_end == 0.0 && c.train.warmup_ce_steps > 0 ? 1.0 : 5e-3;
   if (c.optimizer.beta1 < 0.0) c.optimizer.beta1 = adversary ? 0.0 : 0.9;
   if (c.optimizer.beta2 < 0.0) c.optimizer.beta2 = adversary ? 0.99 : 0.999;
 }

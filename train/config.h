@@ -112,7 +112,7 @@ struct DiscriminatorConfig {
 struct LossConfig {
   LossKind kind = LossKind::kRloo;
   double alpha = 1.0, alpha_end = 0.1;
-  double beta = 5e-3;
+  double beta = -1.0;
   int64_t samples = 8;
   Weighting weighting = Weighting::kLeaveOneOut;
   Credit credit = Credit::kToken;

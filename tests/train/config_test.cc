@@ -63,6 +63,15 @@ TEST(Config, ChosenValuesFollowKindAndLoss) {
   EXPECT_EQ(own.optimizer.lr, 0.5);
   EXPECT_EQ(own.optimizer.lr_end, 0.0);
   EXPECT_EQ(own.optimizer.beta1, 0.5);
+  const auto beta = [](const std::vector<std::string>& words) {
+    return load_train_config("", words).loss.beta;
+  };
+  EXPECT_EQ(beta({}), 0.005);
+  EXPECT_EQ(beta({"loss.alpha=0", "loss.alpha_end=0"}), 1.0);
+  EXPECT_EQ(beta({"loss.alpha=0"}), 0.005);      // cross-entropy comes in
+  EXPECT_EQ(beta({"loss.alpha_end=0"}), 0.005);  // and goes out
+  EXPECT_EQ(beta({"loss.alpha=0", "loss.alpha_end=0", "train.warmup_ce_steps=0"}), 0.005);
+  EXPECT_EQ(beta({"loss.alpha=0", "loss.alpha_end=0", "loss.beta=0"}), 0.0);
 }
 
 TEST(Config, MethodAndGeneratorKindSayTheSameThing) {
