@@ -242,7 +242,8 @@ void store_async(Warp& w, const Inst& in, Mask m) {
             "the mbarrier lies in another block's shared memory than the destination");
     const u32 agent = mbarrier_agent(b);
     std::array<char, 32> data{};
-    for (u32 k = 0; k < in.vec; ++k) {
+    for (u32 k = 0; k < 4; ++k) {
+      if (k == in.vec) break;
       const Ref& r = in.ops[4 + k];
       if (in.size == 8) {
         std::memcpy(data.data() + 8 * k, &lanes<u64>(w, r)[i], 8);
