@@ -472,7 +472,9 @@ int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config
       results.push_back(evaluate_untrained(options.untrained, base, runner, tokenizer, items, merged_items,
                                            labels, settings));
     }
-    if (trainer.warm() && trainer.totals().steps_adversarial > 0) measure({"warm", trainer.warm()});
+    // Runs side by side need no warm arm each: one without an adversary is among them.
+    if (trainer.warm() && trainer.totals().steps_adversarial > 0 && options.untrained.empty())
+      measure({"warm", trainer.warm()});
     if (trainer.generator_parameters() > 0) {
       measure({"trained", &trainer.deployed()});
     } else {  // nothing was trained: the model without a prompt, by another name
