@@ -100,7 +100,7 @@ def shares(op, launches, rows, per_block):
 
 def of_adapters(row):
     """Whether a kernel is there for low-rank adapters alone: cuda/kernels/lora.cuh."""
-    return row["name"].startswith("lora_") or "LoraEpilogue" in row["name"]
+    return row["name"].startswith("lora_")
 
 
 def up_to(value, step):
@@ -113,23 +113,36 @@ def predict_adapters(op, n, rows, card):
     out_width, in_width = op["weight"]
     backward = op["name"].endswith("_backward")
     ranks, normed = sum(up_to(r, 8) for r in op["ranks"]), op["name"] in ("qkv_backward", "gate_up_backward")
-    tile = up_to(ranks, 32)  # what a block multiplies at least
-    out, gradients = [], 0
+    groups = up_to(ranks, 32) // 32  # of ranks: what a block multiplies at least, and has a reading of the rows to itself
+
+    def passed(count):  # f32 that one block or kernel leaves for another
+        return 4 * count * (1 if 4 * count > card["l2"] / 2 else 1 / 3)
+
+    out, parts = [], 0
     for launch in op["launches"]:
         row = rows[launch["kernel"]]
         if not of_adapters(row):
             continue
+        flops = 0
         if row["name"].startswith("lora_pack"):
-            width, moved = 0, 6 * ranks * (in_width + out_width + (n if backward else 0))
-        elif row["name"].startswith("lora_gradient"):
-            gradients += 1  # of B, then of A
-            width = out_width if gradients == 1 else in_width
-            pieces = launch["blocks"] // (-(-width // 64) * (tile // 32))  # of the rows, whose sums are written and read
-            moved = n * width * (4 if normed and gradients == 2 else 2) + 2 * n * ranks + 2 * 4 * pieces * ranks * width
-        else:
+            moved = 6 * ranks * (in_width + out_width + (n if backward else 0))
+        elif row["name"].startswith("lora_ranks"):
             width = out_width if backward else in_width
-            moved = n * (2 * width + (2 if backward else 6) * ranks) + 2 * ranks * width
-        compute = 2 * n * tile * width / (card["tensor"] * issue_bound(row, card) * wave_share(launch, row, card)) if width else 0
+            splits = launch["grid"][0]
+            flops = 2 * n * 32 * groups * width * (2 if backward else 1)
+            moved = 2 * n * width * groups + 2 * ranks * width + (4 if backward else 6) * n * ranks + 2 * passed(splits * n * ranks)
+            if backward:
+                parts += launch["grid"][2] * ranks * width
+                moved += passed(launch["grid"][2] * ranks * width)
+        elif row["name"].startswith("lora_gradient"):
+            flops = 2 * n * 32 * groups * in_width
+            parts += launch["grid"][2] * ranks * in_width
+            moved = n * in_width * groups * (4 if normed else 2) + 2 * n * ranks + passed(launch["grid"][2] * ranks * in_width)
+        elif row["name"].startswith("lora_sum"):
+            moved = passed(parts) + 8 * ranks * (in_width + out_width)
+        else:
+            sys.exit(f"predict: {row['name']} is no kernel of adapters that is known here")
+        compute = flops / (card["tensor"] * issue_bound(row, card) * wave_share(launch, row, card)) if flops else 0
         memory = moved / card["memory"]
         out.append((launch["kernel"], 1, "compute" if compute > memory else "memory", max(compute, memory),
                     max(compute / REACHED["product"], memory / REACHED["streaming"])))  # fmt: skip
@@ -217,7 +230,7 @@ def predict(root, build, model, card_name, method, machine, counted):
 
 
 def template(code, mangled):
-    return re.sub(r"<.*", "", code[mangled]["name"]) + (" of ranks" if "LoraEpilogue" in code[mangled]["name"] else "")
+    return re.sub(r"<.*", "", code[mangled]["name"])
 
 
 def whole(lines):

@@ -43,7 +43,7 @@ def walk(root, build, arch, shape, batch, counted=False, memory=120000, lora=())
                         "ranks": [int(r) for r in match.group(7).split()], "launches": []})  # fmt: skip
         elif (match := LAUNCH.match(line)) and ops:
             g = [int(v) for v in match.groups()[1:9]]
-            launch = {"kernel": match.group(1), "blocks": g[0] * g[1] * g[2], "threads": g[3] * g[4] * g[5], "static": g[6], "dynamic": g[7]}
+            launch = {"kernel": match.group(1), "grid": g[:3], "blocks": g[0] * g[1] * g[2], "threads": g[3] * g[4] * g[5], "static": g[6], "dynamic": g[7]}
             if counted:
                 launch.update(zip(COUNTS, (int(v) for v in re.findall(r"\d+", match.group(10)))))
             ops[-1]["launches"].append(launch)

@@ -5,7 +5,6 @@
 #include "cuda/kernels/lora.cuh"
 #include "cuda/ops/dispatch.cuh"
 #include "cuda/ops/matmul.h"
-#include "cuda/ops/matmul_tensor.cuh"  // Hopper's code: cuda/CMakeLists.txt looks for this line
 
 namespace gantrain::cuda {
 
@@ -49,11 +48,16 @@ AdapterPlaces places_of(std::span<const Part> parts) {
              .a = raw<float>(p.a),
              .b = raw<float>(p.b),
              .z = nullptr,
-             .to = nullptr};
-    if constexpr (std::is_same_v<Part, LoraPart>)
+             .to = nullptr,
+             .da = nullptr,
+             .db = nullptr};
+    if constexpr (std::is_same_v<Part, LoraPart>) {
       place.to = raw<float>(p.z);
-    else
+    } else {
       place.z = raw<float>(p.z);
+      place.da = raw<float>(p.da);
+      place.db = raw<float>(p.db);
+    }
     all.ranks += static_cast<int>(ranks_of(p));
   }
   return all;
@@ -69,36 +73,48 @@ void pack(const Context& context, const AdapterPlaces& places, const LoraPieces&
   launch(lora_pack_kernel<kThreads>, blocks_for(places.ranks * (in + out + (z ? n : 0)) / 8, kThreads),
          kThreads, 0, context.stream, places, s.a, s.b, z, in, out, n);
 }
-// packed (m, ranks) = scale * a b for all adapters, and z where it is kept. A row of few columns: the tile of
-// few rows, which reads `a` once for 32 ranks.
-template <bool kTransposeB>
-void ranks_product(const Context& context, const AdapterPlaces& places, const Matmul& like,
-                   const __nv_bfloat16* b, int64_t ldb, __nv_bfloat16* packed, const float* row_scale) {
+// The blocks of lora_ranks_kernel: at most 16 splits of the columns, of two tiles at least, by the width
+// alone, so that any number of rows gives the same z; at most 32 pieces of the rows.
+struct RanksGrid {
+  dim3 grid;
+  int64_t rows;         // of a piece
+  int tiles;            // of a split
+  int64_t sums, parts;  // floats
+};
+RanksGrid ranks_grid(int64_t n, int64_t ranks, int64_t width) {
+  constexpr int64_t kSplits = 16, kLeastTiles = 2, kPieces = 32;
+  const int64_t all = blocks_for(width, kRankColumns);
+  const int64_t tiles = std::max(kLeastTiles, int64_t{blocks_for(all, kSplits)});
+  const int64_t rows = std::max<int64_t>(1, blocks_for(blocks_for(n, kRankRows), kPieces)) * kRankRows;
+  const dim3 grid(blocks_for(all, tiles), blocks_for(ranks, kRanksAtOnce), blocks_for(n, rows));
+  return {grid, rows, static_cast<int>(tiles), int64_t{grid.x} * n * ranks, int64_t{grid.z} * ranks * width};
+}
+// All adapters' z of product.a, or dz and the shares of dB.
+template <bool kBackward>
+void ranks_of_rows(const Context& context, const AdapterPlaces& places, const Matmul& product,
+                   const LoraPieces& s, const float* row_scale) {
+  const RanksGrid g = ranks_grid(product.m, places.ranks, product.k);
+  const int64_t arrivals = int64_t{g.grid.y} * blocks_for(product.m, kRankRows);
+  GT_CHECK(arrivals <= kMostArrivals, "adapters of {} ranks on {} rows", places.ranks, product.m);
   bool wide = true;
   for (int i = 0; i < places.count; ++i) wide &= aligned_to(16, places.of[i].to);
-  launch_matmul_tile<SmallMatmulTile, kTransposeB>(
-      context,
-      {.m = like.m,
-       .n = places.ranks,
-       .k = like.k,
-       .a = like.a,
-       .lda = like.lda,
-       .b = b,
-       .ldb = ldb,
-       .transpose_b = kTransposeB,
-       .dtype = DType::kBF16,
-       .c = nullptr,
-       .ldc = 0},
-      LoraEpilogue{
-          .places = places, .packed = packed, .row_scale = row_scale, .keeps = kTransposeB, .wide = wide});
+  launch(lora_ranks_kernel<kBackward>, g.grid, kRankThreads, lora_ranks_shared(kBackward), context.stream,
+         LoraRows{.places = places,
+                  .packed = kBackward ? s.dz : s.z,
+                  .row_scale = row_scale,
+                  .keeps = !kBackward,
+                  .wide = wide},
+         static_cast<const __nv_bfloat16*>(product.a), product.lda, kBackward ? s.b : s.a,
+         kBackward ? s.z : nullptr, product.m, product.k, g.rows, g.tiles, s.sums, s.parts_b,
+         context.arrivals);
 }
 
 // The blocks of lora_gradient_kernel, by shapes alone: as many pieces of the rows as make a thousand blocks,
 // at most 16, of 256 rows at least.
 struct GradientGrid {
   dim3 grid;
-  int64_t rows;    // of a piece
-  int64_t floats;  // of all partial sums
+  int64_t rows;   // of a piece
+  int64_t parts;  // floats
 };
 GradientGrid gradient_grid(int64_t n, int64_t ranks, int64_t columns) {
   constexpr int64_t kBlocks = 1024, kPieces = 16, kLeast = 256;
@@ -107,16 +123,7 @@ GradientGrid gradient_grid(int64_t n, int64_t ranks, int64_t columns) {
   const int64_t rows =
       std::max(kLeast, int64_t{blocks_for(blocks_for(n, pieces), kGradientDepth)} * int64_t{kGradientDepth});
   const dim3 grid(across, down, blocks_for(n, rows));
-  return {grid, rows, int64_t{grid.z} * down * kGradientRanks * columns};
-}
-template <typename T, bool kOutputs>
-void gradient(const Context& context, const AdapterPlaces& places, const __nv_bfloat16* u, const void* v,
-              const float* rstd, const float* gain, int64_t n, int64_t columns, float* parts) {
-  const GradientGrid g = gradient_grid(n, places.ranks, columns);
-  GT_CHECK(int64_t{g.grid.x} * g.grid.y <= kMostArrivals, "adapters of {} ranks on {} columns", places.ranks,
-           columns);
-  launch(lora_gradient_kernel<T, kOutputs>, g.grid, kGradientThreads, 0, context.stream, places, u,
-         static_cast<const T*>(v), rstd, gain, n, columns, g.rows, parts, context.arrivals);
+  return {grid, rows, int64_t{grid.z} * ranks * columns};
 }
 
 }  // namespace
@@ -135,43 +142,53 @@ LoraPieces lora_pieces(Pieces& p, std::span<const LoraPart> parts, int64_t n, in
           .b = p.take<__nv_bfloat16>(out * ranks),
           .z = p.take<__nv_bfloat16>(n * ranks),
           .dz = nullptr,
-          .parts = nullptr};
+          .sums = p.take<float>(ranks_grid(n, ranks, in).sums),
+          .parts_a = nullptr,
+          .parts_b = nullptr};
 }
 LoraPieces lora_pieces(Pieces& p, std::span<const LoraPartBackward> parts, int64_t n, int64_t in,
                        int64_t out) {
   const int64_t ranks = all_ranks(parts);
+  const RanksGrid g = ranks_grid(n, ranks, out);
   return {.a = p.take<__nv_bfloat16>(ranks * in),
           .b = p.take<__nv_bfloat16>(out * ranks),
           .z = p.take<__nv_bfloat16>(n * ranks),
           .dz = p.take<__nv_bfloat16>(n * ranks),
-          .parts = p.take<float>(
-              std::max(gradient_grid(n, ranks, in).floats, gradient_grid(n, ranks, out).floats))};
+          .sums = p.take<float>(g.sums),
+          .parts_a = p.take<float>(gradient_grid(n, ranks, in).parts),
+          .parts_b = p.take<float>(g.parts)};
 }
 
 void lora_extend(const Context& context, std::span<const LoraPart> parts, const LoraPieces& s,
                  const float* row_scale, Matmul* product) {
   const AdapterPlaces places = places_of(parts);
   pack(context, places, s, nullptr, product->k, product->n, product->m);
-  ranks_product<true>(context, places, *product, s.a, product->k, s.z, row_scale);
+  ranks_of_rows<false>(context, places, *product, s, row_scale);
   product->more = {.k = places.ranks, .a = s.z, .lda = places.ranks, .b = s.b, .ldb = places.ranks};
 }
 void lora_extend(const Context& context, std::span<const LoraPartBackward> parts, const LoraPieces& s,
                  Matmul* product) {
   const AdapterPlaces places = places_of(parts);
   pack(context, places, s, s.z, product->n, product->k, product->m);
-  ranks_product<false>(context, places, *product, s.b, places.ranks, s.dz, nullptr);
+  ranks_of_rows<true>(context, places, *product, s, nullptr);
   product->more = {.k = places.ranks, .a = s.dz, .lda = places.ranks, .b = s.a, .ldb = product->n};
 }
 void lora_gradients(const Context& context, std::span<const LoraPartBackward> parts, const LoraPieces& s,
                     const Matmul& product, const LoraInput& input) {
-  AdapterPlaces places = places_of(parts);
+  constexpr int kThreads = 128;
+  const AdapterPlaces places = places_of(parts);
   const int64_t n = product.m, in = product.n, out = product.k;
-  for (size_t i = 0; i < parts.size(); ++i) places.of[i].to = raw<float>(parts[i].db);
-  gradient<__nv_bfloat16, true>(context, places, s.z, product.a, nullptr, nullptr, n, out, s.parts);
-  for (size_t i = 0; i < parts.size(); ++i) places.of[i].to = raw<float>(parts[i].da);
+  const GradientGrid g = gradient_grid(n, places.ranks, in);
   with_type(input.type, [&]<typename T>(Tag<T>) {
-    gradient<T, false>(context, places, s.dz, input.x, input.rstd, input.gain, n, in, s.parts);
+    launch(lora_gradient_kernel<T>, g.grid, kGradientThreads, 0, context.stream, s.dz,
+           static_cast<const T*>(input.x), input.rstd, places.ranks, n, in, g.rows, s.parts_a);
   });
+  const AdapterShares of_b{.parts = s.parts_b,
+                           .pieces = static_cast<int>(ranks_grid(n, places.ranks, out).grid.z),
+                           .columns = out};
+  const AdapterShares of_a{.parts = s.parts_a, .pieces = static_cast<int>(g.grid.z), .columns = in};
+  launch(lora_sum_kernel<kThreads>, blocks_for(places.ranks / 4 * (in + out), kThreads), kThreads, 0,
+         context.stream, places, of_b, of_a, input.gain);
 }
 
 int64_t lora_ranks(std::span<const LoraPartBackward> parts) {

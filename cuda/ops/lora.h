@@ -21,9 +21,10 @@ bool lora_fuses(const Context&, std::span<const LoraPartBackward>, const Matmul&
 
 // Scratch of a product with adapters, n rows, a (out, in) matrix: all adapters' in bf16, ranks side by side.
 struct LoraPieces {
-  __nv_bfloat16 *a, *b;   // (ranks, in), (out, ranks)
-  __nv_bfloat16 *z, *dz;  // (n, ranks); forward has no dz
-  float* parts;           // of the gradients' sums
+  __nv_bfloat16 *a, *b;      // (ranks, in), (out, ranks)
+  __nv_bfloat16 *z, *dz;     // (n, ranks); forward has no dz
+  float* sums;               // of z or dz over splits of the columns
+  float *parts_a, *parts_b;  // of da and db over pieces of the rows; forward has none
 };
 LoraPieces lora_pieces(Pieces&, std::span<const LoraPart>, int64_t n, int64_t in, int64_t out);
 LoraPieces lora_pieces(Pieces&, std::span<const LoraPartBackward>, int64_t n, int64_t in, int64_t out);
@@ -31,7 +32,7 @@ LoraPieces lora_pieces(Pieces&, std::span<const LoraPartBackward>, int64_t n, in
 // afterwards, or null.
 void lora_extend(const Context&, std::span<const LoraPart>, const LoraPieces&, const float* row_scale,
                  Matmul* product);
-// Makes dy w of `product` [dy, dz] [w; a].
+// Makes dy w of `product` [dy, dz] [w; a], and the shares of db.
 void lora_extend(const Context&, std::span<const LoraPartBackward>, const LoraPieces&, Matmul* product);
 // What forward's product read: x, or x * rstd * gain; (n, in) rows.
 struct LoraInput {
