@@ -41,7 +41,7 @@ struct GenerationSettings {
   int32_t max_new = 64;
   int64_t samples = 1;
   uint64_t seed = 1;
-  int64_t batch = 16;          // examples whose prompts are made together
+  int64_t batch = 64;          // examples whose prompts are made, and whose texts decoded, together
   Chooser* chooser = nullptr;  // each one of several
 };
 struct GeneratedTexts {
