@@ -528,7 +528,7 @@ std::vector<ProjectCase> project_cases() {
 // The second: sums over several splits of columns, of which the first and the last tiles have no adapter.
 std::vector<ProjectCase> wide_project_cases() {
   return {{67, 104, 72, adapter(33, 104, 72, 0, 0.5f, 91), true},
-          {300, 264, 456, adapter(9, 264, 200, 120, 0.5f, 97)},
+          {300, 264, 712, adapter(9, 264, 456, 120, 0.5f, 97)},
           {261, 40, 72, adapter(16, 40, 72, 0, 0.5f, 93)},
           {1, 40, 72, adapter(1, 40, 64, 8, 0.5f, 95), true}};
 }
