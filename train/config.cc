@@ -518,6 +518,8 @@ std::vector<Key> make_keys() {
                   "steps of cross-entropy alone before the discriminator appears"),
       integer_key("train.discriminator_steps", GT_AT(train.discriminator_steps), 0, kMany,
                   "most steps of the discriminator alone after that; ends earlier at train.target_low"),
+      integer_key("train.discriminator_samples", GT_AT(train.discriminator_samples), 0, 256,
+                  "sampled answers an input in those steps; 0: loss.samples"),
       real_key("train.target_low", GT_AT(train.target_low), 0.0, 1.0,
                "the discriminator alone trains until its running pair accuracy is at least this"),
       real_key("train.target_high", GT_AT(train.target_high), 0.0, 1.0,
@@ -530,6 +532,9 @@ std::vector<Key> make_keys() {
       bool_key("train.gate_ce", GT_AT(train.gate_ce),
                "in a step in which the gate holds the generator back it learns from the references all the "
                "same (loss.alpha)"),
+      bool_key("train.hold_d", GT_AT(train.hold_d),
+               "after its own steps the discriminator stands still, and the generator trains in every step: "
+               "no gate"),
       real_key("train.ema", GT_AT(train.ema), 0.0, 0.999999,
                "memory of the averaged generator, which is evaluated and used once the discriminator is "
                "there; 0: the last "
@@ -747,6 +752,8 @@ void check_together(const TrainConfig& c) {
   refuse(c.train.gate_g >= c.train.gate_d, "train.gate_g", "train.gate_d",
          fmt::format("expected gate_g < gate_d, got {} and {}: neither player would train between them",
                      c.train.gate_g, c.train.gate_d));
+  refuse(c.train.hold_d && c.train.discriminator_steps == 0, "train.hold_d", "train.discriminator_steps",
+         "a discriminator that is held still and has no steps of its own learns nothing");
   refuse(c.loss.kind == LossKind::kRloo && c.loss.samples < 2, "loss.kind", "loss.samples",
          "rloo compares an answer with the others of its input: expected samples >= 2");
   refuse(c.generator.init == PromptInit::kText && c.generator.init_text.empty(), "generator.init",

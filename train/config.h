@@ -139,9 +139,11 @@ struct TrainingConfig {
   int64_t steps = 0;
   int64_t batch = 8, accumulate = 1;
   int64_t warmup_ce_steps = 200, discriminator_steps = 200;
+  int64_t discriminator_samples = 0;  // 0: loss.samples
   double target_low = 0.65, target_high = 0.80;
   double gate_d = 0.80, gate_g = 0.55, gate_ema = 0.9;
   bool gate_ce = true;
+  bool hold_d = false;
   double ema = 0.999;
   int64_t average_from = -1;
   int64_t max_new_tokens = 64;

@@ -208,7 +208,7 @@ struct Trainer::State {
     const bool behind = suffix();
     if (config.train.context_cache > 0 && (behind || adversarial())) {
       // At most as many inputs meet in one batch: its own, held-out ones and, with a discriminator, old ones.
-      const int64_t fresh = config.train.batch * config.loss.samples;
+      const int64_t fresh = config.train.batch * std::max(answers_an_input(true), answers_an_input(false));
       const int64_t inputs =
           config.train.batch +
           (adversarial() ? std::max<int64_t>(1, config.train.batch / 2) +
@@ -295,6 +295,11 @@ struct Trainer::State {
   }
 
   bool adversarial() const { return config.loss.kind != LossKind::kCe; }
+  // Answers sampled to an input, while the discriminator learns alone or with both players there.
+  int64_t answers_an_input(bool alone) const {
+    return alone && config.train.discriminator_samples > 0 ? config.train.discriminator_samples
+                                                           : config.loss.samples;
+  }
   bool credit_by_token() const {  // softmax weighs whole answers
     return config.loss.kind == LossKind::kRloo && config.loss.credit == Credit::kToken &&
            config.loss.weighting == Weighting::kLeaveOneOut;
@@ -306,7 +311,8 @@ struct Trainer::State {
             .gate_d = c.train.gate_d,
             .gate_g = c.train.gate_g,
             .ema = c.train.gate_ema,
-            .warmup_limit = c.train.discriminator_steps};
+            .warmup_limit = c.train.discriminator_steps,
+            .hold_d = c.train.hold_d};
   }
   // Steps of the adversarial phases, and how far we are in them, 0 to 1.
   int64_t adversarial_total() const { return std::max<int64_t>(1, total - warmup_total); }
@@ -772,6 +778,7 @@ struct Trainer::State {
     Clock clock;
     const auto batches = next_batches();
     std::vector<Micro> micros = micros_of(batches);
+    const int64_t answers_each = answers_an_input(turn.warmup);
     const bool train_d = turn.discriminator;
     bool train_g = turn.generator;
     const float alpha =
@@ -820,13 +827,13 @@ struct Trainer::State {
           take_contexts(made, asked);
         });
         const RolloutGroup groups[] = {
-            {0, micro.inputs.size(), config.loss.samples, key(kPurposeRollout, index(m)), micro.first},
+            {0, micro.inputs.size(), answers_each, key(kPurposeRollout, index(m)), micro.first},
             {micro.inputs.size(), asked.size(), 1, key(kPurposeRollout, index(m) + 2048), held.begin}};
         own = roll_out(device, llama, tokenizer, made, asked, config.generator.placement, groups,
                        config.train.max_new_tokens, gumbel);
       }
       measure_prompts(micro, noise_key, &made);
-      const size_t samples = static_cast<size_t>(config.loss.samples), fresh = fresh_inputs * samples;
+      const size_t samples = static_cast<size_t>(answers_each), fresh = fresh_inputs * samples;
       // From here on rollouts and their inputs are numbered as in the whole micro-batch.
       const std::vector<Rollout> rollouts =
           share_rollouts(std::move(own), micro.inputs.size() * samples, places);

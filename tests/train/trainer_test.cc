@@ -605,6 +605,33 @@ TEST_F(TrainerTest, HeldBackByTheGateTheGeneratorLearnsFromReferences) {
     }
 }
 
+// The discriminator learns alone, on as many answers as it is said to, and then never again.
+TEST_F(TrainerTest, AHeldDiscriminatorStandsStillWhileTheGeneratorAlwaysTrains) {
+  for (const char* loss : {"loss.kind=rloo", "loss.kind=gumbel"}) {
+    std::vector<int64_t> sampled;
+    for (const char* samples : {"train.discriminator_samples=1", "train.discriminator_samples=12"}) {
+      TestRun run({loss, samples, "train.hold_d=true", "train.discriminator_steps=3", "train.target_low=1",
+                   "train.target_high=1", "train.gate_g=0.79", "train.steps=20"},
+                  1);
+      int64_t alone = 0, both = 0;
+      while (!run.trainer->done()) {
+        const int64_t before = run.trainer->totals().sampled_tokens;
+        const StepRecord r = run.trainer->step();
+        if (r.phase == Phase::kDiscriminator) {
+          if (alone++ == 0) sampled.push_back(run.trainer->totals().sampled_tokens - before);
+          EXPECT_TRUE(r.trained_d && !r.trained_g) << loss << " step " << r.step;
+        } else if (r.phase == Phase::kAdversarial) {
+          ++both;
+          EXPECT_TRUE(r.trained_g && !r.trained_d) << loss << " step " << r.step;
+        }
+      }
+      EXPECT_EQ(alone, 3) << loss;
+      EXPECT_GT(both, 3) << loss;
+    }
+    EXPECT_GT(sampled[1], 3 * sampled[0]) << loss;
+  }
+}
+
 // With labels an arm's loss comes from their scores; without, from a pass of its own.
 TEST_F(TrainerTest, WithLabelsTheLossIsThatOfTheRightOnes) {
   TestRun run({"loss.kind=ce"});

@@ -26,6 +26,7 @@ void BalanceGate::observe(double accuracy, double pairs) {
 
 BalanceGate::Turn BalanceGate::turn() const {
   if (!warmed_up_) return {.discriminator = true, .generator = false, .warmup = true};
+  if (settings_.hold_d) return {.discriminator = false, .generator = true, .warmup = false};
   Turn turn;
   turn.discriminator = accuracy() < settings_.gate_d;
   turn.generator = accuracy() > settings_.gate_g;

@@ -2,8 +2,8 @@
 //
 // Warm-up: D alone, until its running pair accuracy is at least target_low (or `warmup_limit` steps have gone
 // by: then signal() is false, there was nothing to learn). Afterwards D trains while the accuracy is below
-// gate_d and G while it is above gate_g; never are both off. Feed it the accuracy on held-out inputs: on
-// training pairs a D that memorises references looks strong.
+// gate_d and G while it is above gate_g; never are both off. With hold_d G trains and D does not. Feed it the
+// accuracy on held-out inputs: on training pairs a D that memorises references looks strong.
 //
 // The running accuracy is the share of right pairs among all seen, each weighted by ema to the power of its
 // age in steps, and begins as if kPrior pairs had been half right: a step has few held-out pairs, and neither
@@ -21,6 +21,7 @@ struct BalanceSettings {
   double gate_d = 0.80, gate_g = 0.55;
   double ema = 0.9;            // what a step's pairs weigh, for each step gone by since
   int64_t warmup_limit = 200;  // steps of D alone, at most; 0: no warm-up
+  bool hold_d = false;         // after its warm-up D never trains and G always does
 };
 
 class BalanceGate {

@@ -262,7 +262,9 @@ MemoryPlan plan_memory(Device& device, const Llama& llama, const Tokenizer& toke
   // All layers hold all rows, but for the last one, which goes on with those that are scored.
   const int64_t layers = llama.config().num_layers;
   const int64_t answers =
-      config.loss.kind == LossKind::kCe ? 0 : config.loss.samples * config.train.max_new_tokens;
+      config.loss.kind == LossKind::kCe
+          ? 0
+          : std::max(config.loss.samples, config.train.discriminator_samples) * config.train.max_new_tokens;
   const int64_t trained =
       rehearse(by_length, llama, tokenizer, config, ranks, data, [&](const TokenizedExample& e) {
         return layers * std::ssize(e.prompt) + (layers + 1) * (std::ssize(e.completion) + answers);
@@ -378,8 +380,15 @@ void check_memory(const MemoryPlan& plan, const MemoryLimit& limit, const TrainC
                c.train.accumulate *= c.train.batch;
                c.train.batch = 1;
              });
-  if (config.loss.kind != LossKind::kCe && config.loss.samples > 2)
-    consider("loss.samples=2 (a noisier reward)", [](TrainConfig& c) { c.loss.samples = 2; });
+  if (config.loss.kind != LossKind::kCe &&
+      std::max(config.loss.samples, config.train.discriminator_samples) > 2)
+    consider(config.train.discriminator_samples > 2
+                 ? "loss.samples=2 train.discriminator_samples=0 (a noisier reward)"
+                 : "loss.samples=2 (a noisier reward)",
+             [](TrainConfig& c) {
+               c.loss.samples = 2;
+               c.train.discriminator_samples = 0;
+             });
   if (config.loss.kind != LossKind::kCe)
     consider(
         fmt::format("train.max_new_tokens={} (shorter answers)",
