@@ -91,6 +91,13 @@ def main():
         ends = [json.loads((at / "summary.json").read_text()) for at in (folder / "alone", whole / "runs" / "tokens" / "wide" / "seed-2")]
         if any(ends[0][key] != ends[1][key] for key in ("arms", "sweep", "before", "after", "samples")):
             fail("a run of the comparison has another end than the same run by itself")
+        # Of an adversarial run's warm-up the loss alone, which G0 asks.
+        adversarial = json.loads((whole / "runs" / "tokens" / "lora+rloo" / "seed-1" / "summary.json").read_text())
+        by_name = {arm["arm"]: arm for arm in adversarial["arms"]}
+        if list(by_name) != ["no prompt", "warm", "trained"] or by_name["warm"]["temperatures"] or not by_name["trained"]["temperatures"]:
+            fail(f"an adversarial run of the comparison measured {[(name, len(arm['temperatures'])) for name, arm in by_name.items()]}")
+        if adversarial["gates"][0]["gate"] != "G0" or adversarial["gates"][0]["value"] != by_name["warm"]["ce"]:
+            fail(f"G0 asks {adversarial['gates'][0]['value']}, expected the warm-up's loss {by_name['warm']['ce']}")
         # A file there that is not one of its own is no loss.
         for file in kept:
             file.write_text("{")

@@ -35,7 +35,7 @@ Action add_train(CLI::App& program, const VerbTable& verbs) {
   verb.add_option(
       "--untrained", flags->untrained,
       "a folder where runs leave for each other what the model does without training, so that it is "
-      "measured once, and the warm-up's end not at all; gantrain compare gives it to its runs");
+      "measured once, and of the warm-up's end the loss alone; gantrain compare gives it to its runs");
   verb.add_flag(
       "--dry-run", flags->dry_run,
       "print the resolved configuration, what became of the data, and the memory plan; train nothing");

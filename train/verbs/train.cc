@@ -472,9 +472,14 @@ int train_as(const Ranks& ranks, const TrainOptions& options, TrainConfig config
       results.push_back(evaluate_untrained(options.untrained, base, runner, tokenizer, items, merged_items,
                                            labels, settings));
     }
-    // Runs side by side need no warm arm each: one without an adversary is among them.
-    if (trainer.warm() && trainer.totals().steps_adversarial > 0 && options.untrained.empty())
-      measure({"warm", trainer.warm()});
+    if (trainer.warm() && trainer.totals().steps_adversarial > 0) {
+      // Runs side by side have an arm that ends there: of this one G0 asks the loss alone.
+      ArmSettings of_warm = settings;
+      of_warm.generate = settings.generate && options.untrained.empty();
+      say("warm");
+      results.push_back(
+          evaluate_arm(runner, tokenizer, {"warm", trainer.warm()}, items, merged_items, labels, of_warm));
+    }
     if (trainer.generator_parameters() > 0) {
       measure({"trained", &trainer.deployed()});
     } else {  // nothing was trained: the model without a prompt, by another name
